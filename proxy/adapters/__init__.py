@@ -1,0 +1,1 @@
+"""The world behind the ports: each module keeps the promises that `ports.py` writes down."""

@@ -1,0 +1,1 @@
+"""Embedded twins of the Redis adapters: the default on one machine."""

@@ -1,0 +1,1 @@
+"""Keys, teams and the ledger in SQLite or Postgres, through SQLAlchemy Core."""

@@ -1,0 +1,1 @@
+"""Pure decisions and arithmetic: no I/O, no clock, no randomness; `now` is an argument."""

@@ -1,0 +1,146 @@
+"""The closed family of errors a request can end in.
+
+Each carries facts and no HTTP; `web/errors.py` alone decides on status, body and headers. Adapters translate foreign
+exceptions into these at the border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.bucket import NeverFits, Refused
+
+__all__ = [
+    "BodyTooLarge",
+    "EndpointClosed",
+    "InvalidKey",
+    "InvalidRequest",
+    "LimitReached",
+    "MissingKey",
+    "ModelNotFound",
+    "NeverAdmissible",
+    "Overloaded",
+    "StoreAway",
+    "TollgateError",
+    "UnknownPath",
+    "UpstreamFailure",
+    "UpstreamFault",
+    "UpstreamKeyRefused",
+]
+
+
+class TollgateError(Exception):
+    """Root of the family; never raised itself."""
+
+
+class MissingKey(TollgateError):
+    """The request carries no key."""
+
+
+class InvalidKey(TollgateError):
+    """The key is malformed, unknown, expired or revoked; which one is not told."""
+
+
+@dataclass(eq=False)
+class InvalidRequest(TollgateError):
+    """The request is not what the endpoint takes."""
+
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+@dataclass(eq=False)
+class BodyTooLarge(TollgateError):
+    """The body is over the limit."""
+
+    limit_bytes: int
+
+
+@dataclass(eq=False)
+class ModelNotFound(TollgateError):
+    """No such model, or not for this key; the two are not told apart."""
+
+    model: str
+
+
+@dataclass(eq=False)
+class EndpointClosed(TollgateError):
+    """The path exists at OpenAI and is not open to this team."""
+
+    path: str
+
+
+@dataclass(eq=False)
+class UnknownPath(TollgateError):
+    """No such path or method."""
+
+    method: str
+    path: str
+
+
+@dataclass(eq=False)
+class LimitReached(TollgateError):
+    """A rate limit refused the request; it would pass after `refusal.wait_ms`."""
+
+    team: str
+    model: str
+    refusal: Refused
+
+
+@dataclass(eq=False)
+class NeverAdmissible(TollgateError):
+    """The request is larger than a bucket is deep; waiting does not help."""
+
+    team: str
+    model: str
+    refusal: NeverFits
+
+
+class UpstreamFault(StrEnum):
+    """What went wrong between us and upstream; also the label `kind` of the metric."""
+
+    UNREACHABLE = "unreachable"
+    """No connection: refused, name not found, TLS failure."""
+    TIMEOUT = "timeout"
+    """A connect, read or total deadline passed."""
+    BROKEN = "broken"
+    """The connection broke after the request was sent, or the answer was not HTTP."""
+    CONTENT = "content"
+    """The answer was HTTP and not what the protocol promises."""
+
+
+@dataclass(eq=False)
+class UpstreamFailure(TollgateError):
+    """Upstream gave no usable answer."""
+
+    upstream: str
+    fault: UpstreamFault
+    attempts: int = 1
+    """Calls made, this one included."""
+    sent: bool = True
+    """Whether upstream may have seen the request."""
+
+
+@dataclass(eq=False)
+class UpstreamKeyRefused(TollgateError):
+    """Upstream answered 401 to the key we hold for it."""
+
+    upstream: str
+
+
+@dataclass(eq=False)
+class Overloaded(TollgateError):
+    """We take no more work for now: draining, queue full, spool at its quota."""
+
+    reason: str
+    retry_after_ms: int = 1_000
+
+
+@dataclass(eq=False)
+class StoreAway(TollgateError):
+    """A store this request cannot do without did not answer."""
+
+    store: str
+    operation: str

@@ -1,0 +1,69 @@
+"""Who is asking: a team, and the key it used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from proxy.core.tiers import Limits
+
+__all__ = ["CacheMode", "KeyRecord", "Principal", "Team"]
+
+
+class CacheMode(StrEnum):
+    """Which of a team's requests may be answered from the cache."""
+
+    OFF = "off"
+    DETERMINISTIC = "deterministic"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A tenant."""
+
+    name: str
+    tier: str
+    tier_since_ms: int
+    """When the team was put on the tier; its phases count from here."""
+    limits: Limits | None = None
+    """Numbers of its own; each one that is not None takes the place of the tier's."""
+    cache_mode: CacheMode = CacheMode.DETERMINISTIC
+    allow_stateful: bool = False
+    """Whether endpoints that keep state at OpenAI are open to it."""
+    models: frozenset[str] | None = None
+    """Models it may use; None: all."""
+    created_at_ms: int = 0
+    cache_secret: bytes = field(default=b"", repr=False)
+    """32 random bytes of its own, under which its cache digests are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An issued key as the store knows it: never the secret."""
+
+    kid: str
+    team: str
+    label: str
+    created_at_ms: int
+    expires_at_ms: int | None
+    revoked_at_ms: int | None
+    models: frozenset[str] | None
+    pepper_id: int
+    secret_hash: bytes = field(repr=False)
+
+    def live_at(self, now_ms: int) -> bool:
+        """Whether the key opens anything at `now_ms`."""
+        return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated caller."""
+
+    team: Team
+    key: KeyRecord
+
+    def may_use(self, model: str) -> bool:
+        """Whether both the team and the key are open to `model`."""
+        return all(allowed is None or model in allowed for allowed in (self.team.models, self.key.models))

@@ -1,0 +1,216 @@
+"""What the pipeline needs of the world, as Protocols.
+
+Each docstring says what happens when the thing behind the port is away. The adapters that keep these promises are
+chosen in `app.py` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
+from proxy.core.event import Dispatch, UsageEvent
+from proxy.core.principal import KeyRecord, Team
+
+__all__ = [
+    "Cache",
+    "CachedAnswer",
+    "Clock",
+    "Downstream",
+    "KeyStore",
+    "Ledger",
+    "Limiter",
+    "Spawn",
+    "Upstream",
+    "UpstreamAnswer",
+    "UpstreamRequest",
+]
+
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+"""Runs a coroutine in the application's task group: it outlives the request and is awaited at shutdown."""
+
+
+class Clock(Protocol):
+    """The time; cannot be away."""
+
+    def now_ms(self) -> int:
+        """Unix time in milliseconds."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """A clock for durations, in nanoseconds."""
+        ...
+
+
+class KeyStore(Protocol):
+    """Issued keys and their teams, as the request path sees them.
+
+    Away: `StoreAway`; the authenticator goes on with principals it has for a bounded time.
+    """
+
+    async def find(self, kid: str) -> tuple[KeyRecord, Team] | None:
+        """The key with this id and its team, whatever its state, or None."""
+        ...
+
+    async def revision(self) -> int:
+        """A number that grows with every change of a key or team, by whatever process."""
+        ...
+
+
+class Limiter(Protocol):
+    """Token buckets, one per (team, scope).
+
+    Away: the adapter's policy decides and counts it; no method raises for it except `reserve` (`StoreAway`) under the
+    policy `closed`.
+    """
+
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+        """Charge `cost` to every scope, or to none; scopes[0] is the team's own and never absent."""
+        ...
+
+    def settle(self, reservation: Reservation, actual: Cost) -> None:
+        """Put `actual` in the place of the reserved cost: a debt for more, a refund by the V rule for less.
+
+        Best effort, once per reservation, does not wait: a lost settlement over-charges and decays.
+        """
+        ...
+
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Take `cost` without asking; the buckets may go into debt. Best effort, does not wait."""
+        ...
+
+    async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
+        """Where each scope stands now; writes nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """A complete answer as it is kept: what a client is given again, byte for byte."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = field(repr=False)
+    model: str
+    stored_at_ms: int
+    ttl_ms: int
+    input_tokens: int
+    output_tokens: int
+    cost_pico_usd: int
+    """What the answer cost when it was made: what a hit saves."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs in a store bounded in bytes."""
+        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + 256
+
+
+class Cache(Protocol):
+    """Complete answers by (team, digest).
+
+    Away, slow, full or holding garbage: `get` returns None, `put` does nothing, both count it; neither raises.
+    """
+
+    async def get(self, team: str, digest: bytes) -> CachedAnswer | None:
+        """The live entry under this digest of this team."""
+        ...
+
+    async def put(self, team: str, digest: bytes, answer: CachedAnswer) -> bool:
+        """Keep an answer for its `ttl_ms`; False when it was not kept."""
+        ...
+
+    async def purge(self, team: str) -> None:
+        """Forget everything of a team, fills in flight included."""
+        ...
+
+
+class Ledger(Protocol):
+    """One event for every dispatched request, whatever happens.
+
+    A record that was appended survives `kill -9`. Away or at its disk quota: `begin` raises `Overloaded`, so that
+    nothing is sent upstream unmetered; `end` never raises (the begin record is recovered as an estimated event).
+    """
+
+    def begin(self, dispatch: Dispatch) -> None:
+        """Append the begin record; returns once it is written, does not wait for the disk."""
+        ...
+
+    def end(self, event: UsageEvent) -> None:
+        """Append the event; for a dispatched request its id is the dispatch's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One call to make upstream."""
+
+    method: str
+    path_qs: str
+    """Path below the upstream's base URL, and query, as the client sent them (`/chat/completions?x=1`)."""
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    """Forwardable headers of the client; the upstream's own key is added by the adapter."""
+    body: bytes = field(repr=False)
+    idle_timeout_seconds: float | None = None
+    """Longest silence between two reads of the answer; None: the upstream's own setting."""
+
+
+class UpstreamAnswer(Protocol):
+    """An answer whose head has arrived. Must be closed; closing before the end stops upstream."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Case-insensitive."""
+    attempts: int
+    """Calls made to get it, this one included."""
+    upstream: str
+
+    async def read(self) -> bytes:
+        """The rest of the body. Raises `UpstreamFailure`."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, unmerged. Raises `UpstreamFailure` when it breaks off."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back when the body was read to its end, cut it otherwise. Idempotent."""
+        ...
+
+
+class Upstream(Protocol):
+    """The API we stand in front of.
+
+    Away: retried within its policy and deadline, then `UpstreamFailure`. An error answer that is not retried is an
+    answer, not an exception.
+    """
+
+    name: str
+
+    async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
+        """Send, retrying until the head of a usable answer has come. Raises `UpstreamFailure`, `Overloaded`."""
+        ...
+
+
+class Downstream(Protocol):
+    """The client's side of one exchange.
+
+    Gone: `open`, `write` and `close` raise `ConnectionResetError`.
+    """
+
+    async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Send the head of a streamed answer."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of a streamed answer at once; waits while the client does not read."""
+        ...
+
+    async def close(self) -> None:
+        """End a streamed answer as complete."""
+        ...
+
+    def abort(self) -> None:
+        """Break the connection, so that what was sent cannot pass for a whole answer."""
+        ...
