@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.event import Dispatch, UsageEvent
 from proxy.core.principal import KeyRecord, Team
+from proxy.core.record import RequestRecord
 
 __all__ = [
     "Cache",
@@ -23,6 +24,7 @@ __all__ = [
     "Ledger",
     "Limiter",
     "Spawn",
+    "Telemetry",
     "Upstream",
     "UpstreamAnswer",
     "UpstreamRequest",
@@ -151,9 +153,7 @@ class UpstreamRequest:
     """Path below the upstream's base URL, and query, as the client sent them (`/chat/completions?x=1`)."""
     headers: tuple[tuple[str, str], ...] = field(repr=False)
     """Forwardable headers of the client; the upstream's own key is added by the adapter."""
-    body: bytes = field(repr=False)
-    idle_timeout_seconds: float | None = None
-    """Longest silence between two reads of the answer; None: the upstream's own setting."""
+    body: bytes = field(repr=False, default=b"")
 
 
 class UpstreamAnswer(Protocol):
@@ -162,9 +162,6 @@ class UpstreamAnswer(Protocol):
     status: int
     headers: Mapping[str, str]
     """Case-insensitive."""
-    attempts: int
-    """Calls made to get it, this one included."""
-    upstream: str
 
     async def read(self) -> bytes:
         """The rest of the body. Raises `UpstreamFailure`."""
@@ -182,14 +179,40 @@ class UpstreamAnswer(Protocol):
 class Upstream(Protocol):
     """The API we stand in front of.
 
-    Away: retried within its policy and deadline, then `UpstreamFailure`. An error answer that is not retried is an
-    answer, not an exception.
+    Away: `UpstreamFailure`, for `pipeline/forward.py` to retry or to give up. An error answer is an answer, not an
+    exception.
     """
 
     name: str
+    identity: str
+    """What tells its answers from another's: the base URL. Holds no secret."""
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send, retrying until the head of a usable answer has come. Raises `UpstreamFailure`, `Overloaded`."""
+        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`, `Overloaded`."""
+        ...
+
+
+class Telemetry(Protocol):
+    """Counters and the request log. Never raises, never waits."""
+
+    def started(self) -> None:
+        """Note that a request has come in."""
+        ...
+
+    def finished(self, record: RequestRecord) -> None:
+        """Count and log a request; called exactly once for each `started`."""
+        ...
+
+    def retried(self, upstream: str, reason: str) -> None:
+        """Count a call that is about to be made again."""
+        ...
+
+    def upstream_failed(self, upstream: str, kind: str) -> None:
+        """Count a call that gave no usable answer; `kind` is an `UpstreamFault` or `status_<code>`."""
+        ...
+
+    def store_failed(self, store: str, operation: str) -> None:
+        """Count an operation a store did not carry out."""
         ...
 
 
