@@ -1,0 +1,81 @@
+"""Options that say which settings to use, and the settings they lead to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from proxy.settings import Settings, SettingsError, load, parse_duration_ms
+
+__all__ = ["DURATION", "SettingsRefused", "data_options", "option", "settings_from"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, tuple[str, type | click.ParamType[Any], str, str]] = {
+    "server.host": ("--host", str, "ADDRESS", "Address of the public listener."),
+    "server.port": ("--port", int, "PORT", "Port of the public listener; 0 takes a free one."),
+    "server.admin_port": ("--admin-port", int, "PORT", "Port of the operations listener; 0 takes a free one."),
+    "server.workers": ("--workers", int, "N", "Worker processes."),
+    "upstream.base_url": ("--upstream", str, "URL", "Base URL of the upstream."),
+    "data_dir": ("--data-dir", str, "DIRECTORY", "Where keys, ledger and generated secrets are kept."),
+    "redis_url": ("--redis-url", str, "URL", "Redis for limits and cache."),
+    "database_url": ("--database-url", str, "URL", "Database of keys and ledger."),
+}
+
+
+class SettingsRefused(click.ClickException):
+    """Settings that cannot be used; every problem is shown on a line of its own."""
+
+    def __init__(self, error: SettingsError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        """Print the problems, on stderr unless told otherwise."""
+        click.echo(self.message, file=file or sys.stderr)
+
+
+class _Duration(click.ParamType[int]):
+    """A duration such as `90d`, in milliseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_duration_ms(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Duration()
+
+
+def option(key: str) -> Callable[[_Command], _Command]:
+    """The option that overrides one setting; its value arrives under the key with `__` for the dot."""
+    flag, kind, metavar, text = _OPTIONS[key]
+    return click.option(flag, key.replace(".", "__"), type=kind, metavar=metavar, help=text)
+
+
+def data_options(command: _Command) -> _Command:
+    """Options of every command that needs the data: which settings file, which directory, which database."""
+    for key in ("database_url", "data_dir"):
+        command = option(key)(command)
+    return config_option(command)
+
+
+def config_option(command: _Command) -> _Command:
+    """The option that names the settings file."""
+    return click.option(
+        "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file (TOML); or TOLLGATE_CONFIG."
+    )(command)
+
+
+def settings_from(config: Path | None, flags: Mapping[str, object]) -> Settings:
+    """Settings of the file, the environment and the given options. Raises `SettingsRefused`."""
+    try:
+        return load(config, None, {name.replace("__", "."): value for name, value in flags.items()})
+    except SettingsError as error:
+        raise SettingsRefused(error) from None

@@ -1,0 +1,77 @@
+"""What commands print: aligned text for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+__all__ = ["echo_csv", "echo_json", "echo_table", "instant", "printable"]
+
+Cell = str | int | None
+
+
+def printable(text: str) -> str:
+    """`text` with everything that could steer a terminal or reorder a line written as an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+def instant(at_ms: int | None) -> str | None:
+    """A point in time (unix milliseconds) to the second, in UTC."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def echo_json(value: object) -> None:
+    """Print one JSON document on one line; ASCII, so that it is safe to look at."""
+    click.echo(json.dumps(value))
+
+
+def echo_csv(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print comma-separated values; a text that a spreadsheet would run as a formula gets a quote in front."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([[_inert(cell) for cell in row] for row in rows])
+    click.echo(out.getvalue(), nl=False)
+
+
+def echo_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print rows under a header, in columns; numbers to the right, nothing as `-`."""
+    body = [
+        ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in row]
+        for row in rows
+    ]
+    widths = [max(map(_width, column)) for column in zip(header, *body, strict=True)]
+    numeric = [any(isinstance(cell, int) for cell in column) for column in zip(*rows, strict=True)] or [False] * len(
+        header
+    )
+    for line in (list(header), *body):
+        cells = [_padded(cell, width, right=right) for cell, width, right in zip(line, widths, numeric, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _inert(cell: Cell) -> Cell:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _padded(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if right else cell + space
+
+
+def _width(text: str) -> int:
+    """Columns a terminal gives the text: wide letters take two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )

@@ -1,0 +1,50 @@
+"""Settings: typed, frozen, documented, refused when unknown."""
+
+from proxy.settings.duration import parse_duration_ms
+from proxy.settings.layers import load
+from proxy.settings.problem import Problem, SettingsError
+from proxy.settings.schema import Settings
+from proxy.settings.secret import Secret
+from proxy.settings.sections import (
+    DEFAULT_UPSTREAM_URL,
+    CacheSettings,
+    HitsCount,
+    LedgerSettings,
+    LedgerSync,
+    LimitSettings,
+    LogFormat,
+    LogSettings,
+    ModelSettings,
+    OnDisconnect,
+    PhaseSettings,
+    PriceSettings,
+    ServerSettings,
+    StreamSettings,
+    UnknownModels,
+    UpstreamSettings,
+)
+
+__all__ = [
+    "DEFAULT_UPSTREAM_URL",
+    "CacheSettings",
+    "HitsCount",
+    "LedgerSettings",
+    "LedgerSync",
+    "LimitSettings",
+    "LogFormat",
+    "LogSettings",
+    "ModelSettings",
+    "OnDisconnect",
+    "PhaseSettings",
+    "PriceSettings",
+    "Problem",
+    "Secret",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "StreamSettings",
+    "UnknownModels",
+    "UpstreamSettings",
+    "load",
+    "parse_duration_ms",
+]

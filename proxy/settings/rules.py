@@ -1,0 +1,124 @@
+"""What one setting means to another, and what a type cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from proxy.settings.decode import Finding
+from proxy.settings.problem import nearest
+from proxy.settings.schema import Settings
+
+__all__ = ["findings"]
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_DATABASE_SCHEMES = ("sqlite", "postgresql")
+
+
+def findings(settings: Settings) -> list[Finding]:
+    """Everything that is wrong with settings whose every value is of its type."""
+    return [finding for rule in _RULES for finding in rule(settings)]
+
+
+def _listeners(settings: Settings) -> Iterator[Finding]:
+    server = settings.server
+    if server.port and (server.host, server.port) == (server.admin_host, server.admin_port):
+        yield Finding(("server", "admin_port"), f"{server.port} is the public listener's port already")
+
+
+def _upstream_url(settings: Settings) -> Iterator[Finding]:
+    path = ("upstream", "base_url")
+    try:
+        url = urlsplit(settings.upstream.base_url)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        yield Finding(path, "not a URL")
+        return
+    if url.scheme not in {"http", "https"} or not host:
+        yield Finding(path, "expected an http:// or https:// URL")
+    elif "@" in url.netloc:
+        yield Finding(path, "must not carry credentials", "set OPENAI_API_KEY or upstream.api_key_file")
+    elif url.query or url.fragment:
+        yield Finding(path, "must not carry a query or fragment")
+
+
+def _upstream_key(settings: Settings) -> Iterator[Finding]:
+    key = settings.upstream.api_key
+    if key is not None and not all("!" <= letter <= "~" for letter in key.reveal()):
+        yield Finding(("upstream", "api_key"), "must be printable ASCII without spaces or line breaks")
+
+
+def _upstream_backoff(settings: Settings) -> Iterator[Finding]:
+    upstream = settings.upstream
+    if upstream.first_backoff_ms > upstream.max_backoff_ms:
+        yield Finding(("upstream", "first_backoff_ms"), f"is above max_backoff_ms ({upstream.max_backoff_ms})")
+
+
+def _tiers(settings: Settings) -> Iterator[Finding]:
+    for name, phases in settings.limits.tiers.items():
+        path = ("limits", "tiers", name)
+        if not phases:
+            yield Finding(path, "needs at least one phase")
+        for index, phase in enumerate(phases):
+            last = index == len(phases) - 1
+            if last != (phase.lasts is None):
+                message = "the last phase has no end" if last else "a phase before the last needs one"
+                yield Finding((*path, index, "lasts"), message, None if last else 'for example lasts = "48h"')
+                continue
+            try:
+                phase.phase()
+            except ValueError as error:
+                yield Finding((*path, index, "lasts"), str(error))
+
+
+def _default_tier(settings: Settings) -> Iterator[Finding]:
+    if any(_tiers(settings)):
+        return
+    known = settings.limits.all_tiers()
+    name = settings.limits.default_tier
+    if name not in known:
+        suggestion = nearest(name, known) or f"known tiers: {', '.join(known)}"
+        yield Finding(("limits", "default_tier"), f"no tier is named {name}", suggestion)
+
+
+def _cache_sizes(settings: Settings) -> Iterator[Finding]:
+    cache = settings.cache
+    if cache.entry_max_bytes > cache.max_bytes:
+        yield Finding(("cache", "entry_max_bytes"), f"is above max_bytes ({cache.max_bytes})")
+
+
+def _ledger_sizes(settings: Settings) -> Iterator[Finding]:
+    ledger = settings.ledger
+    if ledger.segment_bytes > ledger.quota_bytes:
+        yield Finding(("ledger", "segment_bytes"), f"is above quota_bytes ({ledger.quota_bytes})")
+
+
+def _prices(settings: Settings) -> Iterator[Finding]:
+    file = settings.prices.file
+    if file is not None and not file.is_file():
+        yield Finding(("prices", "file"), "no such file")
+
+
+def _stores(settings: Settings) -> Iterator[Finding]:
+    for name, schemes in (
+        ("redis_url", _REDIS_SCHEMES),
+        ("cache_redis_url", _REDIS_SCHEMES),
+        ("database_url", _DATABASE_SCHEMES),
+    ):
+        url = getattr(settings, name)
+        if url is not None and url.reveal().partition("://")[0].partition("+")[0] not in schemes:
+            yield Finding((name,), f"expected a URL that begins with {', '.join(f'{each}://' for each in schemes)}")
+
+
+_RULES = (
+    _listeners,
+    _upstream_url,
+    _upstream_key,
+    _upstream_backoff,
+    _tiers,
+    _default_tier,
+    _cache_sizes,
+    _ledger_sizes,
+    _prices,
+    _stores,
+)

@@ -1,0 +1,120 @@
+"""The settings as one frozen record, and what this version can serve of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from proxy.settings.names import variable_of
+from proxy.settings.problem import Problem, SettingsError
+from proxy.settings.secret import Secret
+from proxy.settings.sections import (
+    DEFAULT_UPSTREAM_URL,
+    CacheSettings,
+    LedgerSettings,
+    LimitSettings,
+    LogSettings,
+    ModelSettings,
+    PriceSettings,
+    Section,
+    ServerSettings,
+    StreamSettings,
+    UpstreamSettings,
+)
+
+__all__ = ["Settings"]
+
+_SERVES_REDIS = False
+"""Whether limits and cache can live in Redis."""
+_SERVED_DATABASES = ("sqlite",)
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """The whole of it; made by `load`, which has checked what one field means to another."""
+
+    data_dir: Path = msgspec.field(default_factory=lambda: platformdirs.user_data_path("tollgate"))
+    """Directory of the SQLite file, the spool, the admin token and generated secrets; created with mode 0700."""
+    redis_url: Secret | None = None
+    """Redis for limits, and for the cache when no other is named."""
+    cache_redis_url: Secret | None = None
+    """Redis for the cache."""
+    database_url: Secret | None = None
+    """Database of keys and ledger; absent: a SQLite file in the data directory."""
+    server: ServerSettings = ServerSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    limits: LimitSettings = LimitSettings()
+    cache: CacheSettings = CacheSettings()
+    models: ModelSettings = ModelSettings()
+    prices: PriceSettings = PriceSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    streams: StreamSettings = StreamSettings()
+    log: LogSettings = LogSettings()
+
+    def servability(self, *, demo: bool = False) -> tuple[Problem, ...]:
+        """What stands between these settings and a running server; empty when nothing does.
+
+        `demo`: without a key for the default upstream, the simulated one takes its place.
+        """
+        found = [*self._unshared_limits(), *self._unserved_stores()]
+        if not demo and self.upstream.base_url == DEFAULT_UPSTREAM_URL and self.upstream.api_key is None:
+            found.append(
+                Problem(
+                    "upstream.api_key",
+                    f"calls to {DEFAULT_UPSTREAM_URL} need a key",
+                    suggestion="set OPENAI_API_KEY or upstream.api_key_file, name another upstream with --upstream, "
+                    "or try it without one: tollgate serve --demo",
+                )
+            )
+        return tuple(found)
+
+    def check_servable(self, *, demo: bool = False) -> None:
+        """Raise `SettingsError` with all of `servability`, if there is any."""
+        problems = self.servability(demo=demo)
+        if problems:
+            raise SettingsError(problems)
+
+    def _unshared_limits(self) -> list[Problem]:
+        """Processes that would each count limits for themselves: N times what a team was given."""
+        if self.redis_url is not None:
+            return []
+        server = self.server
+        remedy = "share them in Redis with redis_url (TOLLGATE_REDIS_URL)"
+        if not _SERVES_REDIS:
+            remedy = "sharing them takes Redis (redis_url, TOLLGATE_REDIS_URL), which this version does not serve yet"
+        return [
+            Problem(
+                f"server.{name}",
+                f"{count} {name} would each count limits for themselves",
+                suggestion=f"{remedy}; alone, set {variable_of(('server', name))}=1",
+            )
+            for name, count in (("workers", server.workers), ("replicas", server.replicas))
+            if count > 1
+        ]
+
+    def _unserved_stores(self) -> list[Problem]:
+        """Stores that can be written down and not be used yet."""
+        found = []
+        if not _SERVES_REDIS:
+            found = [
+                Problem(
+                    name,
+                    "limits and cache in Redis are not served by this version",
+                    suggestion=f"leave {variable_of((name,))} out, and run one worker",
+                )
+                for name, url in (("redis_url", self.redis_url), ("cache_redis_url", self.cache_redis_url))
+                if url is not None
+            ]
+        if self.database_url is not None:
+            scheme = self.database_url.reveal().partition(":")[0].partition("+")[0]
+            if scheme not in _SERVED_DATABASES:
+                found.append(
+                    Problem(
+                        "database_url",
+                        f"{scheme} databases are not served by this version",
+                        suggestion=f"leave {variable_of(('database_url',))} out for SQLite in data_dir, "
+                        "or write sqlite:///PATH",
+                    )
+                )
+        return found

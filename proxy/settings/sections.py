@@ -1,0 +1,244 @@
+"""Every table of settings: types, defaults and meanings.
+
+Each field is a key of the TOML file (`[server] port = 8080`) and, unless it is a table or list of tables, a variable
+of the environment (`TOLLGATE_PORT`); `names.py` has the rule. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from proxy.core.tiers import DEFAULT_TIERS, Limits, Phase, Tier
+from proxy.settings.duration import parse_duration_ms
+from proxy.settings.secret import Secret
+
+__all__ = [
+    "DEFAULT_UPSTREAM_URL",
+    "CacheSettings",
+    "HitsCount",
+    "LedgerSettings",
+    "LedgerSync",
+    "LimitSettings",
+    "LogFormat",
+    "LogSettings",
+    "ModelSettings",
+    "OnDisconnect",
+    "PhaseSettings",
+    "PriceSettings",
+    "Section",
+    "ServerSettings",
+    "StreamSettings",
+    "UnknownModels",
+    "UpstreamSettings",
+]
+
+DEFAULT_UPSTREAM_URL = "https://api.openai.com/v1"
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Meta(ge=1, le=2**53)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsOrNone = Annotated[float, Meta(ge=0, le=86_400)]
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+
+
+class HitsCount(StrEnum):
+    """What an answer from the cache costs its team's limits."""
+
+    REQUESTS = "requests"
+    """One request and no tokens."""
+    NOTHING = "nothing"
+
+
+class UnknownModels(StrEnum):
+    """What becomes of a request for a model that neither the price table nor `models.extra` names."""
+
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class LedgerSync(StrEnum):
+    """When a record of the ledger is forced to disk."""
+
+    GROUP = "group"
+    """Many records at once, shortly after; survives the process, and all but the last moments before a power cut."""
+    STRICT = "strict"
+    """Each record before its request goes on."""
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of the call upstream when the client of a stream leaves."""
+
+    CANCEL = "cancel"
+
+
+class LogFormat(StrEnum):
+    """The form of log lines."""
+
+    AUTO = "auto"
+    """Console form on a terminal, JSON elsewhere."""
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the settings file."""
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """`[server]`: the two listeners, processes, and bounds on what clients send."""
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    """Address of the public listener."""
+    port: Port = 8080
+    """Port of the public listener; 0 takes a free one."""
+    admin_host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    """Address of the operations listener."""
+    admin_port: Port = 8081
+    """Port of the operations listener; 0 takes a free one."""
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Worker processes on this machine."""
+    replicas: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    """Machines that serve the same teams; more than one needs Redis."""
+    drain_seconds: SecondsOrNone = 30.0
+    """Longest wait at shutdown for requests in flight."""
+    ready_grace_seconds: SecondsOrNone = 0.0
+    """How long `/readyz` says 503 at shutdown before the listener closes: what a load balancer needs to notice."""
+    max_body_bytes: Bytes = 64 * 1024 * 1024
+    """Largest request body."""
+    max_json_depth: Annotated[int, Meta(ge=1, le=512)] = 64
+    """Deepest nesting of a JSON request body."""
+
+
+class UpstreamSettings(Section, frozen=True, kw_only=True):
+    """`[upstream]`: the API Tollgate stands in front of."""
+
+    name: Name = "openai"
+    """Its name in metrics, logs and the ledger."""
+    base_url: Annotated[str, Meta(min_length=1)] = DEFAULT_UPSTREAM_URL
+    """Where it is, version included and without a slash at the end."""
+    api_key: Secret | None = None
+    """The key sent to it; from OPENAI_API_KEY or `api_key_file`, never in the settings file."""
+    api_key_file: Path | None = None
+    """A file that holds the key, and nothing else; OPENAI_API_KEY wins over it."""
+    connect_timeout_seconds: Seconds = 5.0
+    """Longest wait for a connection."""
+    read_timeout_seconds: Seconds = 120.0
+    """Longest silence between two reads of an answer."""
+    total_timeout_seconds: Seconds = 600.0
+    """Longest exchange, retries included."""
+    max_connections: Count = 1_000
+    """Connections open at once, per worker."""
+    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    """Calls made for one request, the first included."""
+    first_backoff_ms: Milliseconds = 500
+    """Wait before the second call; it doubles from then on."""
+    max_backoff_ms: Milliseconds = 8_000
+    """Longest wait between two calls."""
+    requests_per_minute: Count | None = None
+    """Pace of calls under this key; absent: not paced."""
+    pacing_queue: Count = 1_000
+    """Requests that may wait for their turn under the pace; more are answered 503."""
+    pacing_deadline_seconds: Seconds = 10.0
+    """Longest wait for a turn; then 503."""
+
+
+class PhaseSettings(Section, frozen=True, kw_only=True):
+    """One phase of a tier; a rate that is absent is unlimited."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    request_capacity: Count | None = None
+    """Requests a full bucket holds: the largest burst; absent: one minute's worth."""
+    token_capacity: Count | None = None
+    """Tokens a full bucket holds: the largest burst, and the largest request; absent: one minute's worth."""
+    lasts: str | None = None
+    """How long the phase holds (`48h`); absent in the last phase, and there only."""
+
+    def phase(self) -> Phase:
+        """The phase as the core knows it. Raises `ValueError` when `lasts` is not a duration."""
+        limits = Limits(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            request_capacity=self.request_capacity,
+            token_capacity=self.token_capacity,
+        )
+        return Phase(limits, None if self.lasts is None else parse_duration_ms(self.lasts))
+
+
+class LimitSettings(Section, frozen=True, kw_only=True):
+    """`[limits]`: tiers, and how requests are counted against them."""
+
+    default_tier: Name = "free"
+    """The tier of a team that was put on none."""
+    default_output_reservation_tokens: Count = 1_024
+    """Output tokens reserved for a request that names no maximum."""
+    hits_count: HitsCount = HitsCount.REQUESTS
+    """What an answer from the cache counts as."""
+    tiers: dict[Name, tuple[PhaseSettings, ...]] = {}
+    """Tiers of your own, and those that take the place of a documented one: name -> phases in order."""
+
+    def all_tiers(self) -> dict[str, Tier]:
+        """The documented tiers with the operator's added, or in their place, by name."""
+        own = {name: Tier(name, tuple(each.phase() for each in phases)) for name, phases in self.tiers.items()}
+        return {**DEFAULT_TIERS, **own}
+
+
+class CacheSettings(Section, frozen=True, kw_only=True):
+    """`[cache]`: answers kept for the team that paid for them."""
+
+    enabled: bool = True
+    """Whether anything is kept."""
+    max_bytes: Bytes = 256 * 1024 * 1024
+    """Size of the in-process cache; the least recently used answers leave first."""
+    entry_max_bytes: Bytes = 1024 * 1024
+    """Largest answer that is kept."""
+    ttl_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400
+    """How long an answer is good for."""
+
+
+class ModelSettings(Section, frozen=True, kw_only=True):
+    """`[models]`: which model names are taken."""
+
+    unknown: UnknownModels = UnknownModels.REFUSE
+    """What becomes of a request for an unknown model."""
+    extra: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ()
+    """Names that are taken beside those of the price table."""
+
+
+class PriceSettings(Section, frozen=True, kw_only=True):
+    """`[prices]`: what tokens cost."""
+
+    file: Path | None = None
+    """A price table that takes the place of the one in the package; absent: the package's."""
+
+
+class LedgerSettings(Section, frozen=True, kw_only=True):
+    """`[ledger]`: the spool that holds usage events until the database has them."""
+
+    segment_bytes: Annotated[int, Meta(ge=65_536, le=2**40)] = 16 * 1024 * 1024
+    """Size at which a segment of the spool is closed and the next begun."""
+    quota_bytes: Annotated[int, Meta(ge=65_536, le=2**50)] = 1024 * 1024 * 1024
+    """Size of the whole spool; at it, requests are refused rather than served without a record."""
+    sync: LedgerSync = LedgerSync.GROUP
+    """When records are forced to disk."""
+
+
+class StreamSettings(Section, frozen=True, kw_only=True):
+    """`[streams]`: streamed answers."""
+
+    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    """What becomes of the call upstream when the client leaves."""
+
+
+class LogSettings(Section, frozen=True, kw_only=True):
+    """`[log]`: one line per request on stdout."""
+
+    format: LogFormat = LogFormat.AUTO
+    """The form of the lines."""
