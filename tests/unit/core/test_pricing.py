@@ -1,0 +1,179 @@
+import json
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.pricing import PriceBook, PricesInvalid, Rates, ServiceTier, cost_pico_usd, service_tier_of, worst_case
+from proxy.core.usage import NO_USAGE, Usage
+
+SHIPPED = json.loads(resources.files("proxy").joinpath("data/openai_prices.json").read_text())
+BOOK = PriceBook.from_mapping(SHIPPED)
+DAY_MS = 86_400_000
+AS_OF_MS = 1_795_219_200_000  # 2026-11-21T00:00:00Z
+
+prices = st.sampled_from(BOOK.models()).map(lambda model: BOOK.price(model, AS_OF_MS))
+tiers = st.sampled_from([None, "auto", "default", "flex", "priority", "batch", "ultrafast"])
+counts = st.integers(0, 2_000_000)
+
+
+@st.composite
+def usages(draw, most=2_000_000):
+    input_tokens, output_tokens = draw(st.integers(0, most)), draw(st.integers(0, most))
+    cached = draw(st.integers(0, input_tokens))
+    written = draw(st.integers(0, input_tokens - cached))
+    heard = draw(st.integers(0, input_tokens - cached - written))
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        reasoning_tokens=draw(st.integers(0, output_tokens)),
+        audio_input_tokens=heard,
+        audio_output_tokens=draw(st.integers(0, output_tokens)),
+    )
+
+
+def row(**prices_by_kind):
+    return {"prices": {"default": {"input": 10, "output": 20} | prices_by_kind}}
+
+
+def test_the_shipped_table_is_whole_and_dated():
+    assert len(BOOK.models()) == 119
+    for model in BOOK.models():
+        price = BOOK.price(model, AS_OF_MS)
+        assert price.price_id == f"{model}@2026-11-21"
+        assert price.valid_from_ms == AS_OF_MS
+        assert BOOK.by_id(price.price_id) is price
+        sheets = [price.rates] + ([price.long_context.rates] if price.long_context else [])
+        for rates in (sheet[tier] for sheet in sheets for tier in ServiceTier):
+            assert all(type(getattr(rates, kind)) is int for kind in Rates.__slots__)
+            assert rates.cached_input <= rates.input
+
+
+def test_a_known_request_costs_what_the_price_page_says():
+    # 1,000 input (400 of them cached) and 500 output tokens at $0.15, $0.075 and $0.60 per million.
+    usage = Usage(input_tokens=1_000, output_tokens=500, cached_input_tokens=400)
+    assert cost_pico_usd(BOOK.price("gpt-4o-mini", AS_OF_MS), usage) == 600 * 150_000 + 400 * 75_000 + 500 * 600_000
+
+
+def test_a_service_tier_has_prices_of_its_own():
+    price = BOOK.price("gpt-4o-mini", AS_OF_MS)
+    usage = Usage(input_tokens=10, output_tokens=10)
+    assert cost_pico_usd(price, usage, "priority") == 10 * 250_000 + 10 * 1_000_000
+    assert cost_pico_usd(price, usage, "batch") == 10 * 75_000 + 10 * 300_000
+    for base in (None, "auto", "default", "scale", ""):
+        assert cost_pico_usd(price, usage, base) == 10 * 150_000 + 10 * 600_000
+
+
+def test_long_context_rates_hold_for_the_whole_request():
+    price = BOOK.price("gpt-5.4", AS_OF_MS)
+    assert cost_pico_usd(price, Usage(input_tokens=272_000, output_tokens=1)) == 272_000 * 2_500_000 + 15_000_000
+    assert cost_pico_usd(price, Usage(input_tokens=272_001, output_tokens=1)) == 272_001 * 5_000_000 + 22_500_000
+    cached = Usage(input_tokens=300_000, cached_input_tokens=300_000)
+    assert cost_pico_usd(price, cached, "flex") == 300_000 * 250_000
+
+
+def test_a_missing_kind_has_the_price_of_its_base_kind():
+    book = PriceBook.from_mapping({"as_of": "2026-01-01", "models": {"m": row() | {}}})
+    rates = book.price("m", 0).rates[ServiceTier.DEFAULT]
+    assert rates == Rates(input=10, cached_input=10, cache_write=10, output=20, audio_input=10, audio_output=20)
+
+
+def test_a_missing_kind_of_a_tier_falls_back_within_the_tier_first():
+    sheets = {"default": {"input": 10, "output": 20, "cached_input": 1}, "flex": {"input": 5}}
+    rates = PriceBook.from_mapping({"models": {"m": {"prices": sheets}}}).price("m", 0).rates[ServiceTier.FLEX]
+    assert (rates.input, rates.cached_input, rates.output) == (5, 5, 20)
+
+
+@given(prices, usages(), tiers)
+def test_the_cost_is_the_sum_of_its_parts(price, usage, tier):
+    rates = price.rates_for(usage.input_tokens, tier)
+    plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens - usage.audio_input_tokens
+    assert cost_pico_usd(price, usage, tier) == (
+        plain * rates.input
+        + usage.cached_input_tokens * rates.cached_input
+        + usage.cache_write_tokens * rates.cache_write
+        + usage.audio_input_tokens * rates.audio_input
+        + (usage.output_tokens - usage.audio_output_tokens) * rates.output
+        + usage.audio_output_tokens * rates.audio_output
+    )
+
+
+@given(prices, usages(most=20_000), st.integers(1, 10), tiers)
+def test_the_cost_is_linear_below_the_long_context(price, usage, times, tier):
+    multiple = Usage(*(getattr(usage, kind) * times for kind in Usage.__slots__))
+    assert cost_pico_usd(price, multiple, tier) == times * cost_pico_usd(price, usage, tier)
+
+
+@given(prices, st.builds(Usage, *[counts] * 7), tiers)
+def test_the_cost_is_never_negative_and_never_above_the_worst_case(price, usage, tier):
+    worst = worst_case(price, usage.input_tokens, usage.output_tokens, tier)
+    assert 0 <= cost_pico_usd(price, usage, tier) <= worst
+
+
+@given(prices, tiers)
+def test_nothing_costs_nothing(price, tier):
+    assert cost_pico_usd(price, NO_USAGE, tier) == 0
+
+
+def test_a_row_holds_from_its_date_and_the_oldest_before():
+    book = PriceBook.from_mapping(
+        {"models": {"m": [row(input=2) | {"valid_from": "1970-01-03"}, row(input=1) | {"valid_from": "1970-01-02"}]}}
+    )
+
+    def id_at(at_ms):
+        return book.price("m", at_ms).price_id
+
+    assert id_at(0) == "m@1970-01-02"
+    assert id_at(2 * DAY_MS - 1) == "m@1970-01-02"
+    assert id_at(2 * DAY_MS) == "m@1970-01-03"
+    assert cost_pico_usd(book.by_id("m@1970-01-02"), Usage(input_tokens=5)) == 5
+
+
+def test_an_operators_row_with_a_date_joins_and_one_without_replaces():
+    later = BOOK.with_overrides({"as_of": "2027-01-01", "models": {"gpt-4o-mini": row(), "own": row()}})
+    assert later.price("gpt-4o-mini", AS_OF_MS).price_id == "gpt-4o-mini@2026-11-21"
+    assert later.price("gpt-4o-mini", AS_OF_MS + 60 * DAY_MS).price_id == "gpt-4o-mini@2027-01-01"
+    assert len(later.models()) == 120
+    always = BOOK.with_overrides({"models": {"gpt-4o-mini": row()}})
+    assert always.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 10
+    assert always.by_id("gpt-4o-mini@2026-11-21") is None
+    same_day = BOOK.with_overrides({"as_of": "2026-11-21", "models": {"gpt-4o-mini": row(input=7)}})
+    assert same_day.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 7
+    assert BOOK.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 150_000
+
+
+def test_dollars_per_million_tokens_are_understood_exactly():
+    book = PriceBook.from_mapping({"unit": "usd_per_million_tokens", "models": {"m": row(input=0.15, output="2.50")}})
+    rates = book.price("m", 0).rates[ServiceTier.DEFAULT]
+    assert (rates.input, rates.output) == (150_000, 2_500_000)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({}, "models"),
+        ({"models": {"m": {"prices": {"default": {"input": 1}}}}}, "m: prices.default"),
+        ({"models": {"m": {"prices": {"flex": {"input": 1, "output": 1}}}}}, "m: prices.default"),
+        ({"models": {"m": row(input=-1)}}, "m: input"),
+        ({"models": {"m": row(input=0.5)}}, "m: input"),
+        ({"models": {"m": row(input="NaN")}}, "m: input"),
+        ({"models": {"m": row(input=True)}}, "bool"),
+        ({"models": {"m": row(video=1)}}, "video"),
+        ({"models": {"m": {"prices": {"turbo": {"input": 1}}}}}, "turbo"),
+        ({"unit": "eur", "models": {}}, "eur"),
+        ({"as_of": "soon", "models": {}}, "as_of"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_by_name(mapping, message):
+    with pytest.raises(PricesInvalid, match=message):
+        PriceBook.from_mapping(mapping)
+
+
+def test_no_price_for_an_unknown_model():
+    assert BOOK.price("no-such-model", AS_OF_MS) is None
+    assert BOOK.by_id("no-such-model@2026-11-21") is None
+    assert BOOK.by_id(None) is None
+    assert service_tier_of("no-such-tier") is ServiceTier.DEFAULT
