@@ -219,8 +219,12 @@ class Telemetry(Protocol):
 class Downstream(Protocol):
     """The client's side of one exchange.
 
-    Gone: `open`, `write` and `close` raise `ConnectionResetError`.
+    Gone: every method but `abort` raises `ConnectionResetError`, or the task is cancelled.
     """
+
+    async def receive(self) -> bytes:
+        """Read the request's body, decompressed. Raises `BodyTooLarge`, `InvalidRequest`."""
+        ...
 
     async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """Send the head of a streamed answer."""

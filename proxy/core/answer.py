@@ -84,6 +84,7 @@ class _Chunk(msgspec.Struct):
 
 
 class _FullChoice(msgspec.Struct):
+    message: _Delta | None = None
     finish_reason: str | None = None
 
 
@@ -105,6 +106,8 @@ class Completion:
     service_tier: str | None
     storable: bool
     """Complete and unfiltered: it may be given to the next one who asks the same."""
+    counted_output_tokens: int
+    """Our own count of the answer, for one that came without usage."""
 
 
 def parse_completion(body: bytes) -> Completion:
@@ -112,11 +115,32 @@ def parse_completion(body: bytes) -> Completion:
     try:
         full = _decode_full(body)
     except msgspec.MsgspecError:
-        return Completion(None, None, storable=False)
+        return Completion(None, None, storable=False, counted_output_tokens=text_tokens(len(body)))
     usage = full.usage.counted() if full.usage else None
     reasons = [choice.finish_reason for choice in full.choices or ()]
     storable = usage is not None and bool(reasons) and all(reason in _STORABLE for reason in reasons)
-    return Completion(usage, full.service_tier, storable=storable)
+    counted = 0
+    if usage is None:
+        said = [_said(choice.message) for choice in full.choices or ()]
+        characters, calls = sum(text for text, _ in said), sum(calls for _, calls in said)
+        counted = text_tokens(characters) + _TOOL_CALL_TOKENS * calls
+    return Completion(usage, full.service_tier, storable=storable, counted_output_tokens=counted)
+
+
+def _said(delta: _Delta | None) -> tuple[int, int]:
+    """Characters of text in a message or a piece of one, and the tool calls that begin in it."""
+    if delta is None:
+        return 0, 0
+    characters = len(delta.content or "") + len(delta.refusal or "") + len(delta.reasoning_content or "")
+    calls = 0
+    for call in delta.tool_calls or ():
+        calls += call.id is not None
+        characters += _function_characters(call.function)
+    return characters + _function_characters(delta.function_call), calls
+
+
+def _function_characters(function: _Function | None) -> int:
+    return len(function.name or "") + len(function.arguments or "") if function else 0
 
 
 class ChatStream:
@@ -205,13 +229,8 @@ class ChatStream:
         return chunk
 
     def _count(self, delta: _Delta) -> None:
-        characters = len(delta.content or "") + len(delta.refusal or "") + len(delta.reasoning_content or "")
-        for call in delta.tool_calls or ():
-            self.tool_calls += call.id is not None
-            if call.function is not None:
-                characters += len(call.function.name or "") + len(call.function.arguments or "")
-        if delta.function_call is not None:
-            characters += len(delta.function_call.name or "") + len(delta.function_call.arguments or "")
+        characters, calls = _said(delta)
+        self.tool_calls += calls
         if characters:
             self.pieces += 1
             self.characters += characters

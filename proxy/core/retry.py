@@ -59,10 +59,10 @@ def next_wait_ms(
         return None
     ceiling_ms = min(policy.max_backoff_ms, policy.first_backoff_ms << (attempts - 1))
     wait_ms = int(jitter * (ceiling_ms + 1))
-    if asked_ms is not None:
+    if asked_ms:
         if asked_ms > policy.max_backoff_ms:
             return None
-        wait_ms = max(asked_ms, wait_ms) if asked_ms == 0 else asked_ms
+        wait_ms = asked_ms
     return wait_ms if elapsed_ms + wait_ms < policy.total_deadline_ms else None
 
 

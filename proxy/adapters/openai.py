@@ -1,0 +1,138 @@
+"""The upstream API over aiohttp; foreign errors become ours here."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+from yarl import URL
+
+from proxy.adapters.pacer import Pacer
+from proxy.core.errors import UpstreamFailure, UpstreamFault
+from proxy.ports import UpstreamAnswer, UpstreamRequest
+
+__all__ = ["OpenAIUpstream", "open_session"]
+
+_NOT_OURS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+"""Headers aiohttp would add where the client sent none: its own are not the client's words."""
+
+
+def open_session(*, max_connections: int, connect_seconds: float, idle_seconds: float) -> aiohttp.ClientSession:
+    """Open the pool of connections upstream. `idle_seconds` is the longest silence between two reads.
+
+    Nothing of upstream's is decoded, followed or remembered: no decompression, redirects or cookies.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60),
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=None, sock_connect=connect_seconds, sock_read=idle_seconds, ceil_threshold=3_600
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_NOT_OURS,
+        max_line_size=65_536,
+        max_field_size=65_536,
+        read_bufsize=2**18,
+    )
+
+
+class OpenAIUpstream:
+    """Keeps the promises of `ports.Upstream` for an OpenAI-compatible API."""
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None,
+        session: aiohttp.ClientSession,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.name = name
+        self.identity = base_url.rstrip("/")
+        self._authorization = f"Bearer {api_key}" if api_key else None
+        self._session = session
+        self._pacer = pacer
+
+    def __repr__(self) -> str:
+        return f"OpenAIUpstream({self.name!r}, {self.identity!r})"
+
+    async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
+        """Send once; returns at the head of the answer."""
+        if self._pacer is not None:
+            await self._pacer.turn()
+        headers = [*request.headers, ("Accept-Encoding", "identity")]
+        if self._authorization is not None:
+            headers.append(("Authorization", self._authorization))
+        try:
+            response = await self._session.request(
+                request.method,
+                # As the client wrote it: decoding and encoding again could name another thing.
+                URL(self.identity + request.path_qs, encoded=True),
+                headers=headers,
+                data=request.body or None,
+                allow_redirects=False,
+            )
+        except _FOREIGN as error:
+            raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+        return AiohttpAnswer(response, self.name)
+
+
+class AiohttpAnswer:
+    """Keeps the promises of `ports.UpstreamAnswer`."""
+
+    __slots__ = ("_ended", "_response", "_upstream", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, upstream: str) -> None:
+        self._response = response
+        self._upstream = upstream
+        self._ended = False
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        """Return the whole body; the second call returns the same bytes."""
+        try:
+            body = await self._response.read()
+        except _FOREIGN as error:
+            raise UpstreamFailure(self._upstream, _fault(error)) from error
+        self._ended = True
+        return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives."""
+        content = self._response.content
+        try:
+            while chunk := await content.readany():
+                yield chunk
+        except _FOREIGN as error:
+            raise UpstreamFailure(self._upstream, _fault(error)) from error
+        self._ended = True
+
+    def close(self) -> None:
+        """Release the connection for reuse after a full read; close it otherwise, which is what stops upstream."""
+        if self._ended:
+            self._response.release()
+        else:
+            self._response.close()
+
+
+_FOREIGN = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+
+
+def _fault(error: BaseException) -> UpstreamFault:
+    # Timeouts first: aiohttp's are connection errors too, and one of them is an OSError.
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamFault.UNREACHABLE
+    if isinstance(error, TimeoutError):
+        return UpstreamFault.TIMEOUT
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL | ssl.SSLError):
+        return UpstreamFault.UNREACHABLE
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
+        return UpstreamFault.BROKEN
+    return UpstreamFault.CONTENT
+
+
+def _was_sent(error: BaseException) -> bool:
+    return _fault(error) is not UpstreamFault.UNREACHABLE

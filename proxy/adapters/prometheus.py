@@ -1,0 +1,234 @@
+"""Every metric of Tollgate: name, help, labels, buckets; the only module that knows prometheus_client.
+
+Labels are bounded: a team is one of the key store's, a model one of the price table's or `_other`, and none is ever a
+key, a user, an address or a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from proxy import __version__
+from proxy.core.event import Outcome
+from proxy.core.record import CacheResult, RequestRecord
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+OTHER = "_other"
+_PICO = 1_000_000_000_000
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_CHILDREN = 10_000
+"""Label sets kept at hand; more are made anew each time, slower and just as right."""
+
+
+class Metrics:
+    """Declares the metrics on a registry and counts finished requests into them."""
+
+    def __init__(self, is_known_model: Callable[[str], bool], registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._is_known_model = is_known_model
+        self._declare()
+        # A child looked up once costs a third of one looked up each time.
+        self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
+        self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
+        self._cached = lru_cache(_CHILDREN)(self.cache_requests_total.labels)
+        self._tokens = lru_cache(_CHILDREN)(self.tokens_total.labels)
+        self._spend = lru_cache(_CHILDREN)(self.spend_usd_total.labels)
+        self._saved = lru_cache(_CHILDREN)(self.saved_usd_total.labels)
+        self._duration = lru_cache(_CHILDREN)(self.request_duration_seconds.labels)
+        self._ttft = lru_cache(_CHILDREN)(self.time_to_first_token_seconds.labels)
+        self._upstream = lru_cache(_CHILDREN)(self.upstream_duration_seconds.labels)
+        self._ratio = lru_cache(_CHILDREN)(self.limit_used_ratio.labels)
+        self._in_use = lru_cache(_CHILDREN)(self._create_at_zero)
+
+    def _declare(self) -> None:
+        prometheus_client.disable_created_metrics()
+        on = self.registry
+        model = ("team", "model")
+        self.requests_total = Counter(
+            "tollgate_requests_total", "Requests by how they ended.", (*model, "endpoint", "outcome"), registry=on
+        )
+        self.tokens_total = Counter(
+            "tollgate_tokens_total",
+            "Tokens used; cached_input is a part of input, reasoning a part of output.",
+            (*model, "kind"),
+            registry=on,
+        )
+        self.spend_usd_total = Counter(
+            "tollgate_spend_usd_total", "Cost of dispatched requests in US dollars.", model, registry=on
+        )
+        self.saved_usd_total = Counter(
+            "tollgate_saved_usd_total", "What answers from the cache would have cost.", model, registry=on
+        )
+        self.rate_limited_total = Counter(
+            "tollgate_rate_limited_total", "Requests refused by a limit.", ("team", "limit"), registry=on
+        )
+        self.limit_used_ratio = Gauge(
+            "tollgate_limit_used_ratio",
+            "Used part of a team's bucket when its latest request was admitted.",
+            ("team", "dimension"),
+            registry=on,
+        )
+        self.cache_requests_total = Counter(
+            "tollgate_cache_requests_total", "Requests by what the cache had to say.", ("team", "result"), registry=on
+        )
+        self.request_duration_seconds = Histogram(
+            "tollgate_request_duration_seconds",
+            "From the head of a request to the end of its answer.",
+            ("endpoint", "cache"),
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.time_to_first_token_seconds = Histogram(
+            "tollgate_time_to_first_token_seconds",
+            "From the head of a request to the first bytes of its streamed answer.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.upstream_duration_seconds = Histogram(
+            "tollgate_upstream_duration_seconds",
+            "Time a request spent waiting for upstream, all attempts together.",
+            ("upstream",),
+            buckets=_SECONDS,
+            registry=on,
+        )
+        self.overhead_seconds = Histogram(
+            "tollgate_overhead_seconds",
+            "Time of a dispatched request that was not spent waiting for upstream.",
+            buckets=_OVERHEAD_SECONDS,
+            registry=on,
+        )
+        self._declare_health(on)
+
+    def _declare_health(self, on: CollectorRegistry) -> None:
+        self.upstream_errors_total = Counter(
+            "tollgate_upstream_errors_total",
+            "Calls upstream that gave no usable answer.",
+            ("upstream", "kind"),
+            registry=on,
+        )
+        self.retries_total = Counter(
+            "tollgate_retries_total", "Calls upstream that were made again.", ("upstream", "reason"), registry=on
+        )
+        self.in_flight_requests = Gauge("tollgate_in_flight_requests", "Requests being served.", registry=on)
+        self.queued_requests = Gauge(
+            "tollgate_queued_requests", "Calls that wait for their turn upstream.", registry=on
+        )
+        self.store_errors_total = Counter(
+            "tollgate_store_errors_total",
+            "Store operations that were not carried out.",
+            ("store", "operation"),
+            registry=on,
+        )
+        self.unpriced_requests_total = Counter(
+            "tollgate_unpriced_requests_total",
+            "Dispatched requests to a model without a price.",
+            ("model",),
+            registry=on,
+        )
+        self.estimated_usage_total = Counter(
+            "tollgate_estimated_usage_total",
+            "Requests whose tokens were counted here because upstream's count did not come.",
+            ("reason",),
+            registry=on,
+        )
+        self.spool_bytes = Gauge("tollgate_spool_bytes", "Size of the spool on disk.", registry=on)
+        self.spool_lag_seconds = Gauge(
+            "tollgate_spool_lag_seconds", "Age of the oldest record that is not in the database.", registry=on
+        )
+        self.event_loop_lag_seconds = Gauge(
+            "tollgate_event_loop_lag_seconds", "How late the event loop's latest tick came.", registry=on
+        )
+        self.cache_bytes = Gauge("tollgate_cache_bytes", "Size of the in-process cache.", registry=on)
+        build = Gauge("tollgate_build_info", "A constant 1, labelled with the version.", ("version",), registry=on)
+        build.labels(__version__).set(1)
+
+    def prepare(self, teams: Iterable[str]) -> None:
+        """Create what a team's first event would otherwise create: a counter's first step would be invisible."""
+        for team in teams:
+            for result in CacheResult:
+                self._cached(team, result.value)
+            for limit in ("requests", "tokens"):
+                self._limited(team, limit)
+
+    def started(self) -> None:
+        """Count a request in."""
+        self.in_flight_requests.inc()
+
+    def finished(self, record: RequestRecord) -> None:
+        """Count a request out."""
+        self.in_flight_requests.dec()
+        team = record.team
+        model = self._model(record.model)
+        seconds = record.duration_ms / 1_000
+        self._duration(record.endpoint, (record.cache or CacheResult.BYPASS).value).observe(seconds)
+        if team and model:
+            self._in_use(team, model, record.endpoint)
+        self._request(team, model, record.endpoint, record.outcome.value).inc()
+        if record.cache is not None:
+            self._cached(team, record.cache.value).inc()
+        if record.limited_dimension:
+            self._limited(team, record.limited_dimension).inc()
+        if record.request_use_ratio is not None:
+            self._ratio(team, "requests").set(record.request_use_ratio)
+        if record.token_use_ratio is not None:
+            self._ratio(team, "tokens").set(record.token_use_ratio)
+        if record.ttft_ms is not None:
+            self._ttft(model).observe(record.ttft_ms / 1_000)
+        if record.attempts:
+            self._upstream(record.upstream).observe(record.upstream_ms / 1_000)
+            self.overhead_seconds.observe(record.overhead_ms / 1_000)
+            self._count_usage(record, team, model)
+        elif record.saved_pico_usd:
+            self._saved(team, model).inc(record.saved_pico_usd / _PICO)
+
+    def retried(self, upstream: str, reason: str) -> None:
+        """Count a call that is made again."""
+        self.retries_total.labels(upstream, reason).inc()
+
+    def upstream_failed(self, upstream: str, kind: str) -> None:
+        """Count a call that gave no usable answer."""
+        self.upstream_errors_total.labels(upstream, kind).inc()
+
+    def store_failed(self, store: str, operation: str) -> None:
+        """Count an operation a store did not carry out."""
+        self.store_errors_total.labels(store, operation).inc()
+
+    def render(self) -> bytes:
+        """Write all metrics in the text format; takes milliseconds with many children: call it off the loop."""
+        return prometheus_client.generate_latest(self.registry)
+
+    def _count_usage(self, record: RequestRecord, team: str, model: str) -> None:
+        usage = record.usage
+        for kind, tokens in (
+            ("input", usage.input_tokens),
+            ("cached_input", usage.cached_input_tokens),
+            ("output", usage.output_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ):
+            if tokens:
+                self._tokens(team, model, kind).inc(tokens)
+        if record.cost_pico_usd:
+            self._spend(team, model).inc(record.cost_pico_usd / _PICO)
+        if record.estimated:
+            self.estimated_usage_total.labels(record.outcome.value).inc()
+        if record.unpriced:
+            self.unpriced_requests_total.labels(model).inc()
+
+    def _model(self, model: str) -> str:
+        return model if not model or self._is_known_model(model) else OTHER
+
+    def _create_at_zero(self, team: str, model: str, endpoint: str) -> None:
+        for kind in ("input", "cached_input", "output", "reasoning"):
+            self._tokens(team, model, kind)
+        for outcome in (Outcome.OK, Outcome.CACHED, Outcome.LIMITED, Outcome.UPSTREAM_ERROR, Outcome.CLIENT_GONE):
+            self._request(team, model, endpoint, outcome.value)
+        self._spend(team, model)
+        self._saved(team, model)

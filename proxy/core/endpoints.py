@@ -1,0 +1,25 @@
+"""The paths of OpenAI's API as this gateway sees them.
+
+Whatever keeps state at OpenAI is closed: all teams share one account there, and one could read another's.
+Source: the paths of OpenAI's API specification.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CHAT", "MODELS", "is_stateful"]
+
+CHAT = "chat"
+MODELS = "models"
+
+_STATEFUL = (
+    "/assistants", "/batches", "/chat/completions/", "/containers", "/conversations", "/evals", "/files",
+    "/fine_tuning", "/organization", "/responses/", "/skills", "/threads", "/uploads", "/vector_stores", "/videos",
+)  # fmt: skip
+
+
+def is_stateful(path: str) -> bool:
+    """Whether `path` (below the version) leads to something that is kept at OpenAI."""
+    return any(
+        path.startswith(prefix) if prefix.endswith("/") else path == prefix or path.startswith(f"{prefix}/")
+        for prefix in _STATEFUL
+    )

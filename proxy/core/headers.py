@@ -1,0 +1,67 @@
+"""Which headers pass, in both directions, and how limits are told in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy.core.bucket import Gauge, Standing
+from proxy.core.durations import format_duration
+
+__all__ = ["forwardable", "rate_limit_headers", "returnable"]
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade"}
+)  # fmt: skip
+_NEVER_FORWARDED = _HOP_BY_HOP | frozenset(
+    {
+        # The client's secrets, and headers that would speak for another account than the one we hold the key of.
+        "authorization", "api-key", "x-api-key", "cookie", "openai-organization", "openai-project",
+        # Ours to set, for our own connection.
+        "host", "content-length", "content-encoding", "accept-encoding", "expect",
+        # What a client says of its own way here is not to be believed.
+        "forwarded", "via", "x-real-ip",
+        # Answered here: the cache is ours, the request id too.
+        "cache-control", "pragma", "x-request-id",
+    }
+)  # fmt: skip
+_NEVER_FORWARDED_PREFIXES = ("x-forwarded-", "x-tollgate-")
+
+_RETURNED = frozenset({"content-type", "openai-processing-ms", "openai-version", "openai-model"})
+_RETURNED_WITH_ERRORS = _RETURNED | frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+
+def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Keep the client's headers that go upstream: all but those named here and those its `Connection` names."""
+    pairs = tuple(headers)
+    dropped = _NEVER_FORWARDED
+    for name, value in pairs:
+        if name.lower() == "connection":
+            dropped = dropped | {token.strip().lower() for token in value.split(",")}
+    return tuple(
+        (name, value)
+        for name, value in pairs
+        if (lower := name.lower()) not in dropped and not lower.startswith(_NEVER_FORWARDED_PREFIXES)
+    )
+
+
+def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tuple[str, str], ...]:
+    """Keep upstream's headers that reach the client; cookies, organisation and rate limits are our account's own."""
+    kept = _RETURNED_WITH_ERRORS if error else _RETURNED
+    return tuple((name, value) for name, value in headers if name.lower() in kept)
+
+
+def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
+    """Write where the team's bucket stands, as OpenAI does; a dimension without a limit has no headers."""
+    requests, tokens = standing.requests, standing.tokens
+    return (*_gauge_headers("requests", requests), *_gauge_headers("tokens", tokens))
+
+
+def _gauge_headers(dimension: str, gauge: Gauge | None) -> tuple[tuple[str, str], ...]:
+    if gauge is None:
+        return ()
+    return (
+        (f"x-ratelimit-limit-{dimension}", str(gauge.limit)),
+        (f"x-ratelimit-remaining-{dimension}", str(gauge.remaining)),
+        (f"x-ratelimit-reset-{dimension}", format_duration(gauge.reset_ms)),
+    )

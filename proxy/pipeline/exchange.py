@@ -1,0 +1,85 @@
+"""The record that travels: one request, and what each step found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proxy.core.answer import ChatStream
+from proxy.core.bucket import Admitted
+from proxy.core.chat import ChatRequest
+from proxy.core.event import Outcome
+from proxy.core.pricing import Price
+from proxy.core.principal import Principal
+from proxy.core.record import CacheResult
+from proxy.core.usage import NO_USAGE, Usage
+from proxy.ports import CachedAnswer
+
+__all__ = ["Exchange", "Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to the client, whole; with a `body` of None it was streamed, and has been written already."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = field(default=b"", repr=False)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request from its arrival to its settlement.
+
+    A step writes its own fields and reads those before it; `principal`, `chat` and `admitted` are unset until their
+    step has run.
+    """
+
+    # As it came.
+    event_id: str
+    request_id: str
+    client_request_id: str
+    at_ms: int
+    started_ns: int
+    method: str
+    path: str
+    """Below the version: `/chat/completions`."""
+    query: str
+    """As received, without the question mark."""
+    endpoint: str
+    headers: Mapping[str, str] = field(repr=False)
+    """Case-insensitive."""
+
+    # authenticate
+    principal: Principal = field(init=False)
+    # interpret
+    chat: ChatRequest = field(init=False)
+    price: Price | None = None
+    # look up
+    cache: CacheResult | None = None
+    cache_detail: str = ""
+    digest: bytes | None = None
+    hit: CachedAnswer | None = None
+    # admit
+    admitted: Admitted = field(init=False)
+    reserved_input_tokens: int = 0
+    reserved_output_tokens: int = 0
+    # forward
+    upstream: str = ""
+    upstream_request_id: str = ""
+    attempts: int = 0
+    upstream_ns: int = 0
+    """Time spent waiting for upstream."""
+    # relay
+    stream: ChatStream | None = None
+    """What a streamed answer has said so far."""
+    first_byte_ns: int | None = None
+    # settle
+    dispatched: bool = False
+    settled: bool = False
+    status: int = 0
+    outcome: Outcome = Outcome.FAILED
+    usage: Usage = NO_USAGE
+    estimated: bool = False
+    cost_pico_usd: int = 0
+    saved_pico_usd: int = 0

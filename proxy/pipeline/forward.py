@@ -1,0 +1,144 @@
+"""Send it upstream, again if that may help, until the head of an answer has come."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from proxy.core.chat import ask_for_usage
+from proxy.core.errors import UpstreamFailure, UpstreamFault
+from proxy.core.event import Dispatch
+from proxy.core.headers import forwardable
+from proxy.core.retry import asked_wait_ms, is_retryable, next_wait_ms
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.services import Services
+from proxy.ports import UpstreamAnswer, UpstreamRequest
+
+__all__ = ["dispatch", "forward"]
+
+
+def dispatch(exchange: Exchange, services: Services) -> None:
+    """Write the begin record: from here on the ledger has this request. Raises `Overloaded`."""
+    principal = exchange.principal
+    services.ledger.begin(
+        Dispatch(
+            event_id=exchange.event_id,
+            at_ms=exchange.at_ms,
+            request_id=exchange.request_id,
+            team=principal.team.name,
+            key_id=principal.key.kid,
+            endpoint=exchange.endpoint,
+            model=exchange.chat.model,
+            upstream=services.upstream.name,
+            reserved_input_tokens=exchange.reserved_input_tokens,
+            reserved_output_tokens=exchange.reserved_output_tokens,
+            price_id=exchange.price.price_id if exchange.price else None,
+        )
+    )
+    exchange.upstream = services.upstream.name
+    exchange.dispatched = True
+
+
+async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
+    """Return an answer whose head has come; its body is unread. Raises `UpstreamFailure`, `Overloaded`.
+
+    No byte has gone to the client yet, which is what makes trying again safe for it.
+    """
+    chat, policy, clock = exchange.chat, services.policy.retry, services.clock
+    request = UpstreamRequest(
+        method=exchange.method,
+        path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
+        headers=forwardable(exchange.headers.items()),
+        body=ask_for_usage(chat) if chat.stream and not chat.include_usage else chat.raw,
+    )
+    begun_ns = clock.monotonic_ns()
+    try:
+        async with asyncio.timeout(policy.total_deadline_ms / 1_000):
+            while True:
+                exchange.attempts += 1
+                elapsed_ms = (clock.monotonic_ns() - begun_ns) // 1_000_000
+                came = await _attempt(exchange, services, request, elapsed_ms)
+                if not isinstance(came, _Wait):
+                    return came
+                await asyncio.sleep(came.wait_ms / 1_000)
+    except TimeoutError:
+        services.telemetry.upstream_failed(services.upstream.name, UpstreamFault.TIMEOUT)
+        raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
+    finally:
+        exchange.upstream_ns += clock.monotonic_ns() - begun_ns
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    wait_ms: int
+
+
+async def _attempt(
+    exchange: Exchange, services: Services, request: UpstreamRequest, elapsed_ms: int
+) -> UpstreamAnswer | _Wait:
+    """Call once: an answer to give to the client, or the wait before the next call."""
+    name, telemetry = services.upstream.name, services.telemetry
+    try:
+        answer = await services.upstream.send(request)
+    except UpstreamFailure as failure:
+        telemetry.upstream_failed(name, failure.fault)
+        wait_ms = _wait(exchange, services, failure.fault, elapsed_ms, {}, None)
+        if wait_ms is None:
+            raise
+        telemetry.retried(name, failure.fault)
+        return _Wait(wait_ms)
+    if answer.status < 400:
+        return answer
+    try:
+        code = _error_code(await answer.read())
+    except BaseException:
+        answer.close()
+        raise
+    if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
+        telemetry.upstream_failed(name, f"status_{answer.status}")
+    wait_ms = _wait(exchange, services, answer.status, elapsed_ms, answer.headers, code)
+    if wait_ms is None:
+        return answer
+    answer.close()
+    telemetry.retried(name, f"status_{answer.status}")
+    return _Wait(wait_ms)
+
+
+def _wait(
+    exchange: Exchange,
+    services: Services,
+    failure: int | UpstreamFault,
+    elapsed_ms: int,
+    headers: Mapping[str, str],
+    code: str | None,
+) -> int | None:
+    if not is_retryable(failure, headers, code):
+        return None
+    asked_ms = asked_wait_ms(headers, services.clock.now_ms())
+    jitter = random.random()  # noqa: S311 - spreads retries out, guards nothing
+    return next_wait_ms(services.policy.retry, exchange.attempts, elapsed_ms, asked_ms, jitter)
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error | None = None
+
+
+_decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_UPSTREAM_TO_BLAME = frozenset({401, 403, 408, 429})
+"""Of the 4xx, those that say something about our account or about upstream, not about the client's request."""
+
+
+def _error_code(body: bytes) -> str | None:
+    try:
+        error = _decode_error(body).error
+    except msgspec.MsgspecError:
+        return None
+    return error.code if error else None

@@ -1,0 +1,34 @@
+"""What is asked for: strict parse, checks, the model and its price."""
+
+from __future__ import annotations
+
+from proxy.core.chat import parse_chat
+from proxy.core.errors import InvalidRequest, ModelNotFound
+from proxy.core.principal import Principal
+from proxy.core.strict_json import parse_object
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.services import Policy, Services
+
+__all__ = ["interpret", "is_open_model"]
+
+
+def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
+    """Read the body into `chat` and find the model's `price`. Raises `InvalidRequest`, `ModelNotFound`."""
+    chat = parse_chat(parse_object(body, services.policy.max_json_depth), body)
+    exchange.chat = chat
+    price = services.prices.price(chat.model, exchange.at_ms)
+    exchange.price = price
+    if not is_open_model(chat.model, exchange.principal, services.policy, priced=price is not None):
+        raise ModelNotFound(chat.model)
+    maximum, asked = price.max_output_tokens if price else None, chat.max_output_tokens
+    if maximum is not None and asked is not None and asked > maximum:
+        name = "max_completion_tokens" if chat.body.get("max_completion_tokens") else "max_tokens"
+        raise InvalidRequest(
+            f"{name} is too large: {asked}. This model supports at most {maximum} completion tokens.", param=name
+        )
+
+
+def is_open_model(model: str, principal: Principal, policy: Policy, *, priced: bool) -> bool:
+    """Whether `model` exists for this caller: known by its price or by name, and allowed to team and key."""
+    known = priced or policy.allow_unknown_models or model in policy.extra_models
+    return known and principal.may_use(model)

@@ -1,0 +1,72 @@
+"""Has this been answered before? The digest, the entry, and the reason when there can be none."""
+
+from __future__ import annotations
+
+from proxy.core import fingerprint
+from proxy.core.chat import ChatRequest, nondeterminism
+from proxy.core.principal import CacheMode
+from proxy.core.record import CacheResult
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.services import Services
+
+__all__ = ["cache_status", "look_up"]
+
+
+async def look_up(exchange: Exchange, services: Services) -> None:
+    """Set `hit` when a live entry answers this request, and `cache` and `cache_detail` in any case."""
+    principal, chat = exchange.principal, exchange.chat
+    directives = _directives(exchange.headers.get("Cache-Control", ""))
+    detail = _bypass(chat, principal.team.cache_mode, directives) if services.policy.cache_enabled else "disabled"
+    if detail is not None:
+        exchange.cache, exchange.cache_detail = CacheResult.BYPASS, detail
+        return
+    exchange.digest = fingerprint.digest(
+        principal.team.cache_secret,
+        method=exchange.method,
+        path=f"{exchange.path}?{exchange.query}",
+        upstream=services.upstream.identity,
+        form=_form(chat),
+        body=chat.body,
+    )
+    exchange.cache = CacheResult.MISS
+    if "no-cache" in directives:
+        exchange.cache_detail = "request"
+        return
+    exchange.cache_detail = "uri-miss"
+    hit = await services.cache.get(principal.team.name, exchange.digest)
+    if hit is not None:
+        exchange.hit, exchange.cache, exchange.cache_detail = hit, CacheResult.HIT, ""
+
+
+def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
+    """Tell what the cache did, as RFC 9211 writes it. The digest is never part of it."""
+    match exchange.cache:
+        case CacheResult.HIT if exchange.hit is not None:
+            left_ms = exchange.hit.stored_at_ms + exchange.hit.ttl_ms - exchange.at_ms
+            return f"tollgate; hit; ttl={max(0, left_ms) // 1_000}"
+        case CacheResult.MISS:
+            return f"tollgate; fwd={exchange.cache_detail}{'; stored' if stored else ''}"
+        case _:
+            return f"tollgate; fwd=bypass; detail={exchange.cache_detail or 'request'}"
+
+
+def _bypass(chat: ChatRequest, mode: CacheMode, directives: frozenset[str]) -> str | None:
+    if mode is CacheMode.OFF:
+        return "off"
+    if "no-store" in directives:
+        return "no-store"
+    reason = nondeterminism(chat.body)
+    return None if reason == "temperature" and mode is CacheMode.ALL else reason
+
+
+def _directives(cache_control: str) -> frozenset[str]:
+    return frozenset(part.strip().lower() for part in cache_control.split(",")) if cache_control else frozenset()
+
+
+def _form(chat: ChatRequest) -> str:
+    """How the answer is framed: each form has an entry of its own."""
+    if not chat.stream:
+        return "plain"
+    # Options such as obfuscation change the bytes of a stream.
+    options = chat.body.get("stream_options") or {}
+    return "stream:" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))

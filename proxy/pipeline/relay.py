@@ -1,0 +1,209 @@
+"""Bring upstream's answer to the client: whole, or piece by piece; settled before its last byte goes out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from proxy.core.answer import ChatStream, parse_completion
+from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
+from proxy.core.event import Outcome
+from proxy.core.headers import rate_limit_headers, returnable
+from proxy.core.sse import EventTooLongError
+from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.lookup import cache_status
+from proxy.pipeline.services import Services
+from proxy.pipeline.settle import settle, settle_broken, settle_refused
+from proxy.ports import CachedAnswer, Clock, Downstream, UpstreamAnswer
+
+__all__ = ["relay", "replay"]
+
+_SSE = "text/event-stream"
+_STREAM_HEADERS = (("Cache-Control", "no-cache, no-store"), ("X-Accel-Buffering", "no"))
+_PLAIN_HEADERS = (("Cache-Control", "private, no-store"),)
+
+
+async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
+    """Give the client upstream's answer. Raises `UpstreamFailure`, `UpstreamKeyRefused`, `ConnectionResetError`."""
+    exchange.upstream_request_id = answer.headers.get("x-request-id", "")
+    try:
+        if answer.status >= 400:
+            return await _relay_error(exchange, answer, services)
+        if answer.status >= 300:
+            # Redirects are not followed: they could lead our key anywhere.
+            raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
+        if exchange.chat.stream and answer.headers.get("Content-Type", "").startswith(_SSE):
+            return await _relay_stream(exchange, answer, client, services)
+        return await _relay_plain(exchange, answer, services)
+    finally:
+        answer.close()
+
+
+def replay(exchange: Exchange) -> Reply:
+    """Give the client the answer the cache had, under this request's own id."""
+    hit = exchange.hit
+    if hit is None:
+        raise LookupError("nothing to replay")
+    age_seconds = max(0, exchange.at_ms - hit.stored_at_ms) // 1_000
+    own = _STREAM_HEADERS if exchange.chat.stream else _PLAIN_HEADERS
+    return Reply(hit.status, (*hit.headers, *own, *_governed(exchange), ("Age", str(age_seconds))), hit.body)
+
+
+async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
+    body = await _read(exchange, answer, services)
+    settle_refused(exchange, services, answer.status)
+    if answer.status == 401:
+        raise UpstreamKeyRefused(services.upstream.name)
+    headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_governed(exchange))
+    return Reply(answer.status, headers, _shaped(body, answer.status))
+
+
+async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
+    body = await _read(exchange, answer, services)
+    completion = parse_completion(body)
+    settle(
+        exchange,
+        services,
+        status=answer.status,
+        outcome=Outcome.OK,
+        usage=completion.usage,
+        counted_output_tokens=completion.counted_output_tokens,
+        service_tier=completion.service_tier,
+    )
+    kept = returnable(answer.headers.items(), error=False)
+    stored = completion.storable and await _store(exchange, services, answer.status, kept, body)
+    return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_governed(exchange, stored=stored)), body)
+
+
+async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
+    stream = ChatStream(choices=exchange.chat.choices, hide_usage=not exchange.chat.include_usage)
+    exchange.stream, exchange.status = stream, answer.status
+    kept = returnable(answer.headers.items(), error=False)
+    copy = _Copy(services.policy.cache_entry_max_bytes if exchange.digest is not None else 0)
+    await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_governed(exchange)))
+    try:
+        async for chunk in _timed(exchange, answer, services.clock):
+            passed = stream.feed(chunk)
+            copy.add(passed)
+            if stream.done and not exchange.settled:
+                # SDKs hang up at [DONE]: the account and the cache come before it.
+                _settle_stream(exchange, services, stream)
+                if stream.storable and copy.pieces is not None:
+                    await _store(exchange, services, answer.status, kept, b"".join(copy.pieces))
+            if passed:
+                exchange.first_byte_ns = exchange.first_byte_ns or services.clock.monotonic_ns()
+                await client.write(passed)
+    except (UpstreamFailure, EventTooLongError) as error:
+        if not stream.done:
+            fault = error.fault if isinstance(error, UpstreamFailure) else UpstreamFault.CONTENT
+            return await _break_off(exchange, client, services, fault)
+    else:
+        if not (stream.complete or stream.errored):
+            return await _break_off(exchange, client, services, UpstreamFault.BROKEN)
+        _settle_stream(exchange, services, stream)
+        if rest := stream.rest():
+            await client.write(rest)
+    await client.close()
+    return Reply(answer.status, body=None)
+
+
+class _Copy:
+    """What has passed of a stream, for the cache; None once it is more than an entry may hold."""
+
+    __slots__ = ("_room_bytes", "pieces")
+
+    def __init__(self, room_bytes: int) -> None:
+        self._room_bytes = room_bytes
+        self.pieces: list[bytes] | None = []
+
+    def add(self, piece: bytes) -> None:
+        self._room_bytes -= len(piece)
+        if self._room_bytes < 0:
+            self.pieces = None
+        elif self.pieces is not None:
+            self.pieces.append(piece)
+
+
+async def _timed(exchange: Exchange, answer: UpstreamAnswer, clock: Clock) -> AsyncIterator[bytes]:
+    """Pass the chunks, adding up the time spent waiting for them."""
+    waited_from_ns = clock.monotonic_ns()
+    async for chunk in answer.chunks():
+        exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
+        yield chunk
+        waited_from_ns = clock.monotonic_ns()
+    exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
+
+
+def _settle_stream(exchange: Exchange, services: Services, stream: ChatStream) -> None:
+    settle(
+        exchange,
+        services,
+        status=exchange.status,
+        outcome=Outcome.UPSTREAM_ERROR if stream.errored else Outcome.OK,
+        usage=stream.usage,
+        counted_output_tokens=stream.counted_output_tokens,
+        service_tier=stream.service_tier,
+    )
+
+
+async def _break_off(exchange: Exchange, client: Downstream, services: Services, fault: UpstreamFault) -> Reply:
+    """End a stream that upstream did not finish so that no client can take it for whole."""
+    services.telemetry.upstream_failed(services.upstream.name, fault)
+    settle_broken(exchange, services, UpstreamFailure(services.upstream.name, fault))
+    error = {"message": "The upstream API broke off in the middle of this answer.", "type": "server_error",
+             "param": None, "code": f"upstream_{fault.value}"}  # fmt: skip
+    await client.write(b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
+    client.abort()
+    return Reply(exchange.status, body=None)
+
+
+async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> bytes:
+    begun_ns = services.clock.monotonic_ns()
+    try:
+        async with asyncio.timeout(services.policy.retry.total_deadline_ms / 1_000):
+            return await answer.read()
+    except TimeoutError:
+        raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
+    finally:
+        exchange.upstream_ns += services.clock.monotonic_ns() - begun_ns
+
+
+async def _store(
+    exchange: Exchange, services: Services, status: int, headers: tuple[tuple[str, str], ...], body: bytes
+) -> bool:
+    if exchange.digest is None or status != 200 or len(body) > services.policy.cache_entry_max_bytes:
+        return False
+    entry = CachedAnswer(
+        status=status,
+        headers=headers,
+        body=body,
+        model=exchange.chat.model,
+        stored_at_ms=services.clock.now_ms(),
+        ttl_ms=services.policy.cache_ttl_ms,
+        input_tokens=exchange.usage.input_tokens,
+        output_tokens=exchange.usage.output_tokens,
+        cost_pico_usd=exchange.cost_pico_usd,
+    )
+    return await services.cache.put(exchange.principal.team.name, exchange.digest, entry)
+
+
+def _governed(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, str], ...]:
+    """Headers that tell what we did: where the limits stand, what the cache said."""
+    told = (*rate_limit_headers(exchange.admitted.standing), ("Cache-Status", cache_status(exchange, stored=stored)))
+    if exchange.upstream_request_id:
+        return (*told, ("x-upstream-request-id", exchange.upstream_request_id))
+    return told
+
+
+def _shaped(body: bytes, status: int) -> bytes:
+    """Return an error body as it came, or one in OpenAI's shape when it came in none (a gateway's HTML, say)."""
+    try:
+        shaped = isinstance(msgspec.json.decode(body), dict) and b'"error"' in body
+    except msgspec.MsgspecError:
+        shaped = False
+    if shaped:
+        return body
+    message = f"The upstream API answered with status {status} and no readable error."
+    return msgspec.json.encode({"error": {"message": message, "type": "server_error", "param": None, "code": None}})

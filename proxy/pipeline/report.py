@@ -1,0 +1,58 @@
+"""The finished exchange as one record, for metrics and the log."""
+
+from __future__ import annotations
+
+from proxy.core.bucket import Gauge
+from proxy.core.event import Outcome
+from proxy.core.record import RequestRecord
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.services import Services
+
+__all__ = ["record_of"]
+
+_NS_PER_MS = 1_000_000
+
+
+def record_of(
+    exchange: Exchange, services: Services, *, status: int, outcome: Outcome | None, error_code: str
+) -> RequestRecord:
+    """Sum up an exchange. An `outcome` of None leaves it to what settlement said, or to `ok` where nothing was due."""
+    total_ns = services.clock.monotonic_ns() - exchange.started_ns
+    first = exchange.first_byte_ns
+    principal = getattr(exchange, "principal", None)
+    chat = getattr(exchange, "chat", None)
+    admitted = getattr(exchange, "admitted", None)
+    standing = admitted.standing if admitted else None
+    settled = exchange.outcome if exchange.settled else Outcome.OK
+    return RequestRecord(
+        request_id=exchange.request_id,
+        at_ms=exchange.at_ms,
+        method=exchange.method,
+        endpoint=exchange.endpoint,
+        status=exchange.status or status,
+        outcome=settled if outcome is None or exchange.settled else outcome,
+        duration_ms=total_ns / _NS_PER_MS,
+        overhead_ms=max(0, total_ns - exchange.upstream_ns) / _NS_PER_MS,
+        upstream_ms=exchange.upstream_ns / _NS_PER_MS,
+        ttft_ms=(first - exchange.started_ns) / _NS_PER_MS if first is not None else None,
+        team=principal.team.name if principal else "",
+        key_id=principal.key.kid if principal else "",
+        model=chat.model if chat else "",
+        upstream=exchange.upstream,
+        upstream_request_id=exchange.upstream_request_id,
+        client_request_id=exchange.client_request_id,
+        error_code=error_code,
+        cache=exchange.cache,
+        attempts=exchange.attempts,
+        usage=exchange.usage,
+        cost_pico_usd=exchange.cost_pico_usd,
+        saved_pico_usd=exchange.saved_pico_usd,
+        estimated=exchange.estimated,
+        unpriced=exchange.dispatched and exchange.price is None,
+        request_use_ratio=_use_ratio(standing.requests) if standing else None,
+        token_use_ratio=_use_ratio(standing.tokens) if standing else None,
+    )
+
+
+def _use_ratio(gauge: Gauge | None) -> float | None:
+    return None if gauge is None else 1 - gauge.remaining / gauge.limit

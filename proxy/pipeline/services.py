@@ -1,0 +1,53 @@
+"""What the steps work with: the ports, and the settings that decide for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from proxy.core.errors import TollgateError
+from proxy.core.pricing import PriceBook
+from proxy.core.retry import RetryPolicy
+from proxy.core.tiers import Tier
+from proxy.pipeline.catalogue import Catalogue
+from proxy.pipeline.principals import Principals
+from proxy.ports import Cache, Clock, Ledger, Limiter, Telemetry, Upstream
+
+__all__ = ["Policy", "Services"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The operator's decisions that the steps ask for."""
+
+    tiers: Mapping[str, Tier]
+    default_tier: str
+    """What a team whose tier is no longer configured is held to."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    default_output_reservation_tokens: int = 1_024
+    """Reserved for each choice of a request that names no maximum."""
+    hits_cost_requests: int = 1
+    cache_enabled: bool = True
+    cache_ttl_ms: int = 86_400_000
+    cache_entry_max_bytes: int = 1_048_576
+    allow_unknown_models: bool = False
+    extra_models: frozenset[str] = frozenset()
+    max_json_depth: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One worker's equipment; made in `app.py`, lives as long as the worker."""
+
+    policy: Policy
+    clock: Clock
+    principals: Principals
+    prices: PriceBook
+    limiter: Limiter
+    cache: Cache
+    ledger: Ledger
+    upstream: Upstream
+    telemetry: Telemetry
+    catalogue: Catalogue
+    status_of: Callable[[TollgateError], int]
+    """HTTP status a client is given for an error, for the ledger to keep."""

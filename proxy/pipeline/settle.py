@@ -1,0 +1,133 @@
+"""Write the account: limiter, cost and ledger, exactly once for every admitted request."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.core.bucket import Cost
+from proxy.core.errors import Overloaded, TollgateError
+from proxy.core.event import Outcome, UsageEvent
+from proxy.core.pricing import cost_pico_usd
+from proxy.core.usage import NO_USAGE, Usage
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.services import Services
+
+__all__ = ["CLIENT_CLOSED_REQUEST", "settle", "settle_broken", "settle_hit", "settle_refused"]
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status in ledger and log of a request whose client left before there was one (nginx's number for it)."""
+
+
+def settle(
+    exchange: Exchange,
+    services: Services,
+    *,
+    status: int,
+    outcome: Outcome,
+    usage: Usage | None,
+    counted_output_tokens: int = 0,
+    service_tier: str | None = None,
+) -> None:
+    """Settle with upstream's `usage`, or, where it gave none, with our own count. The second call does nothing."""
+    if exchange.settled:
+        return
+    exchange.estimated = usage is None
+    if usage is None:
+        usage = Usage(input_tokens=exchange.reserved_input_tokens, output_tokens=counted_output_tokens)
+    tokens = usage.total_tokens
+    if outcome is Outcome.CLIENT_GONE and exchange.estimated:
+        # Upstream may run on after we have let go of it: what was reserved stays charged, and decays.
+        tokens = max(tokens, exchange.admitted.reservation.cost.tokens)
+    _write(exchange, services, status, outcome, usage, Cost(1, tokens), service_tier)
+
+
+def settle_broken(exchange: Exchange, services: Services, error: BaseException) -> None:
+    """Settle a request that `error` ended, with whatever of it has run."""
+    if exchange.settled:
+        return
+    stream = exchange.stream
+    if isinstance(error, ConnectionResetError | asyncio.CancelledError):
+        # Of a plain answer nothing is known until it has come: it is taken for as large as was reserved.
+        counted = stream.counted_output_tokens if stream else exchange.reserved_output_tokens
+        settle(
+            exchange,
+            services,
+            status=exchange.status or CLIENT_CLOSED_REQUEST,
+            outcome=Outcome.CLIENT_GONE,
+            usage=stream.usage if stream else None,
+            counted_output_tokens=counted,
+        )
+    elif stream is not None:
+        settle(
+            exchange,
+            services,
+            status=exchange.status,
+            outcome=Outcome.UPSTREAM_ERROR if isinstance(error, TollgateError) else Outcome.FAILED,
+            usage=stream.usage,
+            counted_output_tokens=stream.counted_output_tokens,
+            service_tier=stream.service_tier,
+        )
+    elif isinstance(error, Overloaded):
+        # Ours to blame: it costs the team nothing, not even its turn.
+        _write(exchange, services, services.status_of(error), Outcome.UNAVAILABLE, NO_USAGE, Cost(0, 0), None)
+    elif isinstance(error, TollgateError):
+        _write(exchange, services, services.status_of(error), Outcome.UPSTREAM_ERROR, NO_USAGE, Cost(1, 0), None)
+    else:
+        _write(exchange, services, 500, Outcome.FAILED, NO_USAGE, Cost(0, 0), None)
+
+
+def settle_refused(exchange: Exchange, services: Services, status: int) -> None:
+    """Settle a request that upstream answered with an error: a turn is spent, no tokens are."""
+    _write(exchange, services, status, Outcome.UPSTREAM_ERROR, NO_USAGE, Cost(1, 0), None)
+
+
+def settle_hit(exchange: Exchange, services: Services) -> None:
+    """Write the event of an answer from the cache: it cost nothing, and saved what it cost when it was made."""
+    hit = exchange.hit
+    if hit is None or exchange.settled:
+        return
+    exchange.saved_pico_usd = hit.cost_pico_usd
+    _record(exchange, services, hit.status, Outcome.CACHED, Usage(hit.input_tokens, hit.output_tokens))
+
+
+def _write(
+    exchange: Exchange,
+    services: Services,
+    status: int,
+    outcome: Outcome,
+    usage: Usage,
+    actual: Cost,
+    service_tier: str | None,
+) -> None:
+    services.limiter.settle(exchange.admitted.reservation, actual)
+    if exchange.price is not None:
+        exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
+    _record(exchange, services, status, outcome, usage)
+
+
+def _record(exchange: Exchange, services: Services, status: int, outcome: Outcome, usage: Usage) -> None:
+    exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
+    exchange.settled = True
+    if not exchange.dispatched and exchange.hit is None:
+        return  # it was never sent: nothing for the ledger
+    services.ledger.end(
+        UsageEvent(
+            event_id=exchange.event_id,
+            at_ms=exchange.at_ms,
+            request_id=exchange.request_id,
+            team=exchange.principal.team.name,
+            key_id=exchange.principal.key.kid,
+            endpoint=exchange.endpoint,
+            model=exchange.chat.model,
+            upstream=exchange.upstream,
+            status=status,
+            outcome=outcome,
+            usage=usage,
+            cost_pico_usd=exchange.cost_pico_usd,
+            saved_pico_usd=exchange.saved_pico_usd,
+            price_id=exchange.price.price_id if exchange.price else None,
+            estimated=exchange.estimated,
+            attempts=exchange.attempts,
+            duration_ms=(services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
+        )
+    )

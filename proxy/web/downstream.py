@@ -1,0 +1,71 @@
+"""The client's side of an exchange, on aiohttp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import ClientConnectionError, ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from proxy.core.errors import BodyTooLarge, InvalidRequest
+
+__all__ = ["AiohttpDownstream"]
+
+
+class AiohttpDownstream:
+    """Keeps the promises of `ports.Downstream` for one request."""
+
+    __slots__ = ("_id_headers", "_max_body_bytes", "_request", "_response")
+
+    def __init__(self, request: web.Request, id_headers: Sequence[tuple[str, str]], max_body_bytes: int) -> None:
+        self._request = request
+        self._id_headers = id_headers
+        self._max_body_bytes = max_body_bytes
+        self._response: web.StreamResponse | None = None
+
+    @property
+    def response(self) -> web.StreamResponse | None:
+        """The streamed response, once it is open."""
+        return self._response
+
+    async def receive(self) -> bytes:
+        """Read the body, bounded. A length that is already too large is not read at all."""
+        announced = self._request.content_length
+        if announced is not None and announced > self._max_body_bytes:
+            raise BodyTooLarge(self._max_body_bytes)
+        try:
+            return await self._request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise BodyTooLarge(self._max_body_bytes) from None
+        except (ClientPayloadError, HttpProcessingError):
+            raise InvalidRequest("The request body could not be read: its encoding or framing is broken.") from None
+        except ClientConnectionError as error:
+            raise ConnectionResetError("client left while sending") from error
+
+    async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Send the head; the body is chunked and every write goes out at once."""
+        response = web.StreamResponse(status=status)
+        for name, value in (*headers, *self._id_headers):
+            response.headers[name] = value
+        self._response = response
+        await response.prepare(self._request)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, waiting while the client does not read."""
+        await self._opened.write(data)
+
+    async def close(self) -> None:
+        """End the answer as complete."""
+        await self._opened.write_eof()
+
+    def abort(self) -> None:
+        """Close the connection without the final chunk, once what was written has gone out."""
+        transport = self._request.transport
+        if transport is not None:
+            transport.close()
+
+    @property
+    def _opened(self) -> web.StreamResponse:
+        if self._response is None:
+            raise RuntimeError("the answer has not been opened")
+        return self._response

@@ -1,0 +1,213 @@
+"""The one table from our errors to status, body and headers, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from proxy.core import errors
+from proxy.core.bucket import Dimension
+from proxy.core.durations import format_duration
+from proxy.core.event import Outcome
+from proxy.core.headers import rate_limit_headers
+from proxy.pipeline.exchange import Reply
+
+__all__ = ["ErrorAnswer", "answer_of", "error_body", "reply_of", "status_of"]
+
+_LONGEST_SDK_WAIT_MS = 60_000
+"""Beyond it official SDKs ignore the wait and come back too early: they are told not to retry."""
+
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """What a client is told of an error."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    headers: Headers = ()
+    outcome: Outcome = Outcome.REJECTED
+
+
+def answer_of(error: errors.TollgateError) -> ErrorAnswer:
+    """Look an error up; one that is not in the table is a fault of ours."""
+    build = _TABLE.get(type(error))
+    return build(error) if build is not None else internal_error()
+
+
+def reply_of(answer: ErrorAnswer) -> Reply:
+    """Write an error as a reply with JSON body."""
+    headers = (("Content-Type", "application/json"), ("Cache-Control", "private, no-store"), *answer.headers)
+    return Reply(answer.status, headers, error_body(answer))
+
+
+def error_body(answer: ErrorAnswer) -> bytes:
+    """All four keys, always."""
+    return msgspec.json.encode(
+        {"error": {"message": answer.message, "type": answer.type, "param": answer.param, "code": answer.code}}
+    )
+
+
+def status_of(error: errors.TollgateError) -> int:
+    """HTTP status an error is answered with."""
+    return answer_of(error).status
+
+
+def internal_error() -> ErrorAnswer:
+    """What is told of a fault of ours: nothing but that it is ours."""
+    return ErrorAnswer(
+        500, "The gateway had an error while processing your request.", "server_error", outcome=Outcome.FAILED
+    )
+
+
+def _missing_key(_: errors.MissingKey) -> ErrorAnswer:
+    return ErrorAnswer(
+        401,
+        "You didn't provide an API key. Send the key your platform team issued to you in an Authorization header: "
+        "'Authorization: Bearer sk-tg_...'.",
+        headers=(("WWW-Authenticate", "Bearer"),),
+    )
+
+
+def _invalid_key(_: errors.InvalidKey) -> ErrorAnswer:
+    return ErrorAnswer(
+        401,
+        "Incorrect API key provided: it is malformed, unknown, expired or revoked. "
+        "Ask your platform team for a new one.",
+        code="invalid_api_key",
+        headers=(("WWW-Authenticate", "Bearer"),),
+    )
+
+
+def _invalid_request(error: errors.InvalidRequest) -> ErrorAnswer:
+    return ErrorAnswer(400, error.message, param=error.param, code=error.code)
+
+
+def _body_too_large(error: errors.BodyTooLarge) -> ErrorAnswer:
+    return ErrorAnswer(413, f"The request body is larger than {error.limit_bytes} bytes.", code="request_too_large")
+
+
+def _model_not_found(error: errors.ModelNotFound) -> ErrorAnswer:
+    return ErrorAnswer(
+        404,
+        f"The model `{error.model}` does not exist or you do not have access to it.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _endpoint_closed(error: errors.EndpointClosed) -> ErrorAnswer:
+    return ErrorAnswer(
+        403,
+        f"{error.path} is closed: what it keeps at OpenAI is shared by all teams of this gateway.",
+        code="endpoint_not_allowed",
+    )
+
+
+def _unknown_path(error: errors.UnknownPath) -> ErrorAnswer:
+    return ErrorAnswer(404, f"Invalid URL ({error.method} {error.path})")
+
+
+def _limit_reached(error: errors.LimitReached) -> ErrorAnswer:
+    refusal = error.refusal
+    short, type_ = _DIMENSIONS[refusal.dimension]
+    wait_ms = max(1, refusal.wait_ms)
+    headers: Headers = (
+        *rate_limit_headers(refusal.standing),
+        ("retry-after-ms", str(wait_ms)),
+        ("Retry-After", str(-(-wait_ms // 1_000))),
+    )
+    if wait_ms > _LONGEST_SDK_WAIT_MS:
+        headers += (("x-should-retry", "false"),)
+    return ErrorAnswer(
+        429,
+        f"Rate limit reached for {error.model} of team {error.team} on {short}: Limit {refusal.limit}, "
+        f"Used {refusal.used}, Requested {refusal.requested}. Please try again in {format_duration(wait_ms)}.",
+        type_,
+        code="rate_limit_exceeded",
+        headers=headers,
+        outcome=Outcome.LIMITED,
+    )
+
+
+def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
+    refusal = error.refusal
+    short, type_ = _DIMENSIONS[refusal.dimension]
+    return ErrorAnswer(
+        429,
+        f"Request too large for {error.model} of team {error.team} on {short}: Limit {refusal.limit}, "
+        f"Requested {refusal.requested}. Shorten the input or lower the maximum of output tokens; "
+        "waiting does not help.",
+        type_,
+        code="rate_limit_exceeded",
+        headers=(*rate_limit_headers(refusal.standing), ("x-should-retry", "false")),
+        outcome=Outcome.LIMITED,
+    )
+
+
+def _upstream_failure(error: errors.UpstreamFailure) -> ErrorAnswer:
+    if error.fault is errors.UpstreamFault.TIMEOUT:
+        status, message, code = 504, "The upstream API did not answer in time.", "upstream_timeout"
+    elif error.fault is errors.UpstreamFault.UNREACHABLE:
+        status, message, code = 502, "The upstream API could not be reached.", "upstream_unreachable"
+    else:
+        status, message, code = 502, "The upstream API gave no usable answer.", "upstream_unreachable"
+    return ErrorAnswer(status, message, "server_error", code=code, outcome=Outcome.UPSTREAM_ERROR)
+
+
+def _upstream_key_refused(_: errors.UpstreamKeyRefused) -> ErrorAnswer:
+    return ErrorAnswer(
+        502,
+        "The upstream API refused the gateway's own credentials. This is for your platform team to mend, not for you.",
+        "server_error",
+        code="upstream_key_refused",
+        headers=(("x-should-retry", "false"),),
+        outcome=Outcome.UPSTREAM_ERROR,
+    )
+
+
+def _overloaded(error: errors.Overloaded) -> ErrorAnswer:
+    return ErrorAnswer(
+        503,
+        f"The gateway takes no more work for the moment: {error.reason}.",
+        "service_unavailable_error",
+        code="server_is_overloaded",
+        headers=(
+            ("retry-after-ms", str(error.retry_after_ms)),
+            ("Retry-After", str(max(1, -(-error.retry_after_ms // 1_000)))),
+        ),
+        outcome=Outcome.UNAVAILABLE,
+    )
+
+
+def _store_away(_: errors.StoreAway) -> ErrorAnswer:
+    return _overloaded(errors.Overloaded("a store it needs does not answer"))
+
+
+_DIMENSIONS = {
+    Dimension.REQUESTS: ("requests per min (RPM)", "requests"),
+    Dimension.TOKENS: ("tokens per min (TPM)", "tokens"),
+}
+
+_TABLE: dict[type[errors.TollgateError], Callable[[Any], ErrorAnswer]] = {
+    errors.MissingKey: _missing_key,
+    errors.InvalidKey: _invalid_key,
+    errors.InvalidRequest: _invalid_request,
+    errors.BodyTooLarge: _body_too_large,
+    errors.ModelNotFound: _model_not_found,
+    errors.EndpointClosed: _endpoint_closed,
+    errors.UnknownPath: _unknown_path,
+    errors.LimitReached: _limit_reached,
+    errors.NeverAdmissible: _never_admissible,
+    errors.UpstreamFailure: _upstream_failure,
+    errors.UpstreamKeyRefused: _upstream_key_refused,
+    errors.Overloaded: _overloaded,
+    errors.StoreAway: _store_away,
+}
