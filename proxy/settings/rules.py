@@ -71,6 +71,15 @@ def _tiers(settings: Settings) -> Iterator[Finding]:
                 yield Finding((*path, index, "lasts"), str(error))
 
 
+def _capacities(settings: Settings) -> Iterator[Finding]:
+    for name, phases in settings.limits.tiers.items():
+        for index, phase in enumerate(phases):
+            for what in ("request", "token"):
+                if getattr(phase, f"{what}_capacity") is not None and getattr(phase, f"{what}s_per_minute") is None:
+                    path = ("limits", "tiers", name, index, f"{what}_capacity")
+                    yield Finding(path, f"has no meaning without {what}s_per_minute")
+
+
 def _default_tier(settings: Settings) -> Iterator[Finding]:
     if any(_tiers(settings)):
         return
@@ -116,6 +125,7 @@ _RULES = (
     _upstream_key,
     _upstream_backoff,
     _tiers,
+    _capacities,
     _default_tier,
     _cache_sizes,
     _ledger_sizes,

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from proxy.core.tiers import DEFAULT_TIERS, Limits, Phase, Tier
+from proxy.core.tiers import DEFAULT_TIERS, LARGEST_LIMIT, Limits, Phase, Tier
 from proxy.settings.duration import parse_duration_ms
 from proxy.settings.secret import Secret
 
@@ -42,6 +42,7 @@ DEFAULT_UPSTREAM_URL = "https://api.openai.com/v1"
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Limit = Annotated[int, Meta(ge=1, le=LARGEST_LIMIT)]
 Bytes = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=86_400)]
@@ -152,11 +153,11 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
 class PhaseSettings(Section, frozen=True, kw_only=True):
     """One phase of a tier; a rate that is absent is unlimited."""
 
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    request_capacity: Count | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    request_capacity: Limit | None = None
     """Requests a full bucket holds: the largest burst; absent: one minute's worth."""
-    token_capacity: Count | None = None
+    token_capacity: Limit | None = None
     """Tokens a full bucket holds: the largest burst, and the largest request; absent: one minute's worth."""
     lasts: str | None = None
     """How long the phase holds (`48h`); absent in the last phase, and there only."""

@@ -1,0 +1,55 @@
+"""The example file says what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from proxy.core.tiers import DEFAULT_TIERS
+from proxy.settings import Settings, load
+from proxy.settings.names import leaves
+
+EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
+EXPLAINED = {"data_dir", "database_url", "redis_url", "cache_redis_url", "api_key_file", "requests_per_minute", "file"}
+"""Settings without a default that could be written down; the example shows a value."""
+
+
+def uncommented() -> str:
+    """The example with every setting in force."""
+    return re.sub(r"^# ((?:\[|\]|  \{|[a-z_]+ = ).*)$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+
+
+def test_the_example_changes_nothing_as_it_stands():
+    assert load(EXAMPLE, {}) == Settings()
+
+
+def test_the_example_names_every_setting():
+    document = tomllib.loads(uncommented())
+    named = {
+        (table, key) if isinstance(document[table], dict) else (table,)
+        for table in document
+        for key in (document[table] if isinstance(document[table], dict) else [None])
+    }
+    assert named == {path for path, _ in leaves(Settings)} - {("upstream", "api_key")}
+
+
+def test_values_in_the_example_are_the_defaults():
+    defaults = msgspec.to_builtins(Settings(), enc_hook=str)
+    for table, content in tomllib.loads(uncommented()).items():
+        for key, value in content.items() if isinstance(content, dict) else []:
+            if key not in EXPLAINED | {"tiers"}:
+                default = defaults[table][key]
+                assert (list(default) if isinstance(default, tuple) else default) == value, f"{table}.{key}"
+
+
+def test_the_example_is_accepted_with_every_setting_in_force(tmp_path):
+    (tmp_path / "openai.key").write_text("sk-some-key")
+    (tmp_path / "prices.json").write_text("{}")
+    file = tmp_path / "tollgate.toml"
+    file.write_text(uncommented())
+    settings = load(file, {})
+    assert settings.limits.all_tiers()["payg"] == DEFAULT_TIERS["payg"]
+    assert settings.prices.file == tmp_path / "prices.json"

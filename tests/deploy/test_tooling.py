@@ -1,0 +1,98 @@
+"""The Makefile and the checks behind it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV"}
+}
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def check_modules(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / ".ci/check_modules.py", directory], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_names_every_target():
+    shown = make().stdout
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == [
+        "help",
+        "run",
+        "test",
+        "lint",
+        "bench",
+        "lock",
+        "clean",
+    ]
+
+
+def test_an_old_python_is_refused_before_anything_is_made(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit\nexit 1\n')
+    old.chmod(0o755)
+    made = make("run", f"PYTHON={old}", f"VENV={tmp_path}/venv")
+    assert made.returncode != 0
+    assert "needs Python 3.11 or newer" in made.stderr
+    assert "Python 3.9.2" in made.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_missing_python_is_refused(tmp_path):
+    made = make("run", f"PYTHON={tmp_path}/python3", f"VENV={tmp_path}/venv")
+    assert made.returncode != 0
+    assert "not there" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("run", "tollgate serve --demo --port 0"),
+        ("test", "-m pytest -n 2 --port 0"),
+        ("bench", "bench/run.py --port 0"),
+    ],
+)
+def test_arguments_are_passed_on(target, command, tmp_path):
+    printed = make("--dry-run", target, "ARGS=--port 0", f"VENV={tmp_path}/venv").stdout
+    assert command in printed
+    assert "--require-hashes" in printed
+
+
+def test_ci_runs_what_people_run():
+    script = (ROOT / ".ci/run").read_text()
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    for command in ("make lint", "make test"):
+        assert f"\n{command}\n" in script
+        assert f"run: {command}" in workflow
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x = 1\n" * 400, None),
+        ("x = 1\n" * 401, "401 lines"),
+        ("def f():\n" + "    x = 1\n" * 49, None),
+        ("class C:\n    async def f(self):\n" + "        x = 1\n" * 50, "m.py:2: f: 51 lines"),
+    ],
+)
+def test_sizes_are_held(tmp_path, text, found):
+    (tmp_path / "m.py").write_text(text)
+    checked = check_modules(tmp_path)
+    assert checked.returncode == (0 if found is None else 1)
+    assert (found or "1 modules within") in checked.stdout
+
+
+def test_a_check_of_nothing_does_not_pass(tmp_path):
+    assert check_modules(tmp_path).returncode == 2
