@@ -1,14 +1,49 @@
-"""Token-bucket arithmetic in exact integers (interface types; arithmetic follows)."""
+"""Token-bucket arithmetic in exact integers: reserve, settle, charge, and where a bucket stands.
+
+A bucket stores what is *used*: 0 is full, and use decays at `limit per minute` units per millisecond, 60,000 units to
+a request or token. Nothing is ever rounded, so any split of time or cost gives the same level, and a changed limit
+needs no conversion. Every number stays below 2^53: an engine that counts in doubles gives the same answers.
+
+A refund at completion is not `reserved - actual`: while the request ran, refill has returned part of its reservation
+already, and whoever adds both hands tokens out twice. So each dimension also counts all it ever *removed*, by refill
+and by refunds, and a settlement takes back only what can still be there of the level just after its reservation
+(`_correct`). A bucket that is created anew, or whose counts grow long, starts a new epoch; handles of another epoch
+refund nothing.
+
+All functions are pure: time and the name of the next epoch are arguments, states are values. A state of None is an
+absent bucket, which is a full one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
 
-from proxy.core.tiers import Schedule
+from proxy.core.decision import (
+    ADMITTED,
+    NEVER_FITS,
+    REFUSED,
+    Admitted,
+    Cost,
+    Decision,
+    Dimension,
+    Gauge,
+    Handle,
+    NeverFits,
+    Refused,
+    Reservation,
+    Scope,
+    Standing,
+    decision,
+    standing,
+)
+from proxy.core.tiers import LARGEST_LIMIT, UNITS, Figures, Schedule
 
 __all__ = [
+    "EPOCH_SPAN",
+    "STEP_BACK_MS",
+    "UNITS",
     "Admitted",
+    "Answer",
     "Cost",
     "Decision",
     "Dimension",
@@ -19,100 +54,271 @@ __all__ = [
     "Reservation",
     "Scope",
     "Standing",
+    "State",
+    "advance",
+    "charge",
+    "decision",
+    "is_full",
+    "peek",
+    "reserve",
+    "settle",
+    "standing",
 ]
 
+State = tuple[int, int, int, int, int, int]
+"""Epoch, last_ms, used and removed units of requests, used and removed units of tokens."""
+Answer = tuple[int, ...]
+"""Plain numbers; `decision` says what they mean."""
+_Level = tuple[State, Figures]
 
-class Dimension(StrEnum):
-    """What a limit counts."""
-
-    REQUESTS = "requests"
-    TOKENS = "tokens"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request takes from a bucket, in whole requests and tokens."""
-
-    requests: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """One bucket a request must pass; `name` is its identity within the team (`team`, `key:<kid>`, `model:<name>`)."""
-
-    name: str
-    schedule: Schedule
+STEP_BACK_MS = 2_000
+"""A clock that is back by less is waited for; one that is back by this much is believed."""
+EPOCH_SPAN = 2**51
+"""Units removed in one epoch, after which the next begins."""
+_MOST_USED = 2**52
+"""A debt stops growing here, at 75 thousand million tokens, so that sums stay exact."""
+_NOT_CHARGED = -1
+_NEVER = 2**53
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
-    """Where one dimension of one bucket stands: `reset_ms` is the time until it is full again."""
+def advance(state: State, schedule: Schedule, now_ms: int) -> _Level:
+    """The bucket and the limits as they are at `now_ms`, refilled up to then; each side of a switch at its own rate.
 
-    limit: int
-    remaining: int
-    reset_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a bucket stands; None for a dimension without a limit."""
-
-    requests: Gauge | None = None
-    tokens: Gauge | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What settlement needs to know of one scope's reservation; opaque outside the limiter."""
-
-    # Fields are the limiter's own (epoch, removed totals and levels at reservation).
+    The time of the result is the bucket's own: `now_ms`, or up to `STEP_BACK_MS` ahead of it while a clock that was
+    set back catches up. A clock further back is adopted; neither refills anything.
+    """
+    last_ms = state[1]
+    switch_ms = schedule.switch_at_ms
+    if now_ms <= last_ms:
+        if last_ms - now_ms < STEP_BACK_MS:
+            now_ms = last_ms
+        else:
+            state = (state[0], now_ms, *state[2:])
+    elif switch_ms is not None and last_ms < switch_ms <= now_ms:
+        state = _refill(state, schedule.before.figures, switch_ms)
+    figures = (schedule.before if switch_ms is None or now_ms < switch_ms else schedule.after).figures
+    return _refill(state, figures, now_ms), figures
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """An admitted cost, to be settled once with what was really used."""
-
-    team: str
-    scopes: tuple[Scope, ...]
-    cost: Cost
-    handles: tuple[Handle, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """Every scope had room, and was charged."""
-
-    reservation: Reservation
-    standing: Standing
-    """Of the first scope, after the charge."""
+def _refill(state: State, figures: Figures, until_ms: int) -> State:
+    epoch, last_ms, used_r, removed_r, used_t, removed_t = state
+    elapsed_ms = until_ms - last_ms
+    back_r = elapsed_ms * figures[0]
+    if back_r > used_r:  # noqa: PLR1730 - min() takes three times as long, and every decision comes by here
+        back_r = used_r
+    back_t = elapsed_ms * figures[2]
+    if back_t > used_t:  # noqa: PLR1730 - the same
+        back_t = used_t
+    return (epoch, until_ms, used_r - back_r, removed_r + back_r, used_t - back_t, removed_t + back_t)
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """At least one scope had no room; nothing was changed in any."""
+def reserve(
+    states: Sequence[State | None], scopes: Sequence[Scope], cost: Cost, now_ms: int, epoch: int
+) -> tuple[Answer, Sequence[State | None]]:
+    """Charge `cost` to the bucket of every scope, or to none.
 
-    wait_ms: int
-    """Admitted after this many milliseconds of quiet, and not one earlier."""
-    scope: str
-    dimension: Dimension
-    limit: int
-    """Per minute."""
-    used: int
-    requested: int
-    standing: Standing
+    `states` are the buckets in the order of `scopes`, whose names differ; `epoch` is one that no earlier state had.
+    Returns the answer (see `decision`) and the states to store in the same order, None for one to leave as it is. A
+    refusal stores nothing but the time of a bucket whose clock was set back, without which it would never refill.
+
+    A dimension without limit is neither checked nor charged, and what was used of it before is forgotten.
+    """
+    units_r = cost.requests * UNITS if cost.requests > 0 else 0
+    units_t = cost.tokens * UNITS if cost.tokens > 0 else 0
+    fresh = (epoch, now_ms, 0, 0, 0, 0)
+    levels: list[_Level] = []
+    fits = True
+    for scope in scopes:
+        level = advance(states[len(levels)] or fresh, scope.schedule, now_ms)
+        levels.append(level)
+        (_, _, used_r, _, used_t, _), (rate_r, capacity_r, rate_t, capacity_t) = level
+        if (rate_r and used_r + units_r > capacity_r) or (rate_t and used_t + units_t > capacity_t):
+            fits = False
+    if not fits:
+        answer = _refuse(levels, scopes, cost, now_ms)
+        return answer, [
+            level[0] if state is not None and level[0][1] < state[1] else None
+            for state, level in zip(states, levels, strict=True)
+        ]
+    after: list[State] = []
+    handles: Answer = ()
+    for level in levels:
+        charged, handle = _take(level, units_r, units_t, epoch)
+        after.append(charged)
+        handles += handle
+    return (ADMITTED, *_stand(after[0], levels[0][1], scopes[0].schedule, now_ms), *handles), after
 
 
-@dataclass(frozen=True, slots=True)
-class NeverFits:
-    """The cost is above a scope's capacity; waiting does not help; nothing was changed."""
+def _take(level: _Level, units_r: int, units_t: int, epoch: int) -> tuple[State, Answer]:
+    """The bucket after a charge it has room for, and the five numbers of the handle."""
+    (own_epoch, at_ms, used_r, removed_r, used_t, removed_t), (rate_r, _, rate_t, _) = level
+    if removed_r > EPOCH_SPAN or removed_t > EPOCH_SPAN:
+        own_epoch, removed_r, removed_t = epoch, 0, 0
+    if rate_r:
+        level_r = used_r = used_r + units_r
+    else:
+        removed_r, used_r, level_r = removed_r + used_r, 0, _NOT_CHARGED
+    if rate_t:
+        level_t = used_t = used_t + units_t
+    else:
+        removed_t, used_t, level_t = removed_t + used_t, 0, _NOT_CHARGED
+    state = (own_epoch, at_ms, used_r, removed_r, used_t, removed_t)
+    return state, (own_epoch, removed_r, level_r, removed_t, level_t)
 
-    scope: str
-    dimension: Dimension
-    limit: int
-    """Capacity of the bucket."""
-    requested: int
-    standing: Standing
+
+def settle(
+    state: State | None, schedule: Schedule, handle: Handle, reserved: Cost, actual: Cost, now_ms: int, epoch: int
+) -> State:
+    """The bucket with `actual` in the place of what `reserved` charged under `handle`.
+
+    The excess becomes debt, whatever the epoch; the rest comes back by the V rule. `epoch` is one that no earlier
+    state had.
+    """
+    (own_epoch, at_ms, used_r, removed_r, used_t, removed_t), _ = advance(
+        state or (epoch, now_ms, 0, 0, 0, 0), schedule, now_ms
+    )
+    same = own_epoch == handle.epoch
+    if actual.requests != reserved.requests and handle.level_requests != _NOT_CHARGED:
+        room = handle.level_requests - (removed_r - handle.removed_requests) if same else 0
+        back = _correct(used_r, reserved.requests, actual.requests, room)
+        used_r, removed_r = used_r - back, removed_r + max(0, back)
+    if actual.tokens != reserved.tokens and handle.level_tokens != _NOT_CHARGED:
+        room = handle.level_tokens - (removed_t - handle.removed_tokens) if same else 0
+        back = _correct(used_t, reserved.tokens, actual.tokens, room)
+        used_t, removed_t = used_t - back, removed_t + max(0, back)
+    return _renew((own_epoch, at_ms, used_r, removed_r, used_t, removed_t), epoch)
 
 
-Decision = Admitted | Refused | NeverFits
+def _correct(used: int, reserved: int, actual: int, still_there: int) -> int:
+    """Units to take off the level; negative for a debt.
+
+    `still_there` is the level just after the reservation less all that was removed since. Counting every removal
+    against the oldest content under-states what is left of the reservation, never over-states it.
+    """
+    unused = (max(0, reserved) - min(max(0, actual), LARGEST_LIMIT)) * UNITS
+    if unused < 0:
+        return -min(-unused, max(0, _MOST_USED - used))
+    return max(0, min(unused, still_there, used))
+
+
+def charge(state: State | None, schedule: Schedule, cost: Cost, now_ms: int, epoch: int) -> State:
+    """The bucket with `cost` taken from it, whether there is room or not."""
+    (own_epoch, at_ms, used_r, removed_r, used_t, removed_t), (rate_r, _, rate_t, _) = advance(
+        state or (epoch, now_ms, 0, 0, 0, 0), schedule, now_ms
+    )
+    if rate_r:
+        used_r -= _correct(used_r, 0, cost.requests, 0)
+    if rate_t:
+        used_t -= _correct(used_t, 0, cost.tokens, 0)
+    return _renew((own_epoch, at_ms, used_r, removed_r, used_t, removed_t), epoch)
+
+
+def _renew(state: State, epoch: int) -> State:
+    if state[3] > EPOCH_SPAN or state[5] > EPOCH_SPAN:
+        return (epoch, state[1], state[2], 0, state[4], 0)
+    return state
+
+
+def peek(state: State | None, schedule: Schedule, now_ms: int) -> Answer:
+    """The six numbers of `standing` for this bucket."""
+    level, figures = advance(state or (0, now_ms, 0, 0, 0, 0), schedule, now_ms)
+    return _stand(level, figures, schedule, now_ms)
+
+
+def is_full(state: State, schedule: Schedule, now_ms: int) -> bool:
+    """Whether the bucket is at `now_ms` no different from an absent one; a dimension without limit does not count."""
+    level, figures = advance(state, schedule, now_ms)
+    return not ((figures[0] and level[2]) or (figures[2] and level[4]))
+
+
+def _stand(level: State, figures: Figures, schedule: Schedule, now_ms: int) -> Answer:
+    _, at_ms, used_r, _, used_t, _ = level
+    rate_r, capacity_r, rate_t, capacity_t = figures
+    reset_r = -(-used_r // rate_r) if rate_r else 0
+    reset_t = -(-used_t // rate_t) if rate_t else 0
+    switch_ms = schedule.switch_at_ms
+    if switch_ms is not None and at_ms < switch_ms <= at_ms + max(reset_r, reset_t):
+        reset_r = _until(used_r, None, schedule, 0, at_ms)
+        reset_t = _until(used_t, None, schedule, 1, at_ms)
+    if at_ms > now_ms:
+        reset_r += at_ms - now_ms if reset_r else 0
+        reset_t += at_ms - now_ms if reset_t else 0
+    return (
+        rate_r,
+        (capacity_r - used_r) // UNITS if used_r < capacity_r else 0,
+        reset_r,
+        rate_t,
+        (capacity_t - used_t) // UNITS if used_t < capacity_t else 0,
+        reset_t,
+    )
+
+
+def _refuse(levels: Sequence[_Level], scopes: Sequence[Scope], cost: Cost, now_ms: int) -> Answer:
+    """The answer to a cost that has no room in at least one of `levels`."""
+    stands = _stand(*levels[0], scopes[0].schedule, now_ms)
+    units = (max(0, cost.requests) * UNITS, max(0, cost.tokens) * UNITS)
+    for index, (_, figures) in enumerate(levels):
+        for which in (0, 1):
+            if figures[2 * which] and units[which] > figures[2 * which + 1]:
+                return (NEVER_FITS, *stands, index, which, figures[2 * which + 1] // UNITS)
+    wait_ms, binding, dimension = _longest(levels, scopes, units, now_ms)
+    used, limit = levels[binding][0][2 + 2 * dimension], levels[binding][1][2 * dimension]
+    total_ms, last, which = wait_ms, binding, dimension
+    # What has room until then may lose it on the way, where a switch lowers a limit.
+    while wait_ms > 0 and total_ms < _NEVER and _switches(scopes, now_ms, now_ms + total_ms):
+        at_ms = now_ms + total_ms
+        then = [advance(level, scope.schedule, at_ms) for (level, _), scope in zip(levels, scopes, strict=True)]
+        wait_ms, last, which = _longest(then, scopes, units, at_ms)
+        total_ms += wait_ms
+    if total_ms >= _NEVER:
+        return (NEVER_FITS, *stands, last, which, scopes[last].schedule.after.figures[2 * which + 1] // UNITS)
+    return (REFUSED, *stands, total_ms, binding, dimension, limit, -(-used // UNITS))
+
+
+def _switches(scopes: Sequence[Scope], after_ms: int, until_ms: int) -> bool:
+    switches = (scope.schedule.switch_at_ms for scope in scopes)
+    return any(switch is not None and after_ms < switch <= until_ms for switch in switches)
+
+
+def _longest(
+    levels: Sequence[_Level], scopes: Sequence[Scope], units: tuple[int, int], now_ms: int
+) -> tuple[int, int, int]:
+    """The longest wait of all scopes and dimensions, with its scope's index and its dimension; the first of equals."""
+    longest, binding, dimension = 0, 0, 0
+    for index, (level, _) in enumerate(levels):
+        for which in (0, 1):
+            wait_ms = _until(level[2 + 2 * which], units[which], scopes[index].schedule, which, level[1])
+            if wait_ms:
+                wait_ms += level[1] - now_ms
+            if wait_ms > longest:
+                longest, binding, dimension = wait_ms, index, which
+    return longest, binding, dimension
+
+
+def _until(used: int, cost: int | None, schedule: Schedule, which: int, at_ms: int) -> int:
+    """Milliseconds from `at_ms` until a dimension has room for `cost` units, or until it is full for None.
+
+    At least `_NEVER` when a full bucket would have no room either.
+    """
+    switch_ms = schedule.switch_at_ms
+    rate, capacity = schedule.before.figures[2 * which : 2 * which + 2]
+    until_switch_ms = 0
+    if switch_ms is not None:
+        if at_ms < switch_ms:
+            wait_ms = _wait(used, cost, rate, capacity)
+            until_switch_ms = switch_ms - at_ms
+            if wait_ms < until_switch_ms:
+                return wait_ms
+            used = max(0, used - until_switch_ms * rate)
+        rate, capacity = schedule.after.figures[2 * which : 2 * which + 2]
+    return until_switch_ms + _wait(used, cost, rate, capacity)
+
+
+def _wait(used: int, cost: int | None, rate: int, capacity: int) -> int:
+    if not rate:
+        return 0
+    if cost is None:
+        cost = capacity
+    if cost > capacity:
+        return _NEVER
+    return max(0, -(-(used + cost - capacity) // rate))

@@ -1,0 +1,134 @@
+"""The limiter of one process: every bucket in a dict."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.core import bucket
+from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing, State
+from proxy.core.tiers import Schedule
+from proxy.ports import Clock
+
+__all__ = ["ClockSteps", "MemoryLimiter"]
+
+_SWEEP_EVERY_MS = 1_000
+_SWEEP_AT_LEAST = 64
+_SWEEPS_PER_ROUND = 60
+_STEP_AHEAD_MS = 2_000
+
+_Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class ClockSteps:
+    """How often the clock was set while the limiter ran."""
+
+    back: int = 0
+    ahead: int = 0
+
+
+class MemoryLimiter:
+    """`ports.Limiter` for one event loop; cannot be away.
+
+    Buckets live as long as they are not full: each second that sees an operation drops the full ones among a sixtieth
+    of all, so that an idle team costs nothing after about a minute. No task, no lock: no method gives up the loop.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock_steps = ClockSteps()
+        """Set back: by any amount. Set ahead: by more than two seconds, as seen against the monotonic clock."""
+        self._clock = clock
+        self._buckets: dict[_Key, tuple[State, Schedule]] = {}
+        self._round: deque[_Key] = deque()
+        self._epoch = 0
+        self._last_ms = clock.now_ms()
+        self._offset_ms = self._last_ms - clock.monotonic_ns() // 1_000_000
+        self._sweep_at_ms = self._last_ms
+
+    def __len__(self) -> int:
+        """Buckets held."""
+        return len(self._buckets)
+
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+        """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
+        now_ms = self._now_ms()
+        states = [self._state((team, scope.name)) for scope in scopes]
+        self._epoch += 1
+        answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch)
+        for index, state in enumerate(after):
+            if state is not None:
+                self._keep((team, scopes[index].name), state, scopes[index].schedule)
+        return bucket.decision(team, scopes, cost, answer)
+
+    def settle(self, reservation: Reservation, actual: Cost) -> None:
+        """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
+        now_ms = self._now_ms()
+        for scope, handle in zip(reservation.scopes, reservation.handles, strict=True):
+            if handle.settled:
+                continue
+            handle.settled = True
+            key = (reservation.team, scope.name)
+            self._epoch += 1
+            state = bucket.settle(
+                self._state(key), scope.schedule, handle, reservation.cost, actual, now_ms, self._epoch
+            )
+            self._keep(key, state, scope.schedule)
+
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Take `cost` without asking; the buckets may go into debt."""
+        now_ms = self._now_ms()
+        for scope in scopes:
+            key = (team, scope.name)
+            self._epoch += 1
+            self._keep(key, bucket.charge(self._state(key), scope.schedule, cost, now_ms, self._epoch), scope.schedule)
+
+    async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
+        """Where each scope stands now; writes nothing."""
+        now_ms = self._now_ms()
+        return tuple(
+            bucket.standing(bucket.peek(self._state((team, scope.name)), scope.schedule, now_ms)) for scope in scopes
+        )
+
+    def _state(self, key: _Key) -> State | None:
+        held = self._buckets.get(key)
+        return held and held[0]
+
+    def _keep(self, key: _Key, state: State, schedule: Schedule) -> None:
+        if key not in self._buckets:
+            if bucket.is_full(state, schedule, state[1]):
+                return
+            self._round.append(key)
+        self._buckets[key] = (state, schedule)
+
+    def _now_ms(self) -> int:
+        now_ms = self._clock.now_ms()
+        passed_ms = now_ms - self._last_ms
+        if passed_ms < 0 or passed_ms > _STEP_AHEAD_MS:
+            self._watch(now_ms)
+        self._last_ms = now_ms
+        if passed_ms < 0 or now_ms >= self._sweep_at_ms:
+            self._sweep(now_ms)
+        return now_ms
+
+    def _watch(self, now_ms: int) -> None:
+        """Tell a clock that was set from a time in which nothing happened."""
+        offset_ms = now_ms - self._clock.monotonic_ns() // 1_000_000
+        if now_ms < self._last_ms:
+            self.clock_steps.back += 1
+        elif offset_ms - self._offset_ms > _STEP_AHEAD_MS:
+            self.clock_steps.ahead += 1
+        self._offset_ms = offset_ms
+
+    def _sweep(self, now_ms: int) -> None:
+        self._sweep_at_ms = now_ms + _SWEEP_EVERY_MS
+        for _ in range(min(len(self._round), max(_SWEEP_AT_LEAST, len(self._round) // _SWEEPS_PER_ROUND + 1))):
+            key = self._round.popleft()
+            state, schedule = self._buckets[key]
+            if bucket.is_full(state, schedule, now_ms):
+                del self._buckets[key]
+            else:
+                # Written back, so that a bucket whose clock was ahead of a step back refills from now on.
+                self._buckets[key] = (bucket.advance(state, schedule, now_ms)[0], schedule)
+                self._round.append(key)

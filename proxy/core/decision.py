@@ -1,0 +1,181 @@
+"""What a limiter is asked and what it answers: records, and how they are made of an engine's plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from proxy.core.tiers import Schedule
+
+__all__ = [
+    "ADMITTED",
+    "NEVER_FITS",
+    "REFUSED",
+    "Admitted",
+    "Cost",
+    "Decision",
+    "Dimension",
+    "Gauge",
+    "Handle",
+    "NeverFits",
+    "Refused",
+    "Reservation",
+    "Scope",
+    "Standing",
+    "decision",
+    "standing",
+]
+
+ADMITTED, REFUSED, NEVER_FITS = range(3)
+"""First number of an answer."""
+
+
+class Dimension(StrEnum):
+    """What a limit counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+_new = tuple.__new__
+_DIMENSIONS = (Dimension.REQUESTS, Dimension.TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request takes from a bucket, in whole requests and tokens; a negative count takes nothing."""
+
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One bucket a request must pass; `name` is its identity within the team (`team`, `key:<kid>`, `model:<name>`)."""
+
+    name: str
+    schedule: Schedule
+
+
+# The records of an admission are named tuples: five are made for every request, each in half the time that a frozen
+# dataclass takes.
+
+
+class Gauge(NamedTuple):
+    """Where one dimension of one bucket stands: `reset_ms` is the time until it is full again."""
+
+    limit: int
+    remaining: int
+    reset_ms: int
+
+
+class Standing(NamedTuple):
+    """Where a bucket stands; None for a dimension without a limit."""
+
+    requests: Gauge | None = None
+    tokens: Gauge | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """What settlement needs to know of one scope's reservation; opaque outside the limiter.
+
+    In bucket units, as of the reservation: what had been removed in all, and the level just after it (-1: the
+    dimension was without limit and nothing was charged). Compared by identity, and the one record here that changes:
+    `settled` is marked by the engine, so that a reservation counts once however often it is handed in.
+    """
+
+    epoch: int = 0
+    removed_requests: int = 0
+    level_requests: int = -1
+    removed_tokens: int = 0
+    level_tokens: int = -1
+    settled: bool = field(default=False, init=False)
+
+
+class Reservation(NamedTuple):
+    """An admitted cost, to be settled once with what was really used."""
+
+    team: str
+    scopes: tuple[Scope, ...]
+    cost: Cost
+    handles: tuple[Handle, ...]
+
+
+class Admitted(NamedTuple):
+    """Every scope had room, and was charged."""
+
+    reservation: Reservation
+    standing: Standing
+    """Of the first scope, after the charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """At least one scope had no room; nothing was changed in any."""
+
+    wait_ms: int
+    """Admitted after this many milliseconds of quiet, and not one earlier."""
+    scope: str
+    """The scope that asks for the longest wait, and its dimension."""
+    dimension: Dimension
+    limit: int
+    """Per minute."""
+    used: int
+    """Rounded up, so that `used + requested` is above the capacity whenever it is refused for that."""
+    requested: int
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class NeverFits:
+    """The cost is above a scope's capacity; waiting does not help; nothing was changed."""
+
+    scope: str
+    dimension: Dimension
+    limit: int
+    """Capacity of the bucket."""
+    requested: int
+    standing: Standing
+
+
+Decision = Admitted | Refused | NeverFits
+
+
+def standing(numbers: Sequence[int]) -> Standing:
+    """A standing of six numbers: limit per minute (0: none), remaining and reset_ms of requests, then of tokens."""
+    limit_r, remaining_r, reset_r, limit_t, remaining_t, reset_t = numbers
+    return _new(
+        Standing,
+        (
+            _new(Gauge, (limit_r, remaining_r, reset_r)) if limit_r else None,
+            _new(Gauge, (limit_t, remaining_t, reset_t)) if limit_t else None,
+        ),
+    )
+
+
+def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[int]) -> Decision:
+    """The decision an engine's answer stands for.
+
+    An answer is a flat list of integers: status, the six numbers of the first scope's standing, and
+
+    * `ADMITTED`: five numbers of each scope's handle, in the order of its fields;
+    * `REFUSED`: wait_ms, index of the binding scope, its dimension (0 requests, 1 tokens), its limit, used;
+    * `NEVER_FITS`: index of the scope, dimension, capacity.
+    """
+    status = answer[0]
+    stands = standing(answer[1:7])
+    if status == ADMITTED:
+        handles: tuple[Handle, ...] = (Handle(*answer[7:12]),)
+        if len(answer) > 12:
+            handles += tuple(Handle(*answer[at : at + 5]) for at in range(12, len(answer), 5))
+        return _new(Admitted, (_new(Reservation, (team, tuple(scopes), cost, handles)), stands))
+    if status == REFUSED:
+        wait_ms, index, which, limit, used = answer[7:]
+        requested = cost.tokens if which else cost.requests
+        return Refused(wait_ms, scopes[index].name, _DIMENSIONS[which], limit, used, requested, stands)
+    index, which, capacity = answer[7:]
+    requested = cost.tokens if which else cost.requests
+    return NeverFits(scopes[index].name, _DIMENSIONS[which], capacity, requested, stands)
