@@ -1,0 +1,105 @@
+"""Sending a streamed answer, chunk by chunk, in its own time and with the faults asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from proxy.simulator.clock import Time
+from proxy.simulator.connection import cut
+from proxy.simulator.endpoint import Answer, Frame, Stamp
+from proxy.simulator.faults import Faults
+from proxy.simulator.refusal import error_body
+from proxy.simulator.stats import Record
+
+__all__ = ["Pace", "send_stream"]
+
+_ERROR_EVENT = (
+    b"data: " + error_body("The server had an error while processing your request.", "server_error") + b"\n\n"
+)
+_NOT_JSON = Frame(b'data: {"id":"chatcmpl-\n\n')
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a stream goes, in milliseconds."""
+
+    ttft_ms: float
+    chunk_ms: float
+
+
+class _Writer:
+    """Writes to the response, each piece at once, or `split` bytes at a time."""
+
+    def __init__(self, response: web.StreamResponse, split: int | None, time: Time) -> None:
+        self._response = response
+        self._split = split
+        self._time = time
+        self._held = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`, or whole pieces of it and keep the rest."""
+        if self._split is None:
+            await self._response.write(data)
+            return
+        self._held += data
+        while len(self._held) >= self._split:
+            await self._response.write(bytes(self._held[: self._split]))
+            del self._held[: self._split]
+            await self._time.sleep(0)
+
+    async def flush(self) -> None:
+        """Write what was kept."""
+        if self._held:
+            await self._response.write(bytes(self._held))
+            self._held.clear()
+
+
+async def send_stream(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    answer: Answer,
+    stamp: Stamp,
+    pace: Pace,
+    faults: Faults,
+    record: Record,
+    time: Time,
+) -> None:
+    """Send an answer in frames; `record` counts what was sent. Raises `ConnectionResetError` when the client left.
+
+    The pause between chunks stands before every piece of text but the first; the finish reason, the usage and the
+    terminator follow their predecessor at once.
+    """
+    await response.prepare(request)
+    await time.sleep(pace.ttft_ms / 1_000)
+    writer = _Writer(response, faults.split, time)
+    for frame in answer.frames(stamp, usage=not faults.no_usage):
+        if await _broken_off(request, writer, faults, record.chunks_sent):
+            return
+        if frame.tokens and record.output_tokens_sent:
+            await time.sleep(pace.chunk_ms / 1_000)
+        sent = _NOT_JSON if faults.malformed and record.chunks_sent == 1 else frame
+        await writer.write(sent.data)
+        record.chunks_sent += 1
+        record.output_tokens_sent += sent.tokens
+    if await _broken_off(request, writer, faults, None):
+        return
+    # A client may hang up on the terminator, so the answer counts as complete before it is written.
+    record.completed = True
+    if not faults.no_done:
+        await writer.write(answer.terminator)
+    await writer.flush()
+
+
+async def _broken_off(request: web.BaseRequest, writer: _Writer, faults: Faults, chunks_sent: int | None) -> bool:
+    """Whether a fault ended the stream here; `chunks_sent` None: there are no more chunks, so any that waits is due."""
+    if faults.error_event_after is not None and chunks_sent in {None, faults.error_event_after}:
+        await writer.write(_ERROR_EVENT)
+        await writer.flush()
+        return True
+    if faults.cut_after is not None and chunks_sent in {None, faults.cut_after}:
+        await writer.flush()
+        cut(request)
+        return True
+    return False
