@@ -11,7 +11,16 @@ import click
 
 from proxy.settings import Settings, SettingsError, load, parse_duration_ms
 
-__all__ = ["DURATION", "SettingsRefused", "data_options", "option", "settings_from"]
+__all__ = [
+    "DURATION",
+    "MODELS",
+    "SettingsRefused",
+    "config_option",
+    "data_options",
+    "json_option",
+    "option",
+    "settings_from",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -50,7 +59,18 @@ class _Duration(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class _Models(click.ParamType[frozenset[str]]):
+    """Names of models with commas between them; `all` alone is every model there is."""
+
+    name = "models"
+    every = frozenset({"all"})
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> frozenset[str]:
+        return value if isinstance(value, frozenset) else frozenset(filter(None, map(str.strip, value.split(","))))
+
+
 DURATION = _Duration()
+MODELS = _Models()
 
 
 def option(key: str) -> Callable[[_Command], _Command]:
@@ -71,6 +91,11 @@ def config_option(command: _Command) -> _Command:
     return click.option(
         "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file (TOML); or TOLLGATE_CONFIG."
     )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """The option that prints JSON in the place of a table."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def settings_from(config: Path | None, flags: Mapping[str, object]) -> Settings:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -42,18 +42,18 @@ def echo_csv(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     click.echo(out.getvalue(), nl=False)
 
 
-def echo_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print rows under a header, in columns; numbers to the right, nothing as `-`."""
+def echo_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Container[str] = ()) -> None:
+    """Print rows under a header, in columns; numbers and the columns in `right` to the right, nothing as `-`."""
     body = [
         ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in row]
         for row in rows
     ]
     widths = [max(map(_width, column)) for column in zip(header, *body, strict=True)]
-    numeric = [any(isinstance(cell, int) for cell in column) for column in zip(*rows, strict=True)] or [False] * len(
-        header
-    )
+    numeric = [name in right or any(isinstance(row[at], int) for row in rows) for at, name in enumerate(header)]
     for line in (list(header), *body):
-        cells = [_padded(cell, width, right=right) for cell, width, right in zip(line, widths, numeric, strict=True)]
+        cells = [
+            _padded(cell, width, right=to_right) for cell, width, to_right in zip(line, widths, numeric, strict=True)
+        ]
         click.echo("  ".join(cells).rstrip())
 
 

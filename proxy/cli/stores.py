@@ -1,0 +1,58 @@
+"""Teams, keys and usage, as the commands reach them: through the composition root, with errors turned into exits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from proxy.cli.output import printable
+from proxy.core.errors import StoreAway
+from proxy.core.registry import Registry, RegistryError, UsageReports
+from proxy.settings import Settings
+from proxy.settings.problem import nearest
+
+__all__ = ["now_ms", "registry_of", "reports_of", "require_tier"]
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds at which the command was given."""
+    return time.time_ns() // 1_000_000  # noqa: TID251  # a command is one instant; there is no application to ask
+
+
+@contextmanager
+def registry_of(settings: Settings) -> Iterator[Registry]:
+    """Teams and keys of the configured database; what goes wrong ends the command with a sentence."""
+    import proxy.app  # noqa: PLC0415  # --help and refusals do without the database
+
+    with _failures(), proxy.app.open_registry(settings) as registry:
+        yield registry
+
+
+@contextmanager
+def reports_of(settings: Settings) -> Iterator[UsageReports]:
+    """The ledger of the configured database; what goes wrong ends the command with a sentence."""
+    import proxy.app  # noqa: PLC0415  # as above
+
+    with _failures(), proxy.app.open_reports(settings) as reports:
+        yield reports
+
+
+def require_tier(settings: Settings, tier: str) -> None:
+    """Refuse a tier that neither the documentation nor the settings file has."""
+    known = settings.limits.all_tiers()
+    if tier not in known:
+        hint = nearest(tier, known) or f"there are {', '.join(known)}"
+        raise click.ClickException(f"no tier is named {printable(tier)} ({hint})")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except RegistryError as error:
+        raise click.ClickException(printable(str(error))) from None
+    except StoreAway as error:
+        raise click.ClickException(f"the database did not answer ({error.store}, {error.operation})") from error

@@ -1,0 +1,113 @@
+"""`tollgate usage`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cli.options import data_options, json_option, settings_from
+from proxy.cli.output import Cell, echo_csv, echo_json, echo_table
+from proxy.cli.stores import now_ms, reports_of
+from proxy.core.money import PICO_DIGITS, format_usd
+from proxy.core.registry import Axis, UsageRow
+from proxy.settings import parse_duration_ms
+
+__all__ = ["usage"]
+
+_MEASURES = (
+    "requests",
+    "cached",
+    "estimated",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+
+
+class _Axes(click.ParamType[tuple[Axis, ...]]):
+    """Names of axes with commas between them."""
+
+    name = "axes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Axis, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            axes = tuple(Axis(each.strip()) for each in value.split(",") if each.strip())
+        except ValueError as error:
+            self.fail(f"{error}: choose from {', '.join(Axis)}", param, ctx)
+        if len(set(axes)) < len(axes):
+            self.fail("each axis once", param, ctx)
+        return axes
+
+
+class _Instant(click.ParamType[int]):
+    """A day (2026-11-01, its start in UTC) or a duration before now (30d), in unix milliseconds."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000
+        except ValueError:
+            pass
+        try:
+            return max(0, now_ms() - parse_duration_ms(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a day (2026-11-01) nor a duration (30d)", param, ctx)
+
+
+@click.command
+@click.option("--by", type=_Axes(), default="team", show_default=True, metavar="AXES", help=f"Of {', '.join(Axis)}.")
+@click.option(
+    "--since", type=_Instant(), default="30d", show_default=True, metavar="WHEN", help="30d, 48h, 2026-11-01."
+)
+@click.option("--until", type=_Instant(), metavar="WHEN", help="The same; default: now.")
+@click.option("--team", help="Of this team alone.")
+@data_options
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+def usage(
+    by: tuple[Axis, ...],
+    since: int,
+    until: int | None,
+    team: str | None,
+    *,
+    config: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    **options: Any,
+) -> None:
+    """Show what was used and what it cost, out of the ledger.
+
+    Counts whole days (UTC), those that the time from --since to --until touches. JSON and CSV have exact amounts.
+
+    \b
+    Examples:
+      tollgate usage --by team,model --since 30d
+      tollgate usage --by day --team growth --since 2026-10-01 --until 2026-11-01
+      tollgate usage --by team,model,day --csv > usage.csv
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    with reports_of(settings_from(config, options)) as reports:
+        rows = list(reports.usage(by, since, until, team))
+    header = (*(axis.value for axis in by), *_MEASURES, "cost_usd", "saved_usd")
+    if as_json:
+        echo_json([dict(zip(header, _cells(row, PICO_DIGITS), strict=True)) for row in rows])
+    elif as_csv:
+        echo_csv(header, [_cells(row, PICO_DIGITS) for row in rows])
+    else:
+        echo_table(header, [_cells(row, 4) for row in rows], right=("cost_usd", "saved_usd"))
+
+
+def _cells(row: UsageRow, digits: int) -> tuple[Cell, ...]:
+    counts = (row.requests, row.cached, row.estimated)
+    tokens = tuple(getattr(row.usage, name) for name in _MEASURES[len(counts) :])
+    return (*row.group, *counts, *tokens, format_usd(row.cost_pico_usd, digits), format_usd(row.saved_pico_usd, digits))
