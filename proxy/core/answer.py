@@ -80,7 +80,7 @@ class _Chunk(msgspec.Struct):
     choices: list[_ChunkChoice] | None = None
     usage: _Usage | None = None
     service_tier: str | None = None
-    error: msgspec.Raw = msgspec.Raw(b"")
+    error: object = None
 
 
 class _FullChoice(msgspec.Struct):
@@ -215,7 +215,7 @@ class ChatStream:
         except msgspec.MsgspecError:
             self.malformed = True
             return None
-        if chunk.error not in (b"", b"null"):
+        if chunk.error is not None:
             self.errored = True
         if chunk.usage is not None:
             self.usage = chunk.usage.counted()

@@ -88,17 +88,12 @@ class ChatRequest:
 
 def parse_chat(body: JsonObject, raw: bytes) -> ChatRequest:
     """Check `body`, the strictly parsed form of `raw`. Raises `InvalidRequest` naming the parameter."""
-    for name, kinds in _TYPES.items():
-        value: Any = body.get(name)
-        if value is None:
-            continue
-        # bool is an int to Python, never to JSON.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise _wrong_type(name, kinds)
-        if name in _RANGES:
-            low, high = _RANGES[name]
-            if not low <= value <= high:
-                raise _out_of_range(name, value, low, high)
+    for name, value in body.items():
+        kinds = _TYPES.get(name)
+        if kinds is not None and value is not None:
+            _check_type(name, value, kinds)
+            if name in _RANGES:
+                _check_range(name, value)
     model = body.get("model")
     if not model:
         raise InvalidRequest("You must provide a model parameter.", param="model", code="missing_required_parameter")
@@ -156,6 +151,18 @@ def nondeterminism(body: JsonObject) -> str | None:
 _STATEFUL = ("store", "previous_response_id", "conversation", "background", "web_search_options")
 _LOCAL_TOOLS = frozenset({"function", "custom"})
 """Tools the client runs itself; every other kind is run by upstream and sees the world of the moment."""
+
+
+def _check_type(param: str, value: object, kinds: tuple[type, ...]) -> None:
+    # bool is an int to Python, never to JSON.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise _wrong_type(param, kinds)
+
+
+def _check_range(param: str, value: float) -> None:
+    low, high = _RANGES[param]
+    if not low <= value <= high:
+        raise _out_of_range(param, value, low, high)
 
 
 def _with_usage(options: str) -> str:
