@@ -1,0 +1,110 @@
+"""Opens the database: SQLite by path, Postgres by URL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from proxy.core.errors import StoreAway
+
+__all__ = ["insert_into", "open_engine", "reading", "writing"]
+
+_BUSY_TIMEOUT_MS = 10_000
+# The two are alike in all that is used of them, and have no type in common that says so.
+Insert = sqlite.Insert
+_INSERT: Mapping[str, Callable[[Table], Insert]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": cast("Callable[[Table], Insert]", postgresql.insert),
+}
+
+
+def open_engine(url_or_path: str | Path) -> Engine:
+    """An engine for a database URL or the path of an SQLite file; connects when first used.
+
+    The file is made with mode 0600 and its directory with 0700. The engine is synchronous and safe to use from
+    threads.
+    """
+    if isinstance(url_or_path, Path) or "://" not in url_or_path:
+        return _open_sqlite(URL.create("sqlite", database=os.fspath(url_or_path)))
+    url = make_url(url_or_path)
+    if url.get_backend_name() == "sqlite":
+        return _open_sqlite(url)
+    return create_engine(url, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True)
+
+
+@contextmanager
+def reading(engine: Engine, store: str, operation: str) -> Iterator[Connection]:
+    """A transaction that only reads, all of it at one instant; a database that fails becomes `StoreAway`."""
+    options: dict[str, Any] = {"read_only": True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"
+    try:
+        with engine.connect() as connection, connection.execution_options(**options).begin():
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreAway(store, operation) from error
+
+
+@contextmanager
+def writing(engine: Engine, store: str, operation: str) -> Iterator[Connection]:
+    """A transaction that writes, committed at the end; a database that fails becomes `StoreAway`."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreAway(store, operation) from error
+
+
+def insert_into(connection: Connection, table: Table) -> Insert:
+    """An INSERT that knows ON CONFLICT, in the connection's dialect."""
+    return _INSERT[connection.dialect.name](table)
+
+
+def _open_sqlite(url: URL) -> Engine:
+    if url.database is None:
+        raise ValueError("the SQLite database needs a path")
+    path = Path(url.database)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite gives its -wal and -shm files the mode of this one.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    engine = create_engine(url, hide_parameters=True)
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+    # Transactions begin where `_begin` says, not where the driver guesses.
+    connection.isolation_level = None
+    for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
+        # FULL: a spool segment is deleted once its events are committed, so a commit must survive a power cut.
+        connection.execute(f"PRAGMA {pragma}").close()
+    _use_wal(connection)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # The first switch to WAL needs the file alone and does not wait by itself; from then on the file remembers it.
+    for _ in range(100):
+        try:
+            if connection.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",):
+                return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise
+        time.sleep(0.02)
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes its lock first: one that began as a reader could not wait for it.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,64 @@
+"""Brings the schema to this version of the package, at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from proxy.adapters.sql.engine import reading, writing
+
+__all__ = ["HEAD", "SchemaUnknown", "migrate"]
+
+HEAD = "0001"
+"""The newest revision under `migrations/versions`; a test holds the two together."""
+
+_POSTGRES_LOCK = 7_450_862_012_519_237_021
+
+
+class SchemaUnknown(Exception):
+    """The database was made by another version of the package, newer than this one."""
+
+
+def migrate(engine: Engine) -> bool:
+    """Run the migrations that are due; returns whether there were any.
+
+    Safe when several processes start at once: one migrates, the others wait and find nothing to do. Raises
+    `SchemaUnknown`, `StoreAway`.
+    """
+    with reading(engine, "database", "migrate") as connection:
+        if _revision(connection) == HEAD:
+            return False
+    with writing(engine, "database", "migrate") as connection:
+        # On SQLite the write transaction is the lock.
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _POSTGRES_LOCK})
+        found = _revision(connection)
+        if found == HEAD:
+            return False
+        _upgrade(connection, found)
+    return True
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection, found: str | None) -> None:
+    # Alembic takes longer to import than most starts take as a whole, and most starts need none of it.
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
+    from alembic.util.exc import CommandError  # noqa: PLC0415 - see above
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    if found is not None:
+        try:
+            ScriptDirectory.from_config(config).get_revision(found)
+        except CommandError:
+            raise SchemaUnknown(f"the database is at revision {found}, this version knows {HEAD}") from None
+    command.upgrade(config, "head")

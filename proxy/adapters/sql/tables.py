@@ -1,0 +1,155 @@
+"""The schema, for SQLite and Postgres alike. Migrations make it; a test holds the two together.
+
+Times are unix milliseconds, money is integer pico-dollars. Text has no length, because names come from clients.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+
+from proxy.core.usage import Usage
+
+__all__ = [
+    "api_keys",
+    "audit_log",
+    "config_revision",
+    "metadata",
+    "spool_offsets",
+    "teams",
+    "usage_daily",
+    "usage_events",
+]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite has no exact type wider than 64 bits: there a sum ends at nine million dollars.
+_SUM = BigInteger().with_variant(Numeric(38, 0), "postgresql")
+# On SQLite only an INTEGER primary key counts by itself.
+_SERIAL = BigInteger().with_variant(Integer(), "sqlite")
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("tier", String, nullable=False),
+    Column("tier_since_ms", BigInteger, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("request_capacity", BigInteger),
+    Column("token_capacity", BigInteger),
+    Column("cache_mode", String, nullable=False),
+    Column("allow_stateful", Boolean, nullable=False),
+    Column("models", JSON(none_as_null=True)),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("cache_secret", LargeBinary, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("kid", String, primary_key=True),
+    Column("team", String, ForeignKey("teams.name"), nullable=False),
+    Column("label", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Column("revoked_at_ms", BigInteger),
+    Column("models", JSON(none_as_null=True)),
+    Column("pepper_id", Integer, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Index(None, "team"),
+)
+
+config_revision = Table(
+    "config_revision",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)
+"""One row, with id 1."""
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("details", Text, nullable=False),
+)
+"""Who did what, when, to which team or key. `details` is JSON, never a secret."""
+
+_TOKENS = Usage.__slots__
+
+usage_events = Table(
+    "usage_events",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("event_id", String, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("request_id", String, nullable=False),
+    Column("team", String, nullable=False),
+    Column("key_id", String, nullable=False),
+    Column("endpoint", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("upstream", String, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("outcome", String, nullable=False),
+    *(Column(kind, BigInteger, nullable=False) for kind in _TOKENS),
+    Column("cost_pico_usd", BigInteger, nullable=False),
+    Column("saved_pico_usd", BigInteger, nullable=False),
+    Column("price_id", String),
+    Column("estimated", Boolean, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+)
+"""The ledger. Rows are added, never changed; `day` is the UTC day in which `event_id` was made."""
+
+usage_daily = Table(
+    "usage_daily",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("team", String, primary_key=True),
+    Column("key_id", String, primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("upstream", String, primary_key=True),
+    Column("endpoint", String, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("cached", BigInteger, nullable=False),
+    Column("estimated", BigInteger, nullable=False),
+    *(Column(kind, BigInteger, nullable=False) for kind in _TOKENS),
+    Column("cost_pico_usd", _SUM, nullable=False),
+    Column("saved_pico_usd", _SUM, nullable=False),
+)
+"""Always the group-by of `usage_events`."""
+
+spool_offsets = Table(
+    "spool_offsets",
+    metadata,
+    Column("segment", String, primary_key=True),
+    Column("offset_bytes", BigInteger, nullable=False),
+)
+"""How far each spool segment has been taken over; moves on in the transaction that took it."""

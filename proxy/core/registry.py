@@ -1,0 +1,218 @@
+"""Managing teams and keys, and reading what they used: what the command line and the admin API ask for.
+
+Every method is synchronous and talks to the database; a caller on an event loop uses a thread. Each one raises
+`StoreAway` when the database does not answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypedDict, Unpack
+
+from proxy.core.principal import CacheMode, KeyRecord, Team
+from proxy.core.usage import Usage
+
+__all__ = [
+    "Axis",
+    "BadName",
+    "BadValue",
+    "IssuedKey",
+    "KeyUnknown",
+    "Mismatch",
+    "Registry",
+    "RegistryError",
+    "TeamChanges",
+    "TeamExists",
+    "TeamFields",
+    "TeamUnknown",
+    "UsageReports",
+    "UsageRow",
+    "checked_name",
+]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+
+
+class RegistryError(Exception):
+    """Root of the errors a change of teams or keys is refused with; never raised itself."""
+
+
+@dataclass(eq=False)
+class TeamExists(RegistryError):
+    """There is a team of this name."""
+
+    team: str
+
+    def __str__(self) -> str:
+        return f"team {self.team} exists already"
+
+
+@dataclass(eq=False)
+class TeamUnknown(RegistryError):
+    """There is no team of this name."""
+
+    team: str
+
+    def __str__(self) -> str:
+        return f"no team is named {self.team}"
+
+
+@dataclass(eq=False)
+class KeyUnknown(RegistryError):
+    """There is no key with this id; carries no more of what was given than the id."""
+
+    kid: str
+
+    def __str__(self) -> str:
+        return f"no key has the id {self.kid}" if self.kid else "that is not the id of a key"
+
+
+@dataclass(eq=False)
+class BadName(RegistryError):
+    """A team's name is lower-case letters, digits, `.`, `_` and `-`, begins with one of the first two, at most 63."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name[:80]!r} is no name: use a-z, 0-9, '.', '_', '-', first a letter or digit, at most 63"
+
+
+@dataclass(eq=False)
+class BadValue(RegistryError):
+    """A field cannot hold this value."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+def checked_name(name: str) -> str:
+    """The name itself; raises `BadName`."""
+    if _NAME.fullmatch(name) is None:
+        raise BadName(name)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A key at the one moment it can be seen."""
+
+    key: str = field(repr=False)
+    record: KeyRecord
+
+
+class TeamFields(TypedDict, total=False):
+    """Fields of a team beside its tier; None takes one away."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    request_capacity: int | None
+    token_capacity: int | None
+    cache_mode: CacheMode
+    models: frozenset[str] | None
+    allow_stateful: bool
+
+
+class TeamChanges(TeamFields, total=False):
+    """Fields of a team that can be changed; one that is left out stays as it is."""
+
+    tier: str
+
+
+class Registry(Protocol):
+    """Teams and keys. A change is one transaction that also moves the revision on and is kept in the audit log."""
+
+    def add_team(self, name: str, tier: str, **fields: Unpack[TeamFields]) -> Team:
+        """Make a team; it is on the tier from now. Raises `TeamExists`, `BadName`, `BadValue`."""
+        ...
+
+    def set_team(self, name: str, **changes: Unpack[TeamChanges]) -> Team:
+        """Change the fields given; another tier counts from now. Raises `TeamUnknown`, `BadValue`."""
+        ...
+
+    def get_team(self, name: str) -> Team:
+        """The team. Raises `TeamUnknown`."""
+        ...
+
+    def list_teams(self) -> Sequence[Team]:
+        """Every team, by name."""
+        ...
+
+    def issue_key(
+        self,
+        team: str,
+        label: str = "",
+        expires_at_ms: int | None = None,
+        models: frozenset[str] | None = None,
+    ) -> IssuedKey:
+        """Make a key; it works at once and cannot be shown again. Raises `TeamUnknown`, `BadValue`."""
+        ...
+
+    def list_keys(self, team: str | None = None) -> Sequence[KeyRecord]:
+        """Every key, or a team's, oldest first. Raises `TeamUnknown`."""
+        ...
+
+    def rotate_key(self, kid: str, overlap_ms: int = 0) -> IssuedKey:
+        """Make a second key like this one, which stops after the overlap. Raises `KeyUnknown`, `BadValue`."""
+        ...
+
+    def revoke_key(self, kid: str) -> KeyRecord:
+        """End a key, named by its id or by the beginning `sk-tg_<kid>`; again changes nothing. Raises `KeyUnknown`."""
+        ...
+
+
+class Axis(StrEnum):
+    """What a usage report can be broken down by."""
+
+    DAY = "day"
+    TEAM = "team"
+    KEY = "key"
+    MODEL = "model"
+    UPSTREAM = "upstream"
+    ENDPOINT = "endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """A line of a usage report."""
+
+    group: tuple[str, ...]
+    """One value for each axis asked for; a day as `YYYY-MM-DD`."""
+    requests: int
+    cached: int
+    """Answered from the cache."""
+    estimated: int
+    """Whose token counts are ours, not upstream's."""
+    usage: Usage
+    cost_pico_usd: int
+    saved_pico_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A day's total that is not the sum of its events."""
+
+    group: tuple[str, ...]
+    """Day, team, key id, model, upstream, endpoint."""
+    measure: str
+    daily: int
+    events: int
+
+
+class UsageReports(Protocol):
+    """Reads the ledger."""
+
+    def usage(
+        self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> Sequence[UsageRow]:
+        """Totals of the whole UTC days that [since_ms, until_ms) touches, sorted by group; no axes: one row."""
+        ...
+
+    def verify(self) -> Sequence[Mismatch]:
+        """Compare the daily totals with the events they are made of; empty when the books agree."""
+        ...

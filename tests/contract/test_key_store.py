@@ -1,0 +1,87 @@
+import itertools
+
+import pytest
+
+from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.adapters.sql.migrate import migrate
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.core.errors import StoreAway
+from proxy.core.keys import Peppers
+
+
+class SetClock:
+    def now_ms(self):
+        return 1_800_000_000_000
+
+    def monotonic_ns(self):
+        return 0
+
+
+@pytest.fixture
+def engine(tmp_path):
+    engine = open_engine(tmp_path / "tollgate.db")
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(engine, tmp_path):
+    """Changes things through an engine of its own, as another process would."""
+    other = open_engine(tmp_path / "tollgate.db")
+    yield SqlRegistry(other, SetClock(), Peppers(1, {1: b"p" * 32}))
+    other.dispose()
+
+
+@pytest.fixture
+def store(engine):
+    return SqlKeyStore(engine)
+
+
+async def test_finds_a_key_with_its_team(store, registry):
+    team = registry.add_team("growth", "free", models=frozenset({"gpt-4o"}), tokens_per_minute=7)
+    registry.add_team("other", "payg")
+    record = registry.issue_key("growth", "ci", expires_at_ms=1_900_000_000_000).record
+    registry.issue_key("other")
+    assert await store.find(record.kid) == (record, team)
+
+
+async def test_finds_a_key_whatever_its_state(store, registry):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    revoked = registry.revoke_key(kid)
+    found, _ = await store.find(kid)
+    assert found == revoked
+    assert found.revoked_at_ms is not None
+
+
+async def test_an_unknown_key_is_none(store):
+    assert await store.find("000000000000") is None
+    assert await store.find("' OR 1=1 --") is None
+
+
+async def test_the_revision_grows_with_every_change(store, registry):
+    seen = [await store.revision()]
+    registry.add_team("growth", "free")
+    seen.append(await store.revision())
+    kid = registry.issue_key("growth").record.kid
+    seen.append(await store.revision())
+    registry.set_team("growth", tier="payg")
+    seen.append(await store.revision())
+    registry.revoke_key(kid)
+    seen.append(await store.revision())
+    assert all(earlier < later for earlier, later in itertools.pairwise(seen))
+    registry.list_keys()
+    assert await store.revision() == seen[-1]
+
+
+async def test_a_database_that_fails_is_a_store_that_is_away(store, engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE api_keys")
+        connection.exec_driver_sql("DROP TABLE config_revision")
+    with pytest.raises(StoreAway) as raised:
+        await store.find("000000000000")
+    assert (raised.value.store, raised.value.operation) == ("keys", "find")
+    with pytest.raises(StoreAway):
+        await store.revision()

@@ -1,0 +1,136 @@
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, select, text
+
+from proxy.adapters.sql import migrations
+from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.migrate import HEAD, SchemaUnknown, migrate
+from proxy.adapters.sql.tables import config_revision, metadata
+from proxy.core.errors import StoreAway
+
+
+@pytest.fixture
+def engine(tmp_path):
+    engine = open_engine(tmp_path / "data" / "tollgate.db")
+    yield engine
+    engine.dispose()
+
+
+def test_the_migrated_schema_is_the_one_the_statements_are_written_for(engine):
+    assert migrate(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        names = {table.name: table.primary_key.name for table in metadata.sorted_tables}
+        made = {name: inspect(connection).get_pk_constraint(name)["name"] for name in names}
+        assert made == names
+        assert connection.execute(select(config_revision.c.id, config_revision.c.revision)).all() == [(1, 0)]
+
+
+def test_head_is_the_newest_revision():
+    assert ScriptDirectory(Path(migrations.__file__).parent).get_current_head() == HEAD
+
+
+def test_a_second_run_finds_nothing_to_do(engine):
+    assert migrate(engine)
+    assert not migrate(engine)
+
+
+def test_a_current_schema_costs_no_import_of_alembic(engine, tmp_path):
+    migrate(engine)
+    program = """
+        import sys
+        from pathlib import Path
+        from proxy.adapters.sql.engine import open_engine
+        from proxy.adapters.sql.migrate import migrate
+        assert not migrate(open_engine(Path(sys.argv[1])))
+        assert "alembic" not in sys.modules
+    """
+    path = str(tmp_path / "data" / "tollgate.db")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=True, timeout=60)
+
+
+def test_processes_that_start_at_once_migrate_once(tmp_path):
+    program = """
+        import sys
+        from pathlib import Path
+        from proxy.adapters.sql.engine import open_engine
+        from proxy.adapters.sql.migrate import migrate
+        sys.stdin.read()
+        print(migrate(open_engine(Path(sys.argv[1]))))
+    """
+    path = str(tmp_path / "tollgate.db")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.stdin.close()
+    for process in processes:
+        process.stdin = None
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert sorted(out.strip() for out, _ in answers) == ["False", "False", "False", "True"]
+
+
+def test_a_newer_schema_is_left_alone(engine):
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaUnknown, match="9999"):
+        migrate(engine)
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(engine):
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE usage_daily (day TEXT)"))
+    with pytest.raises(StoreAway):
+        migrate(engine)
+    assert set(inspect(engine).get_table_names()) == {"usage_daily"}
+
+
+def test_files_are_the_owners_alone(engine, tmp_path):
+    migrate(engine)
+    data = tmp_path / "data"
+    with engine.begin():
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()}
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert modes == {"tollgate.db": 0o600, "tollgate.db-wal": 0o600, "tollgate.db-shm": 0o600}
+
+
+def test_connections_keep_what_they_commit(engine):
+    with engine.connect() as connection:
+        asked = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in asked]
+    assert values == ["wal", 2, 1, 10_000]
+
+
+def test_an_sqlite_url_is_a_path_too(tmp_path):
+    path = tmp_path / "deep" / "tollgate.db"
+    engine = open_engine(f"sqlite:///{path}")
+    migrate(engine)
+    engine.dispose()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_no_database_is_a_store_that_is_away(tmp_path):
+    path = tmp_path / "tollgate.db"
+    path.write_bytes(b"not a database, whatever its name says" * 100)
+    engine = open_engine(path)
+    with pytest.raises(StoreAway):
+        migrate(engine)
+    engine.dispose()

@@ -1,0 +1,242 @@
+import json
+
+import pytest
+from sqlalchemy import select
+
+from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.migrate import migrate
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.tables import api_keys, audit_log, config_revision
+from proxy.core.keys import Peppers, parse
+from proxy.core.principal import CacheMode
+from proxy.core.registry import BadName, BadValue, KeyUnknown, TeamExists, TeamUnknown
+from proxy.core.tiers import Limits
+
+
+class SetClock:
+    def __init__(self):
+        self.ms = 1_800_000_000_000
+
+    def now_ms(self):
+        return self.ms
+
+    def monotonic_ns(self):
+        return self.ms * 1_000_000
+
+
+@pytest.fixture
+def clock():
+    return SetClock()
+
+
+@pytest.fixture
+def peppers():
+    return Peppers(1, {1: b"p" * 32})
+
+
+@pytest.fixture
+def engine(tmp_path):
+    engine = open_engine(tmp_path / "tollgate.db")
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(engine, clock, peppers):
+    return SqlRegistry(engine, clock, peppers, actor="ada")
+
+
+def revision_of(engine):
+    with engine.connect() as connection:
+        return connection.execute(select(config_revision.c.revision)).scalar_one()
+
+
+def audit_of(engine):
+    with engine.connect() as connection:
+        rows = connection.execute(select(audit_log).order_by(audit_log.c.id)).mappings()
+        return [(row["actor"], row["action"], row["subject"], json.loads(row["details"])) for row in rows]
+
+
+def test_a_team_is_as_it_was_made(registry, clock):
+    team = registry.add_team("growth", "free")
+    assert (team.name, team.tier, team.tier_since_ms, team.created_at_ms) == ("growth", "free", clock.ms, clock.ms)
+    assert (team.limits, team.models, team.allow_stateful) == (None, None, False)
+    assert team.cache_mode is CacheMode.DETERMINISTIC
+    assert len(team.cache_secret) == 32
+    other = registry.add_team(
+        "r-and.d_2",
+        "payg",
+        tokens_per_minute=5_000,
+        cache_mode=CacheMode.OFF,
+        models=frozenset({"gpt-4o", "gpt-4o-mini"}),
+        allow_stateful=True,
+    )
+    assert other.limits == Limits(tokens_per_minute=5_000)
+    assert (other.models, other.cache_mode) == (frozenset({"gpt-4o", "gpt-4o-mini"}), CacheMode.OFF)
+    assert other.cache_secret != team.cache_secret
+    assert registry.list_teams() == [team, other]
+    assert registry.get_team("growth") == team
+
+
+def test_only_the_fields_given_change(registry, clock):
+    before = registry.add_team("growth", "free", requests_per_minute=10, tokens_per_minute=20, models=frozenset({"m"}))
+    clock.ms += 1_000
+    after = registry.set_team("growth", tokens_per_minute=30)
+    assert after.limits == Limits(requests_per_minute=10, tokens_per_minute=30)
+    assert after.tier_since_ms == before.tier_since_ms
+    cleared = registry.set_team("growth", requests_per_minute=None, tokens_per_minute=None, models=None)
+    assert (cleared.limits, cleared.models) == (None, None)
+    none_at_all = registry.set_team("growth", models=frozenset())
+    assert none_at_all.models == frozenset()
+
+
+def test_another_tier_counts_from_now_and_the_same_one_goes_on(registry, clock):
+    since = registry.add_team("growth", "free").tier_since_ms
+    clock.ms += 5_000
+    assert registry.set_team("growth", tier="free").tier_since_ms == since
+    assert registry.set_team("growth", tier="payg").tier_since_ms == clock.ms
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", ".a", "a b", "a/b", "ä", "a\n", "a" * 64])
+def test_a_bad_name_is_refused(registry, name):
+    with pytest.raises(BadName):
+        registry.add_team(name, "free")
+    assert registry.list_teams() == []
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a" * 63, "team-1.x_y"])
+def test_a_good_name_is_taken(registry, name):
+    assert registry.add_team(name, "free").name == name
+
+
+def test_a_name_is_taken_once(registry, engine):
+    team = registry.add_team("growth", "free")
+    with pytest.raises(TeamExists):
+        registry.add_team("growth", "payg")
+    assert registry.list_teams() == [team]
+    assert revision_of(engine) == 1
+
+
+def test_what_is_not_there_is_said_so(registry):
+    for call in (registry.get_team, registry.set_team, registry.issue_key, registry.list_keys):
+        with pytest.raises(TeamUnknown):
+            call("nobody")
+    for call in (registry.revoke_key, registry.rotate_key):
+        for kid in ("000000000000", "", "nonsense", "sk-tg_"):
+            with pytest.raises(KeyUnknown):
+                call(kid)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "9", 2**60])
+def test_a_limit_is_a_whole_number_above_zero(registry, number):
+    with pytest.raises(BadValue, match="requests_per_minute"):
+        registry.add_team("growth", "free", requests_per_minute=number)
+
+
+def test_an_issued_key_is_known_by_its_hash_alone(registry, engine, peppers):
+    registry.add_team("growth", "free")
+    issued = registry.issue_key("growth", "ci", models=frozenset({"gpt-4o"}))
+    record = issued.record
+    assert parse(issued.key).kid == record.kid
+    assert peppers.matches(record.pepper_id, issued.key, record.secret_hash)
+    assert registry.list_keys() == registry.list_keys("growth") == [record]
+    assert issued.key[19:] not in repr(issued)
+    with engine.connect() as connection:
+        kept = repr(connection.execute(select(api_keys)).all())
+    kept += repr(audit_of(engine))
+    assert issued.key[19:] not in kept
+    assert peppers.secrets[1].hex() not in kept
+
+
+def test_a_key_expires_in_the_future_only(registry, clock):
+    registry.add_team("growth", "free")
+    for when in (clock.ms, clock.ms - 1, 2**60):
+        with pytest.raises(BadValue, match="expires_at_ms"):
+            registry.issue_key("growth", expires_at_ms=when)
+    assert registry.issue_key("growth", expires_at_ms=clock.ms + 1).record.live_at(clock.ms)
+
+
+def test_a_label_stays_on_one_line(registry):
+    registry.add_team("growth", "free")
+    for label in ("two\nlines", "x" * 201, "\x1b[31m"):
+        with pytest.raises(BadValue, match="label"):
+            registry.issue_key("growth", label)
+
+
+@pytest.mark.parametrize("named", ["kid", "beginning", "whole"])
+def test_revoking_ends_a_key_once(registry, engine, clock, named):
+    registry.add_team("growth", "free")
+    issued = registry.issue_key("growth")
+    kid = issued.record.kid
+    text = {"kid": kid, "beginning": f"sk-tg_{kid}", "whole": issued.key}[named]
+    clock.ms += 10
+    revoked = registry.revoke_key(text)
+    assert revoked.revoked_at_ms == clock.ms
+    assert not revoked.live_at(clock.ms)
+    revision = revision_of(engine)
+    clock.ms += 10
+    assert registry.revoke_key(text) == revoked
+    assert registry.list_keys() == [revoked]
+    assert revision_of(engine) == revision
+    assert issued.key[19:] not in repr(audit_of(engine))
+
+
+def test_an_unknown_key_is_named_by_its_id_alone(registry):
+    registry.add_team("growth", "free")
+    key = registry.issue_key("growth").key
+    absent = key[:6] + "0" * 12 + key[18:]
+    with pytest.raises(KeyUnknown) as raised:
+        registry.revoke_key(absent)
+    assert key[19:] not in f"{raised.value} {raised.value!r}"
+
+
+def test_rotation_overlaps_and_then_ends_the_old_key(registry, clock):
+    registry.add_team("growth", "free")
+    old = registry.issue_key("growth", "ci", models=frozenset({"gpt-4o"})).record
+    clock.ms += 1_000
+    new = registry.rotate_key(old.kid, overlap_ms=60_000).record
+    assert (new.team, new.label, new.models, new.expires_at_ms) == ("growth", "ci", old.models, None)
+    kept = {record.kid: record for record in registry.list_keys()}
+    assert kept[old.kid].live_at(clock.ms + 59_999)
+    assert not kept[old.kid].live_at(clock.ms + 60_000)
+    assert kept[new.kid] == new
+    registry.revoke_key(new.kid)
+    with pytest.raises(BadValue, match="revoked"):
+        registry.rotate_key(new.kid)
+
+
+def test_rotation_never_prolongs_a_key(registry, clock):
+    registry.add_team("growth", "free")
+    old = registry.issue_key("growth", expires_at_ms=clock.ms + 10).record
+    registry.rotate_key(old.kid, overlap_ms=60_000)
+    assert {record.expires_at_ms for record in registry.list_keys()} == {clock.ms + 10}
+
+
+def test_every_change_is_seen_and_audited(registry, engine):
+    registry.add_team("growth", "free")
+    registry.set_team("growth", tier="payg")
+    kid = registry.issue_key("growth", "ci").record.kid
+    registry.revoke_key(kid)
+    assert revision_of(engine) == 4
+    assert [entry[:3] for entry in audit_of(engine)] == [
+        ("ada", "team.add", "growth"),
+        ("ada", "team.set", "growth"),
+        ("ada", "key.issue", kid),
+        ("ada", "key.revoke", kid),
+    ]
+    assert audit_of(engine)[0][3]["tier"] == "free"
+    assert "cache_secret" not in audit_of(engine)[0][3]
+    registry.set_team("growth")
+    registry.list_teams()
+    assert revision_of(engine) == 4
+
+
+def test_a_change_that_cannot_be_audited_does_not_happen(registry, engine):
+    team = registry.add_team("growth", "free")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE audit_log")
+    with pytest.raises(Exception, match="registry"):
+        registry.set_team("growth", tier="payg")
+    assert registry.get_team("growth") == team
+    assert revision_of(engine) == 1
