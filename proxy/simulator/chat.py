@@ -10,9 +10,8 @@ answered with what comes after it, in pieces of four characters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 
 import msgspec
 
@@ -29,20 +28,24 @@ __all__ = ["chat_endpoint", "compose", "prompt_tokens"]
 
 ECHO = "echo:"
 _REMEMBERED_BYTES = 16_384
-_REMEMBERED_ANSWERS = 512
+_REMEMBERED_TOKENS = 1_024
+_REMEMBERED_ANSWERS = 256
 _MAX_PIECES = 2_000_000
 
 
 def chat_endpoint(behaviour: Behaviour) -> Endpoint:
-    """`POST /v1/chat/completions`. Answers to small bodies are remembered by their bytes."""
-
-    def compute(body: bytes) -> ChatAnswer:
-        return compose(parse(body), behaviour)
-
-    remembered: Callable[[bytes], ChatAnswer] = lru_cache(_REMEMBERED_ANSWERS)(compute)
+    """`POST /v1/chat/completions`. The last few hundred short answers to short bodies are remembered by those bytes."""
+    remembered: OrderedDict[bytes, ChatAnswer] = OrderedDict()
 
     def endpoint(body: bytes) -> ChatAnswer:
-        return remembered(body) if len(body) <= _REMEMBERED_BYTES else compute(body)
+        if (known := remembered.get(body)) is not None:
+            return known
+        answer = compose(parse(body), behaviour)
+        if len(body) <= _REMEMBERED_BYTES and answer.output_tokens <= _REMEMBERED_TOKENS:
+            remembered[body] = answer
+            if len(remembered) > _REMEMBERED_ANSWERS:
+                remembered.popitem(last=False)
+        return answer
 
     return endpoint
 

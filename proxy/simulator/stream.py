@@ -47,7 +47,7 @@ class _Writer:
         while len(self._held) >= self._split:
             await self._response.write(bytes(self._held[: self._split]))
             del self._held[: self._split]
-            await self._time.sleep(0)
+            await self._time.sleep(0)  # uvloop sends what is written within one turn together
 
     async def flush(self) -> None:
         """Write what was kept."""

@@ -51,7 +51,7 @@ def text_of(streamed, index=0):
     most=st.none() | st.integers(1, 20),
     echo=st.booleans(),
 )
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 def test_both_forms_hold_the_same_text_and_the_same_usage(contents, n, most, echo):
     messages = [{"role": role, "content": ("echo:" if echo else "") + content} for role, content in contents]
     fields = {"messages": messages, "n": n, "max_completion_tokens": most}
@@ -73,6 +73,7 @@ def test_both_forms_hold_the_same_text_and_the_same_usage(contents, n, most, ech
 
 
 @given(content=texts)
+@settings(deadline=None)
 def test_an_echo_comes_back_to_the_letter(content):
     answer = answer_to(f"echo:{content}")
     assert plain(answer)["choices"][0]["message"]["content"] == content
@@ -203,6 +204,16 @@ def test_large_bodies_are_answered_as_small_ones_are():
     assert endpoint(body).output_tokens == 5_000
     assert endpoint(body) == endpoint(body)
     assert endpoint(body) is not endpoint(body)
+
+
+def test_answers_are_remembered_within_bounds():
+    endpoint = chat_endpoint(Behaviour())
+    first = endpoint(request("0"))
+    assert endpoint(request("0")) is first
+    for number in range(1, 258):
+        endpoint(request(str(number)))
+    assert endpoint(request("0")) is not first
+    assert endpoint(request("0")) == first
 
 
 def test_prompt_tokens_of_messages_without_text():

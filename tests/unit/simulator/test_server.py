@@ -197,6 +197,18 @@ async def test_stats_tell_what_was_seen(simulate, chat):
     assert harness.stats.requests == 0
 
 
+async def test_a_reset_empties_buckets_and_forgets_attempts(simulate):
+    harness = await simulate(requests_per_minute=1)
+
+    async def statuses():
+        return [(await harness.post(**fault)).status for fault in ({"status": 503, "times": 1, "id": "a"}, {}, {})]
+
+    first = await statuses()
+    assert first == [503, 200, 429]
+    await harness.session.post(f"{harness.root}/simulator/reset")
+    assert await statuses() == first
+
+
 async def test_a_client_that_leaves_stops_the_stream(simulate):
     harness = await simulate(tokens=100)
     answer = await harness.stream(chunk_ms=3_600_000)
