@@ -48,7 +48,8 @@ def issue(
     """
     expires_at_ms = None if expires is None else now_ms() + expires
     with registry_of(settings_from(config, options)) as registry:
-        _hand_out(registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models), as_json)
+        issued = registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models)
+    _hand_out(issued, as_json=as_json)
 
 
 @keys.command("list")
@@ -99,7 +100,8 @@ def rotate(key_id: str, overlap: int, *, config: Path | None, as_json: bool, **o
       tollgate keys rotate 0a1B2c3D4e5F --overlap 24h
     """
     with registry_of(settings_from(config, options)) as registry:
-        _hand_out(registry.rotate_key(key_id, overlap), as_json)
+        issued = registry.rotate_key(key_id, overlap)
+    _hand_out(issued, as_json=as_json)
 
 
 @keys.command
@@ -123,7 +125,7 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
         click.echo(f"revoked {record.kid} of team {printable(record.team)}")
 
 
-def _hand_out(issued: IssuedKey, as_json: bool) -> None:  # noqa: FBT001  # private; both callers pass a name
+def _hand_out(issued: IssuedKey, *, as_json: bool) -> None:
     """Show a fresh key: alone on stdout, so that it can be captured; what it is on stderr."""
     record = issued.record
     if as_json:

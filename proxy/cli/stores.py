@@ -54,5 +54,9 @@ def _failures() -> Iterator[None]:
         yield
     except RegistryError as error:
         raise click.ClickException(printable(str(error))) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise click.ClickException(f"{error.strerror}: {printable(str(error.filename))}") from error
     except StoreAway as error:
         raise click.ClickException(f"the database did not answer ({error.store}, {error.operation})") from error

@@ -81,7 +81,8 @@ def add(name: str, tier: str | None, *, config: Path | None, as_json: bool, **op
     tier = tier or settings.limits.default_tier
     require_tier(settings, tier)
     with registry_of(settings) as registry:
-        _show([registry.add_team(name, tier, **fields)], settings.limits.all_tiers(), as_json=as_json, alone=True)
+        team = registry.add_team(name, tier, **fields)
+    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
 
 
 @teams.command("set")
@@ -98,7 +99,7 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
       tollgate teams set growth --tier payg
       tollgate teams set growth --tokens-per-minute none --cache all
     """
-    changes: TeamChanges = {**_fields(options)}
+    changes = cast("TeamChanges", _fields(options))
     settings = settings_from(config, options)
     if tier is not None:
         require_tier(settings, tier)
@@ -106,7 +107,8 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
     if not changes:
         raise click.UsageError("nothing to change: name an option")
     with registry_of(settings) as registry:
-        _show([registry.set_team(name, **changes)], settings.limits.all_tiers(), as_json=as_json, alone=True)
+        team = registry.set_team(name, **changes)
+    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
 
 
 @teams.command("list")
@@ -122,7 +124,8 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
     """
     settings = settings_from(config, options)
     with registry_of(settings) as registry:
-        _show(list(registry.list_teams()), settings.limits.all_tiers(), as_json=as_json)
+        found = list(registry.list_teams())
+    _show(found, settings.limits.all_tiers(), as_json=as_json)
 
 
 def _fields(options: dict[str, Any]) -> TeamFields:
