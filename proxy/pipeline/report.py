@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from proxy.core.bucket import Gauge
+from proxy.core.errors import LimitReached, NeverAdmissible
 from proxy.core.event import Outcome
 from proxy.core.record import RequestRecord
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
-__all__ = ["record_of"]
+__all__ = ["Ending", "record_of"]
 
 _NS_PER_MS = 1_000_000
 
 
-def record_of(
-    exchange: Exchange, services: Services, *, status: int, outcome: Outcome | None, error_code: str
-) -> RequestRecord:
-    """Sum up an exchange. An `outcome` of None leaves it to what settlement said, or to `ok` where nothing was due."""
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an exchange ended, as its handler saw it; what settlement said of it goes before this."""
+
+    status: int
+    outcome: Outcome = Outcome.OK
+    error_code: str = ""
+    error: Exception | None = None
+
+
+def record_of(exchange: Exchange, ending: Ending, services: Services) -> RequestRecord:
+    """Sum up an exchange."""
     total_ns = services.clock.monotonic_ns() - exchange.started_ns
     first = exchange.first_byte_ns
     principal = getattr(exchange, "principal", None)
     chat = getattr(exchange, "chat", None)
     admitted = getattr(exchange, "admitted", None)
     standing = admitted.standing if admitted else None
-    settled = exchange.outcome if exchange.settled else Outcome.OK
+    refusal = ending.error.refusal if isinstance(ending.error, LimitReached | NeverAdmissible) else None
     return RequestRecord(
         request_id=exchange.request_id,
         at_ms=exchange.at_ms,
         method=exchange.method,
         endpoint=exchange.endpoint,
-        status=exchange.status or status,
-        outcome=settled if outcome is None or exchange.settled else outcome,
+        status=exchange.status or ending.status,
+        outcome=exchange.outcome if exchange.settled else ending.outcome,
         duration_ms=total_ns / _NS_PER_MS,
         overhead_ms=max(0, total_ns - exchange.upstream_ns) / _NS_PER_MS,
         upstream_ms=exchange.upstream_ns / _NS_PER_MS,
@@ -41,7 +52,7 @@ def record_of(
         upstream=exchange.upstream,
         upstream_request_id=exchange.upstream_request_id,
         client_request_id=exchange.client_request_id,
-        error_code=error_code,
+        error_code=ending.error_code,
         cache=exchange.cache,
         attempts=exchange.attempts,
         usage=exchange.usage,
@@ -49,6 +60,8 @@ def record_of(
         saved_pico_usd=exchange.saved_pico_usd,
         estimated=exchange.estimated,
         unpriced=exchange.dispatched and exchange.price is None,
+        limited_scope=refusal.scope if refusal else "",
+        limited_dimension=refusal.dimension.value if refusal else "",
         request_use_ratio=_use_ratio(standing.requests) if standing else None,
         token_use_ratio=_use_ratio(standing.tokens) if standing else None,
     )

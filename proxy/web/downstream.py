@@ -64,6 +64,11 @@ class AiohttpDownstream:
         if transport is not None:
             transport.close()
 
+    def abort_if_open(self) -> None:
+        """Break off an answer that has begun; one that has not can still be an error with a status of its own."""
+        if self._response is not None:
+            self.abort()
+
     @property
     def _opened(self) -> web.StreamResponse:
         if self._response is None:

@@ -17,7 +17,7 @@ from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
 from proxy.pipeline.models import list_models, one_model
-from proxy.pipeline.report import record_of
+from proxy.pipeline.report import Ending, record_of
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
 from proxy.web.downstream import AiohttpDownstream
@@ -86,33 +86,26 @@ class OpenAIRoutes:
 
     async def _answer(self, request: web.Request, endpoint: str, step: Step) -> web.StreamResponse:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
-        services = self._services
+        telemetry = self._services.telemetry
         exchange = self._exchange(request, endpoint)
         id_headers = (("x-request-id", exchange.request_id),)
         client = AiohttpDownstream(request, id_headers, self._max_body_bytes)
-        services.telemetry.started()
-        error_code = ""
-        outcome: Outcome | None = Outcome.CLIENT_GONE
-        status = CLIENT_CLOSED_REQUEST
+        telemetry.started()
+        # Holds unless something better is known: a task that is cancelled never gets to say so.
+        ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
         try:
-            try:
-                reply = await step(exchange, client)
-                outcome, status = None, reply.status
-            except ConnectionResetError:
-                return client.response or web.Response(status=CLIENT_CLOSED_REQUEST)
-            except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
-                answer = self._explain(error)
-                error_code, outcome, status = answer.code or answer.type, answer.outcome, answer.status
-                if client.response is not None:
-                    client.abort()
-                    return client.response
-                reply = reply_of(answer)
-            if reply.body is None:
-                return client.response or web.Response(status=reply.status)
-            return _whole(reply, id_headers)
+            reply = await step(exchange, client)
+            ending = Ending(reply.status)
+        except ConnectionResetError:
+            reply = Reply(CLIENT_CLOSED_REQUEST)
+        except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
+            answer = self._explain(error)
+            ending = Ending(answer.status, answer.outcome, answer.code or answer.type, error)
+            reply = reply_of(answer)
+            client.abort_if_open()
         finally:
-            record = record_of(exchange, services, status=status, outcome=outcome, error_code=error_code)
-            services.telemetry.finished(record)
+            telemetry.finished(record_of(exchange, ending, self._services))
+        return client.response or _whole(reply, id_headers)
 
     def _explain(self, error: Exception) -> ErrorAnswer:
         if isinstance(error, TollgateError):

@@ -1,0 +1,26 @@
+"""Metrics and the request log behind one port."""
+
+from __future__ import annotations
+
+from proxy.adapters.logs import RequestLog
+from proxy.adapters.prometheus import Metrics
+from proxy.core.record import RequestRecord
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry:
+    """Keeps the promises of `ports.Telemetry`."""
+
+    def __init__(self, metrics: Metrics, log: RequestLog) -> None:
+        self.started = metrics.started
+        self.retried = metrics.retried
+        self.upstream_failed = metrics.upstream_failed
+        self.store_failed = metrics.store_failed
+        self._count = metrics.finished
+        self._write = log.write
+
+    def finished(self, record: RequestRecord) -> None:
+        """Count and log a request."""
+        self._count(record)
+        self._write(record)

@@ -1,0 +1,24 @@
+"""The composition root: settings become adapters, adapters become the pipeline, the pipeline becomes two listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from proxy.app.database import open_database, open_registry, open_reports
+from proxy.settings import Settings
+
+__all__ = ["open_registry", "open_reports", "serve"]
+
+
+def serve(settings: Settings, *, demo: bool = False) -> int:
+    """Run one worker until it is told to stop; return the exit status."""
+    # The command line manages teams without loading a server.
+    import uvloop  # noqa: PLC0415
+
+    from proxy.app.worker import run  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run(settings, engine, demo=demo))

@@ -1,0 +1,48 @@
+"""The database of the settings, opened with its schema up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine
+
+from proxy.adapters.clock import SystemClock
+from proxy.adapters.secrets import load_or_create_pepper
+from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.migrate import migrate
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.usage import SqlUsageReports
+from proxy.core.registry import Registry, UsageReports
+from proxy.settings import Settings
+
+__all__ = ["open_database", "open_registry", "open_reports"]
+
+_SQLITE_FILE = "tollgate.sqlite3"
+
+
+@contextmanager
+def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
+    """Open teams and keys for managing them, beside a running server or without one."""
+    with open_database(settings) as engine:
+        yield SqlRegistry(engine, SystemClock(), load_or_create_pepper(settings.data_dir), actor)
+
+
+@contextmanager
+def open_reports(settings: Settings) -> Iterator[UsageReports]:
+    """Open the ledger for reading."""
+    with open_database(settings) as engine:
+        yield SqlUsageReports(engine)
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Engine]:
+    """Open the database; its directory is made when there is none."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    url = settings.database_url
+    engine = open_engine(url.reveal() if url is not None else settings.data_dir / _SQLITE_FILE)
+    try:
+        migrate(engine)
+        yield engine
+    finally:
+        engine.dispose()
