@@ -23,7 +23,7 @@ lint: $(VENV)/.test-installed ## Check format, style, types, the direction of im
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python .ci/check_modules.py proxy
 
 bench: $(VENV)/.test-installed ## Measure

@@ -171,8 +171,9 @@ def test_a_rotated_key_goes_on_for_its_overlap(told):
     assert listed[old["id"]]["expires"] is not None
 
 
-def test_a_label_cannot_steer_the_terminal(told, done):
+def test_a_label_cannot_steer_the_terminal(told, done, failed):
     told("teams", "add", "growth")
+    assert "\x1b" not in failed("keys", "issue", "--team", "growth", "--label", "ci\x1b[2J")
     told("keys", "issue", "--team", "growth", "--label", "日本 ci")
     shown = done("keys", "list")
     assert "日本 ci" in shown
