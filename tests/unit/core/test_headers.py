@@ -1,0 +1,54 @@
+import pytest
+
+from proxy.core.bucket import Gauge, Standing
+from proxy.core.headers import forwardable, rate_limit_headers, returnable
+
+SECRETS = ["Authorization", "api-key", "X-Api-Key", "Cookie", "Proxy-Authorization"]
+OURS = ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect",
+        "Accept-Encoding", "Content-Encoding"]  # fmt: skip
+CLAIMS = ["Forwarded", "Via", "X-Forwarded-For", "x-forwarded-host", "X-Real-IP", "OpenAI-Organization",
+          "OpenAI-Project", "x-tollgate-max-wait"]  # fmt: skip
+PASSING = ["Content-Type", "Accept", "User-Agent", "x-stainless-retry-count", "OpenAI-Beta", "Idempotency-Key", "x-new"]
+
+
+@pytest.mark.parametrize("name", SECRETS + OURS + CLAIMS)
+def test_what_never_goes_upstream(name):
+    assert forwardable([(name, "v"), (name.upper(), "v"), ("x-kept", "v")]) == (("x-kept", "v"),)
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_does(name):
+    assert forwardable([(name, "v")]) == ((name, "v"),)
+
+
+def test_what_connection_names_is_for_this_hop_alone():
+    assert forwardable([("Connection", "close, X-Hop"), ("x-hop", "v"), ("x-kept", "v")]) == (("x-kept", "v"),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Set-Cookie", "openai-organization", "openai-project", "x-ratelimit-remaining-tokens", "Transfer-Encoding",
+     "Connection", "Content-Length", "x-request-id", "Server", "Alt-Svc", "Strict-Transport-Security"],
+)  # fmt: skip
+def test_what_never_comes_back(name):
+    assert returnable([(name, "v")], error=True) == ()
+
+
+def test_what_comes_back():
+    told = (("Content-Type", "application/json"), ("openai-processing-ms", "5"), ("openai-version", "2020-10-01"))
+    assert returnable(told, error=False) == told
+    assert returnable([("Retry-After", "5")], error=False) == ()
+    assert returnable([("Retry-After", "5")], error=True) == (("Retry-After", "5"),)
+
+
+def test_where_the_limits_stand():
+    standing = Standing(Gauge(20, 19, 3_000), Gauge(40_000, 0, 51_189))
+    assert dict(rate_limit_headers(standing)) == {
+        "x-ratelimit-limit-requests": "20",
+        "x-ratelimit-remaining-requests": "19",
+        "x-ratelimit-reset-requests": "3s",
+        "x-ratelimit-limit-tokens": "40000",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "51.189s",
+    }
+    assert rate_limit_headers(Standing()) == ()

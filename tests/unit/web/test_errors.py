@@ -1,0 +1,93 @@
+import inspect
+import json
+
+import pytest
+
+from proxy.core import errors
+from proxy.core.bucket import Dimension, Gauge, NeverFits, Refused, Standing
+from proxy.core.errors import UpstreamFault
+from proxy.web.errors import answer_of, reply_of, status_of
+
+STANDING = Standing(Gauge(20, 0, 60_000), Gauge(40_000, 9_000, 46_500))
+
+
+def refused(dimension=Dimension.REQUESTS, wait_ms=2_999):
+    return errors.LimitReached("growth", "gpt-4o-mini", Refused(wait_ms, "team", dimension, 20, 20, 1, STANDING))
+
+
+def never():
+    return errors.NeverAdmissible("growth", "m", NeverFits("team", Dimension.TOKENS, 40_000, 50_000, STANDING))
+
+
+CASES = [
+    (errors.MissingKey(), 401, "invalid_request_error", None),
+    (errors.InvalidKey(), 401, "invalid_request_error", "invalid_api_key"),
+    (errors.InvalidRequest("no", "model", "c"), 400, "invalid_request_error", "c"),
+    (errors.BodyTooLarge(10), 413, "invalid_request_error", "request_too_large"),
+    (errors.ModelNotFound("m"), 404, "invalid_request_error", "model_not_found"),
+    (errors.EndpointClosed("/v1/files"), 403, "invalid_request_error", "endpoint_not_allowed"),
+    (errors.UnknownPath("GET", "/x"), 404, "invalid_request_error", None),
+    (refused(), 429, "requests", "rate_limit_exceeded"),
+    (refused(Dimension.TOKENS), 429, "tokens", "rate_limit_exceeded"),
+    (never(), 429, "tokens", "rate_limit_exceeded"),
+    (errors.UpstreamFailure("u", UpstreamFault.UNREACHABLE), 502, "server_error", "upstream_unreachable"),
+    (errors.UpstreamFailure("u", UpstreamFault.BROKEN), 502, "server_error", "upstream_unreachable"),
+    (errors.UpstreamFailure("u", UpstreamFault.CONTENT), 502, "server_error", "upstream_unreachable"),
+    (errors.UpstreamFailure("u", UpstreamFault.TIMEOUT), 504, "server_error", "upstream_timeout"),
+    (errors.UpstreamKeyRefused("u"), 502, "server_error", "upstream_key_refused"),
+    (errors.Overloaded("draining"), 503, "service_unavailable_error", "server_is_overloaded"),
+    (errors.StoreAway("keys", "find"), 503, "service_unavailable_error", "server_is_overloaded"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "kind", "code"), CASES, ids=lambda case: type(case).__name__)
+def test_every_error_has_openais_shape(error, status, kind, code):
+    reply = reply_of(answer_of(error))
+    body = json.loads(reply.body)
+    assert list(body) == ["error"]
+    assert sorted(body["error"]) == ["code", "message", "param", "type"]
+    assert (reply.status, body["error"]["type"], body["error"]["code"]) == (status, kind, code)
+    assert status_of(error) == status
+    names = [name.lower() for name, _ in reply.headers]
+    assert len(names) == len(set(names)), "exactly one of each header"
+
+
+def test_no_member_of_the_family_is_left_out():
+    family = {
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.TollgateError) and kind is not errors.TollgateError
+    }
+    assert family == {type(case[0]) for case in CASES}
+
+
+def test_a_refusal_says_what_when_and_how_much():
+    reply = reply_of(answer_of(refused()))
+    headers = dict(reply.headers)
+    assert (headers["retry-after-ms"], headers["Retry-After"]) == ("2999", "3")
+    assert headers["x-ratelimit-remaining-tokens"] == "9000"
+    assert "x-should-retry" not in headers
+    message = json.loads(reply.body)["error"]["message"]
+    for fact in ("gpt-4o-mini", "growth", "RPM", "Limit 20", "Used 20", "Requested 1", "2.999s"):
+        assert fact in message
+
+
+def test_a_wait_that_sdks_would_not_sit_through_is_not_retried():
+    assert dict(reply_of(answer_of(refused(wait_ms=60_001))).headers)["x-should-retry"] == "false"
+    assert "x-should-retry" not in dict(reply_of(answer_of(refused(wait_ms=60_000))).headers)
+
+
+def test_what_can_never_fit_has_no_wait():
+    reply = reply_of(answer_of(never()))
+    headers = dict(reply.headers)
+    assert headers["x-should-retry"] == "false"
+    assert not {"Retry-After", "retry-after-ms"} & set(headers)
+    assert "Used" not in json.loads(reply.body)["error"]["message"]
+
+
+def test_a_fault_of_ours_tells_nothing():
+    class Surprise(errors.TollgateError):
+        pass
+
+    assert "Surprise" not in reply_of(answer_of(Surprise("sk-secret"))).body.decode()
+    assert status_of(Surprise()) == 500
