@@ -121,7 +121,8 @@ def reserve(
     Returns the answer (see `decision`) and the states to store in the same order, None for one to leave as it is. A
     refusal stores nothing but the time of a bucket whose clock was set back, without which it would never refill.
 
-    A dimension without limit is neither checked nor charged, and what was used of it before is forgotten.
+    A dimension without limit is neither checked nor charged, and what was used of it before is forgotten. One of which
+    the cost takes nothing refuses nothing, be it in debt.
     """
     units_r = cost.requests * UNITS if cost.requests > 0 else 0
     units_t = cost.tokens * UNITS if cost.tokens > 0 else 0
@@ -132,7 +133,9 @@ def reserve(
         level = advance(states[len(levels)] or fresh, scope.schedule, now_ms)
         levels.append(level)
         (_, _, used_r, _, used_t, _), (rate_r, capacity_r, rate_t, capacity_t) = level
-        if (rate_r and used_r + units_r > capacity_r) or (rate_t and used_t + units_t > capacity_t):
+        if (rate_r and units_r and used_r + units_r > capacity_r) or (
+            rate_t and units_t and used_t + units_t > capacity_t
+        ):
             fits = False
     if not fits:
         answer = _refuse(levels, scopes, cost, now_ms)
@@ -315,7 +318,7 @@ def _until(used: int, cost: int | None, schedule: Schedule, which: int, at_ms: i
 
 
 def _wait(used: int, cost: int | None, rate: int, capacity: int) -> int:
-    if not rate:
+    if not rate or cost == 0:
         return 0
     if cost is None:
         cost = capacity

@@ -33,7 +33,7 @@ class MemoryLimiter:
     """`ports.Limiter` for one event loop; cannot be away.
 
     Buckets live as long as they are not full: each second that sees an operation drops the full ones among a sixtieth
-    of all, so that an idle team costs nothing after about a minute. No task, no lock: no method gives up the loop.
+    of all (64 at least), so that an idle team soon costs nothing. No task, no lock: no method gives up the loop.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -65,10 +65,11 @@ class MemoryLimiter:
     def settle(self, reservation: Reservation, actual: Cost) -> None:
         """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
         now_ms = self._now_ms()
-        for scope, handle in zip(reservation.scopes, reservation.handles, strict=True):
+        for index, handle in enumerate(reservation.handles):
             if handle.settled:
                 continue
             handle.settled = True
+            scope = reservation.scopes[index]
             key = (reservation.team, scope.name)
             self._epoch += 1
             state = bucket.settle(
