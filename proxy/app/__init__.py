@@ -20,5 +20,6 @@ def serve(settings: Settings, *, demo: bool = False) -> int:
     from proxy.app.worker import run  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(settings, engine, demo=demo))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
 from sqlalchemy import Engine
@@ -30,6 +31,10 @@ async def welcome(settings: Settings, engine: Engine, peppers: Peppers, base_url
     where = "a simulated OpenAI upstream (OPENAI_API_KEY is not set)"
     upstream = where if needs_simulator(settings) else settings.upstream.base_url
     request = f'{{"model": "{_MODEL}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    curl = (
+        f"curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' "
+        f"-H 'Content-Type: application/json' -d '{request}'"
+    )
     lines = (
         "",
         f"Tollgate forwards to {upstream}.",
@@ -40,8 +45,7 @@ async def welcome(settings: Settings, engine: Engine, peppers: Peppers, base_url
         "",
         "Try it:",
         "",
-        f"  curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' "
-        f"-H 'Content-Type: application/json' -d '{request}'",
+        f"  {curl}",
         "",
         "",
     )
@@ -52,8 +56,7 @@ async def welcome(settings: Settings, engine: Engine, peppers: Peppers, base_url
 
 def _issue_key(settings: Settings, engine: Engine, peppers: Peppers) -> str:
     registry = SqlRegistry(engine, SystemClock(), peppers, actor="demo")
-    try:
+    # A second start: the team, its keys and its ledger are as they were left.
+    with contextlib.suppress(TeamExists):
         registry.add_team(TEAM, settings.limits.default_tier)
-    except TeamExists:
-        pass  # a second start: the team, its keys and its ledger are as they were left
     return registry.issue_key(TEAM, label="demo").key

@@ -23,6 +23,7 @@ from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import CONTENT_TYPE, Metrics
 from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.telemetry import Telemetry
 from proxy.app import demo as demonstration
@@ -43,6 +44,7 @@ from proxy.web.operations import Operations
 
 __all__ = ["run"]
 
+_SPOOL_DIRECTORY = "spool"
 _LOOK_FOR_CHANGES_SECONDS = 0.25
 """A quarter of the second within which a revocation is promised to work on one machine."""
 _LAG_EVERY_SECONDS = 0.5
@@ -62,7 +64,7 @@ async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
         try:
             return await worker.serve_until(stop, demo=demo)
         except OSError as error:
-            _log.error("cannot listen: %s", error)  # noqa: TRY400 - the sentence says it all
+            _log.error("cannot listen: %s", error)
             return 1
 
 
@@ -162,10 +164,19 @@ async def _equip(settings: Settings, engine: Engine, stack: AsyncExitStack, *, d
     metrics = Metrics(known_models.__contains__)
     telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
     cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
-    ledger = _ledger(settings, engine, clock, prices)
+    ledger = SpoolLedger(
+        settings.data_dir / _SPOOL_DIRECTORY,
+        SqlLedgerStore(engine),
+        prices,
+        telemetry,
+        clock,
+        segment_bytes=settings.ledger.segment_bytes,
+        quota_bytes=settings.ledger.quota_bytes,
+        strict=settings.ledger.sync is LedgerSync.STRICT,
+    )
     metrics.cache_bytes.set_function(lambda: cache.size_bytes)
-    metrics.spool_bytes.set_function(lambda: ledger.spool_bytes)
-    metrics.spool_lag_seconds.set_function(lambda: ledger.lag_ms / 1_000)
+    metrics.spool_bytes.set_function(lambda: ledger.state().spool_bytes)
+    metrics.spool_lag_seconds.set_function(lambda: ledger.state().lag_ms / 1_000)
     services = Services(
         policy=_policy(settings),
         clock=clock,
