@@ -52,10 +52,10 @@ def replay(exchange: Exchange) -> Reply:
 
 
 async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
-    body = await _read(exchange, answer, services)
-    settle_refused(exchange, services, answer.status)
     if answer.status == 401:
         raise UpstreamKeyRefused(services.upstream.name)
+    body = await _read(exchange, answer, services)
+    settle_refused(exchange, services, answer.status)
     headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_governed(exchange))
     return Reply(answer.status, headers, _shaped(body, answer.status))
 
