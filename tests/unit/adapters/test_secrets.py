@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, load_or_create_pepper
+from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, _create_once, load_or_create_pepper
 
 
 def test_made_once_and_for_the_owner_alone(tmp_path):
@@ -25,6 +25,7 @@ def test_processes_that_start_at_once_agree(tmp_path):
         import hashlib, sys
         from pathlib import Path
         from proxy.adapters.secrets import load_or_create_pepper
+        print("ready", flush=True)
         sys.stdin.read()
         print(hashlib.sha256(load_or_create_pepper(Path(sys.argv[1])).secrets[1]).hexdigest())
     """
@@ -38,12 +39,20 @@ def test_processes_that_start_at_once_agree(tmp_path):
         for _ in range(4)
     ]
     for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
         process.stdin.close()
         process.stdin = None
     digests = {process.communicate(timeout=60)[0] for process in processes}
     assert [process.returncode for process in processes] == [0] * 4
     assert len(digests) == 1
     assert [path.name for path in tmp_path.iterdir()] == [PEPPER_FILE]
+
+
+def test_whoever_comes_second_changes_nothing(tmp_path):
+    _create_once(tmp_path / "file", b"first")
+    _create_once(tmp_path / "file", b"second")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
 
 
 def test_several_versions_can_be_kept(tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import resource
 import stat
@@ -311,6 +312,20 @@ def test_what_is_removed_cannot_be_locked(tmp_path):
         assert dead
         remove(writer.directory)
     assert list(tmp_path.iterdir()) == []
+    with locked(writer.directory) as dead:
+        assert not dead
+
+
+def test_a_directory_that_is_removed_while_its_lock_is_asked_for_is_gone(tmp_path, monkeypatch):
+    writer = SpoolWriter(tmp_path)
+    writer.close()
+    flock = fcntl.flock
+
+    def removed_meanwhile(fd, operation):
+        remove(writer.directory)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
     with locked(writer.directory) as dead:
         assert not dead
 

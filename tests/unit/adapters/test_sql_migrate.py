@@ -64,6 +64,7 @@ def test_processes_that_start_at_once_migrate_once(tmp_path):
         from pathlib import Path
         from proxy.adapters.sql.engine import open_engine
         from proxy.adapters.sql.migrate import migrate
+        print("ready", flush=True)
         sys.stdin.read()
         print(migrate(open_engine(Path(sys.argv[1]))))
     """
@@ -78,6 +79,8 @@ def test_processes_that_start_at_once_migrate_once(tmp_path):
         )
         for _ in range(4)
     ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.close()
     for process in processes:
