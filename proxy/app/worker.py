@@ -6,8 +6,10 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from sqlalchemy import Engine
@@ -42,7 +44,7 @@ from proxy.web.errors import status_of
 from proxy.web.openai import VERSION_PREFIX, OpenAIRoutes
 from proxy.web.operations import Operations
 
-__all__ = ["run"]
+__all__ = ["Worker", "run", "serving"]
 
 _SPOOL_DIRECTORY = "spool"
 _LOOK_FOR_CHANGES_SECONDS = 0.25
@@ -59,106 +61,102 @@ async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with serving(settings, engine, demo=demo) as worker:
+            if demo:
+                base_url, operations_url = worker.base_url, worker.operations_url
+                await demonstration.welcome(settings, engine, worker.peppers, base_url, operations_url)
+            await stop.wait()
+    except OSError as error:
+        _log.error("cannot listen: %s", error)
+        return 1
+    return 0
+
+
+@asynccontextmanager
+async def serving(settings: Settings, engine: Engine, *, demo: bool = False) -> AsyncIterator[Worker]:
+    """Open both listeners of one worker; leaving the block drains it. Raises `OSError` when it cannot listen."""
+    server = settings.server
     async with AsyncExitStack() as stack:
         worker = await _equip(settings, engine, stack, demo=demo)
-        try:
-            return await worker.serve_until(stop, demo=demo)
-        except OSError as error:
-            _log.error("cannot listen: %s", error)
-            return 1
-
-
-class _Worker:
-    """What one process serves with."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        peppers: Peppers,
-        services: Services,
-        ledger: SpoolLedger,
-        metrics: Metrics,
-    ) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._peppers = peppers
-        self._services = services
-        self._ledger = ledger
-        self._metrics = metrics
-        self._key_store = SqlKeyStore(engine)
-        self._operations = Operations(
-            render_metrics=metrics.render,
-            metrics_content_type=CONTENT_TYPE,
-            checks={"database": self._key_store.revision},
+        # Closed in the opposite order: the last events are in the ledger before metrics and health go dark.
+        operations = _runner(worker.operations.application(), shutdown_seconds=1.0)
+        stack.push_async_callback(operations.cleanup)
+        stack.push_async_callback(worker.ledger.close)
+        public = _runner(
+            OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes).application(),
+            shutdown_seconds=server.drain_seconds,
         )
-
-    async def serve_until(self, stop: asyncio.Event, *, demo: bool) -> int:
-        server = self._settings.server
-        public = OpenAIRoutes(self._services, max_body_bytes=server.max_body_bytes).application()
-        public_runner = _runner(public, shutdown_seconds=server.drain_seconds)
-        operations_runner = _runner(self._operations.application(), shutdown_seconds=1.0)
+        stack.push_async_callback(public.cleanup)
+        worker.operations_url = await _listen(operations, server.admin_host, server.admin_port)
+        worker.base_url = f"{await _listen(public, server.host, server.port)}{VERSION_PREFIX}"
         async with asyncio.TaskGroup() as background:
-            tasks = [
-                background.create_task(self._ledger.run()),
-                background.create_task(self._follow_changes()),
-                background.create_task(self._measure_lag()),
-            ]
+            tasks = [background.create_task(work) for work in worker.background()]
+            _log.info("serving %s, operations on %s", worker.base_url, worker.operations_url)
             try:
-                operations_url = await _listen(operations_runner, server.admin_host, server.admin_port)
-                public_url = await _listen(public_runner, server.host, server.port)
-                _log.info("serving %s%s, operations on %s", public_url, VERSION_PREFIX, operations_url)
-                if demo:
-                    base_url = f"{public_url}{VERSION_PREFIX}"
-                    await demonstration.welcome(self._settings, self._engine, self._peppers, base_url, operations_url)
-                await stop.wait()
-                await self._drain(public_runner)
+                yield worker
+                await worker.drain(public, server.ready_grace_seconds)
             finally:
-                await public_runner.cleanup()
                 for task in tasks:
                     task.cancel()
-                await self._ledger.close()
-                await operations_runner.cleanup()
-        return 0
 
-    async def _drain(self, public_runner: web.AppRunner) -> None:
+
+@dataclass(slots=True)
+class Worker:
+    """What one process serves with, and where."""
+
+    engine: Engine
+    peppers: Peppers
+    services: Services
+    ledger: SpoolLedger
+    metrics: Metrics
+    key_store: SqlKeyStore
+    operations: Operations
+    base_url: str = ""
+    """What an SDK takes as its base URL."""
+    operations_url: str = ""
+
+    def background(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """What goes on beside the requests, for as long as they do."""
+        return self.ledger.run(), self._follow_changes(), self._measure_lag()
+
+    async def drain(self, public: web.AppRunner, grace_seconds: float) -> None:
         """Say not ready, give load balancers time to notice, then stop accepting and finish what is in flight."""
-        self._operations.draining = True
+        self.operations.draining = True
         _log.info("draining")
-        await asyncio.sleep(self._settings.server.ready_grace_seconds)
-        await public_runner.cleanup()
+        await asyncio.sleep(grace_seconds)
+        await public.cleanup()
         _log.info("drained")
 
     async def _follow_changes(self) -> None:
         """Notice changes of keys and teams, whichever process made them."""
         seen: int | None = None
+        registry = SqlRegistry(self.engine, self.services.clock, self.peppers, actor="server")
         while True:
             try:
-                revision = await self._key_store.revision()
+                revision = await self.key_store.revision()
                 if revision != seen:
                     seen = revision
-                    self._services.principals.invalidate()
-                    teams = await asyncio.to_thread(self._registry().list_teams)
-                    self._metrics.prepare(team.name for team in teams)
+                    self.services.principals.invalidate()
+                    teams = await asyncio.to_thread(registry.list_teams)
+                    self.metrics.prepare(team.name for team in teams)
             except StoreAway as error:
-                self._services.telemetry.store_failed(error.store, error.operation)
+                self.services.telemetry.store_failed(error.store, error.operation)
             await asyncio.sleep(_LOOK_FOR_CHANGES_SECONDS)
 
     async def _measure_lag(self) -> None:
-        clock = self._services.clock
+        clock = self.services.clock
         while True:
             due_ns = clock.monotonic_ns() + int(_LAG_EVERY_SECONDS * 1e9)
             await asyncio.sleep(_LAG_EVERY_SECONDS)
-            self._metrics.event_loop_lag_seconds.set(max(0, clock.monotonic_ns() - due_ns) / 1e9)
-
-    def _registry(self) -> SqlRegistry:
-        return SqlRegistry(self._engine, self._services.clock, self._peppers, actor="server")
+            self.metrics.event_loop_lag_seconds.set(max(0, clock.monotonic_ns() - due_ns) / 1e9)
 
 
-async def _equip(settings: Settings, engine: Engine, stack: AsyncExitStack, *, demo: bool) -> _Worker:
+async def _equip(settings: Settings, engine: Engine, stack: AsyncExitStack, *, demo: bool) -> Worker:
     """Make the adapters of the settings, warm, in the order in which they need each other."""
     clock = SystemClock()
     peppers = load_or_create_pepper(settings.data_dir)
+    key_store = SqlKeyStore(engine)
     prices = load_prices(settings.prices.file)
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
@@ -180,7 +178,7 @@ async def _equip(settings: Settings, engine: Engine, stack: AsyncExitStack, *, d
     services = Services(
         policy=_policy(settings),
         clock=clock,
-        principals=Principals(SqlKeyStore(engine), peppers, clock),
+        principals=Principals(key_store, peppers, clock),
         prices=prices,
         limiter=MemoryLimiter(clock),
         cache=cache,
@@ -190,7 +188,12 @@ async def _equip(settings: Settings, engine: Engine, stack: AsyncExitStack, *, d
         catalogue=Catalogue(),
         status_of=status_of,
     )
-    return _Worker(settings, engine, peppers, services, ledger, metrics)
+    operations = Operations(
+        render_metrics=metrics.render,
+        metrics_content_type=CONTENT_TYPE,
+        checks={"database": key_store.revision},
+    )
+    return Worker(engine, peppers, services, ledger, metrics, key_store, operations)
 
 
 def _policy(settings: Settings) -> Policy:
