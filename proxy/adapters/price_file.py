@@ -25,5 +25,5 @@ def load_prices(overrides: Path | None = None) -> PriceBook:
     decode = msgspec.toml.decode if overrides.suffix == ".toml" else msgspec.json.decode
     try:
         return book.with_overrides(decode(overrides.read_bytes(), type=dict[str, Any]))
-    except (OSError, msgspec.MsgspecError, PricesInvalid) as error:
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
         raise PricesInvalid(f"{overrides}: {error}") from error
