@@ -1,0 +1,88 @@
+// One scenario of the official Node SDK; prints what it saw as one JSON object.
+// usage: TOLLGATE_KEY=... node client.mjs SCENARIO BASE_URL
+import OpenAI from "openai";
+
+const [scenario, baseURL] = process.argv.slice(2);
+const apiKey = process.env.TOLLGATE_KEY;
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const conversation = {
+  model: "gpt-4o-mini",
+  messages: [
+    { role: "system", content: "You are a lock-keeper." },
+    { role: "user", content: "How deep is the basin?" },
+    { role: "assistant", content: "Four metres." },
+    { role: "user", content: "echo:žluť 🦔, and the lock next to it?" },
+  ],
+};
+
+async function streamed(options) {
+  const stream = await client.chat.completions.create({ ...conversation, stream: true, ...options });
+  let text = "";
+  let usage = null;
+  let emptyChunks = 0;
+  for await (const chunk of stream) {
+    text += chunk.choices[0]?.delta?.content ?? "";
+    usage = chunk.usage ?? usage;
+    emptyChunks += chunk.choices.length === 0;
+  }
+  return { text, usage, emptyChunks };
+}
+
+async function refusal(ask) {
+  try {
+    await ask();
+    return "no error";
+  } catch (error) {
+    return [error.constructor.name, error.status ?? null, error.code ?? null];
+  }
+}
+
+const scenarios = {
+  async plain() {
+    const { data, response } = await client.chat.completions.create(conversation).withResponse();
+    const headers = Object.fromEntries(response.headers);
+    return { text: data.choices[0].message.content, usage: data.usage, headers, requestId: data._request_id };
+  },
+  stream: () => streamed({}),
+  streamWithUsage: () => streamed({ stream_options: { include_usage: true } }),
+  async tools() {
+    const parameters = { type: "object", properties: { basin: { type: "string" } } };
+    const messages = [{ role: "user", content: "How deep is the basin?" }];
+    const tools = [{ type: "function", function: { name: "depth_of", parameters } }];
+    const stream = client.chat.completions.stream({ model: "gpt-4o-mini", messages, tools, tool_choice: "required" });
+    const final = await stream.finalChatCompletion();
+    return final.choices[0].message.tool_calls[0].function;
+  },
+  async models() {
+    const ids = [];
+    for await (const model of client.models.list()) ids.push(model.id);
+    return { ids, one: (await client.models.retrieve("gpt-4o-mini")).id };
+  },
+  async errors() {
+    const ask = (changes, headers) => client.chat.completions.create({ ...conversation, ...changes }, { headers });
+    const stranger = new OpenAI({ baseURL, apiKey: "sk-tg_nobody", maxRetries: 0 });
+    return {
+      authentication: await refusal(() => stranger.chat.completions.create(conversation)),
+      notFound: await refusal(() => ask({ model: "gpt-none" })),
+      badRequest: await refusal(() => ask({ temperature: 2.5 })),
+      internal: await refusal(() => ask({}, { "x-simulate-status": "500" })),
+      permission: await refusal(() => client.files.list()),
+      brokenStream: await refusal(async () => {
+        const stream = await client.chat.completions.create(
+          { ...conversation, stream: true },
+          { headers: { "x-simulate-cut-after": "2" } },
+        );
+        for await (const _ of stream);
+      }),
+    };
+  },
+  async limited() {
+    const patient = new OpenAI({ baseURL, apiKey, maxRetries: 4 });
+    await patient.chat.completions.create(conversation);
+    const impatient = await refusal(() => client.chat.completions.create(conversation));
+    const answer = await patient.chat.completions.create(conversation);
+    return { impatient, text: answer.choices[0].message.content };
+  },
+};
+
+console.log(JSON.stringify(await scenarios[scenario]()));

@@ -1,0 +1,78 @@
+"""The official Node SDK, told nothing but another base URL and key."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tests.support.tollgate_process import clean_environment
+
+TEXT = "žluť 🦔, and the lock next to it?"
+
+
+@pytest.fixture
+def run(node, gateway, team):
+    def scenario(name, by=team):
+        done = subprocess.run(
+            ["node", "client.mjs", name, gateway.base_url],
+            cwd=node,
+            env=clean_environment(TOLLGATE_KEY=by.key),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return scenario
+
+
+def test_a_conversation(run, new_team):
+    seen = run("plain", new_team("free"))
+    assert seen["text"] == TEXT
+    assert seen["usage"]["total_tokens"] == seen["usage"]["prompt_tokens"] + seen["usage"]["completion_tokens"]
+    assert seen["requestId"] == seen["headers"]["x-request-id"]
+    assert seen["headers"]["x-ratelimit-limit-requests"] == "20"
+    assert seen["headers"]["x-ratelimit-remaining-requests"] == "19"
+    assert seen["headers"]["cache-status"] == "tollgate; fwd=bypass; detail=temperature"
+
+
+def test_a_stream(run):
+    assert run("stream") == {"text": TEXT, "usage": None, "emptyChunks": 0}
+
+
+def test_a_stream_with_usage(run):
+    seen = run("streamWithUsage")
+    assert (seen["text"], seen["emptyChunks"]) == (TEXT, 1)
+    assert seen["usage"]["completion_tokens"] == -(-len(TEXT) // 4)
+
+
+def test_a_tool_call_through_the_stream_helper(run):
+    function = run("tools")
+    assert function["name"] == "depth_of"
+    assert json.loads(function["arguments"]) == {"basin": "text"}
+
+
+def test_models(run, new_team):
+    models = frozenset({"gpt-4o-mini", "gpt-4o"})
+    assert run("models", new_team(models=models)) == {"ids": ["gpt-4o", "gpt-4o-mini"], "one": "gpt-4o-mini"}
+
+
+def test_errors_become_the_sdks_own(run):
+    seen = run("errors")
+    assert seen["authentication"] == ["AuthenticationError", 401, "invalid_api_key"]
+    assert seen["notFound"] == ["NotFoundError", 404, "model_not_found"]
+    assert seen["badRequest"] == ["BadRequestError", 400, "decimal_above_max_value"]
+    assert seen["internal"][:2] == ["InternalServerError", 500]
+    assert seen["permission"] == ["PermissionDeniedError", 403, "endpoint_not_allowed"]
+    assert seen["brokenStream"][0] == "APIError"
+
+
+def test_it_waits_as_long_as_it_is_told_and_no_longer(run, new_team):
+    one_each_half_second = new_team(requests_per_minute=120, request_capacity=1)
+    seen = run("limited", one_each_half_second)
+    assert seen["impatient"] == ["RateLimitError", 429, "rate_limit_exceeded"]
+    assert seen["text"] == TEXT
