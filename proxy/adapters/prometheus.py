@@ -6,17 +6,19 @@ key, a user, an address or a path.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import prometheus_client  # noqa: TID251 - their one home
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: TID251 - their one home
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values  # noqa: TID251 - same
 
 from proxy import __version__
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "forget_process", "render_shared", "share_between_processes"]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 OTHER = "_other"
@@ -25,6 +27,31 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
+
+
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def share_between_processes(directory: Path, number: int) -> None:
+    """Keep this process's figures in files of `directory`, for `render_shared` to add up; before any `Metrics`.
+
+    `number` names the files. It is one no live process has, and a successor takes over what a dead one counted: the
+    number of files is bounded by that of workers, and no counter goes back.
+    """
+    os.environ[_DIRECTORY] = str(directory)  # noqa: TID251 - prometheus_client takes it from nowhere else
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # the package types it not
+
+
+def forget_process(directory: Path, number: int) -> None:
+    """Drop the live gauges of a process that is dead: nothing is in flight there any more."""
+    multiprocess.mark_process_dead(number, str(directory))  # type: ignore[no-untyped-call]  # the package types it not
+
+
+def render_shared(directory: Path) -> bytes:
+    """Write the figures of all processes as one, in the text format."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]  # as above
+    return prometheus_client.generate_latest(registry)
 
 
 class Metrics:
@@ -37,6 +64,7 @@ class Metrics:
         self._declare_money_and_traffic(self.registry)
         self._declare_latency(self.registry)
         self._declare_health(self.registry)
+        self._declare_ledger(self.registry)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
         self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
@@ -74,6 +102,7 @@ class Metrics:
             "tollgate_limit_used_ratio",
             "Used part of a team's bucket when its latest request was admitted.",
             ("team", "dimension"),
+            multiprocess_mode="mostrecent",
             registry=on,
         )
         self.cache_requests_total = Counter(
@@ -119,9 +148,14 @@ class Metrics:
         self.retries_total = Counter(
             "tollgate_retries_total", "Calls upstream that were made again.", ("upstream", "reason"), registry=on
         )
-        self.in_flight_requests = Gauge("tollgate_in_flight_requests", "Requests being served.", registry=on)
+        self.in_flight_requests = Gauge(
+            "tollgate_in_flight_requests", "Requests being served.", multiprocess_mode="livesum", registry=on
+        )
         self.queued_requests = Gauge(
-            "tollgate_queued_requests", "Calls that wait for their turn upstream.", registry=on
+            "tollgate_queued_requests",
+            "Calls that wait for their turn upstream.",
+            multiprocess_mode="livesum",
+            registry=on,
         )
         self.store_errors_total = Counter(
             "tollgate_store_errors_total",
@@ -129,6 +163,8 @@ class Metrics:
             ("store", "operation"),
             registry=on,
         )
+
+    def _declare_ledger(self, on: CollectorRegistry) -> None:
         self.unpriced_requests_total = Counter(
             "tollgate_unpriced_requests_total",
             "Dispatched requests to a model without a price.",
@@ -141,15 +177,31 @@ class Metrics:
             ("reason",),
             registry=on,
         )
-        self.spool_bytes = Gauge("tollgate_spool_bytes", "Size of the spool on disk.", registry=on)
+        self.spool_bytes = Gauge(
+            "tollgate_spool_bytes", "Size of the spool on disk.", multiprocess_mode="livesum", registry=on
+        )
         self.spool_lag_seconds = Gauge(
-            "tollgate_spool_lag_seconds", "Age of the oldest record that is not in the database.", registry=on
+            "tollgate_spool_lag_seconds",
+            "Age of the oldest record that is not in the database.",
+            multiprocess_mode="livemax",
+            registry=on,
         )
         self.event_loop_lag_seconds = Gauge(
-            "tollgate_event_loop_lag_seconds", "How late the event loop's latest tick came.", registry=on
+            "tollgate_event_loop_lag_seconds",
+            "How late the event loop's latest tick came.",
+            multiprocess_mode="livemax",
+            registry=on,
         )
-        self.cache_bytes = Gauge("tollgate_cache_bytes", "Size of the in-process cache.", registry=on)
-        build = Gauge("tollgate_build_info", "A constant 1, labelled with the version.", ("version",), registry=on)
+        self.cache_bytes = Gauge(
+            "tollgate_cache_bytes", "Size of the in-process cache.", multiprocess_mode="livesum", registry=on
+        )
+        build = Gauge(
+            "tollgate_build_info",
+            "A constant 1, labelled with the version.",
+            ("version",),
+            multiprocess_mode="max",
+            registry=on,
+        )
         build.labels(__version__).set(1)
 
     def prepare(self, teams: Iterable[str]) -> None:

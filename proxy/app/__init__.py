@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 
 from proxy.app.database import open_database, open_registry, open_reports
+from proxy.app.logging import log_to_stderr
 from proxy.settings import Settings
 
 __all__ = ["open_registry", "open_reports", "serve"]
 
 
 def serve(settings: Settings, *, demo: bool = False) -> int:
-    """Run one worker until it is told to stop; return the exit status."""
+    """Run until told to stop; return the exit status."""
     # The command line manages teams without loading a server.
     import uvloop  # noqa: PLC0415
 
-    from proxy.app.worker import run  # noqa: PLC0415
+    from proxy.app.run import run  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    log_to_stderr()
     with open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(settings, engine, demo=demo))

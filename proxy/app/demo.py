@@ -5,31 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from contextlib import AsyncExitStack
 
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
+from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.registry import SqlRegistry
-from proxy.core.keys import Peppers
 from proxy.core.registry import TeamExists
-from proxy.settings import DEFAULT_UPSTREAM_URL, Settings
+from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, Settings
+from proxy.simulator.behaviour import Behaviour
+from proxy.simulator.running import start as start_simulator
 
-__all__ = ["TEAM", "needs_simulator", "welcome"]
+__all__ = ["TEAM", "simulated", "welcome"]
 
 TEAM = "demo"
 _MODEL = "gpt-4o-mini"
 
 
-def needs_simulator(settings: Settings) -> bool:
-    """Whether there is no upstream a request could be sent to."""
-    return settings.upstream.base_url == DEFAULT_UPSTREAM_URL and settings.upstream.api_key is None
+_SIMULATED = "simulated"
 
 
-async def welcome(settings: Settings, engine: Engine, peppers: Peppers, base_url: str, operations_url: str) -> None:
+async def simulated(settings: Settings, stack: AsyncExitStack) -> Settings:
+    """Settings that stand before a simulated OpenAI, started here, when there is no key for the real one."""
+    upstream = settings.upstream
+    if upstream.base_url != DEFAULT_UPSTREAM_URL or upstream.api_key is not None:
+        return settings
+    simulator = await stack.enter_async_context(await start_simulator(Behaviour(ttft_ms=200, chunk_ms=20)))
+    stand_in = replace(upstream, name=_SIMULATED, base_url=simulator.base_url, api_key=Secret(_SIMULATED))
+    return replace(settings, upstream=stand_in)
+
+
+async def welcome(settings: Settings, engine: Engine, base_url: str, operations_url: str) -> None:
     """Issue a key for the team `demo` and print what to paste."""
-    key = await asyncio.to_thread(_issue_key, settings, engine, peppers)
-    where = "a simulated OpenAI upstream (OPENAI_API_KEY is not set)"
-    upstream = where if needs_simulator(settings) else settings.upstream.base_url
+    key = await asyncio.to_thread(_issue_key, settings, engine)
+    upstream = settings.upstream.base_url
+    if settings.upstream.name == _SIMULATED:
+        upstream = "a simulated OpenAI upstream (OPENAI_API_KEY is not set)"
     request = f'{{"model": "{_MODEL}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     curl = (
         f"curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' "
@@ -54,7 +67,8 @@ async def welcome(settings: Settings, engine: Engine, peppers: Peppers, base_url
     sys.stdout.flush()
 
 
-def _issue_key(settings: Settings, engine: Engine, peppers: Peppers) -> str:
+def _issue_key(settings: Settings, engine: Engine) -> str:
+    peppers = load_or_create_pepper(settings.data_dir)
     registry = SqlRegistry(engine, SystemClock(), peppers, actor="demo")
     # A second start: the team, its keys and its ledger are as they were left.
     with contextlib.suppress(TeamExists):

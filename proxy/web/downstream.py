@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiohttp import ClientConnectionError, ClientPayloadError, web
+from aiohttp import ClientConnectionError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import BodyTooLarge, InvalidRequest
 
 __all__ = ["AiohttpDownstream"]
+
+_CONTENT_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+"""What the server has undone by the time a body is read."""
 
 
 class AiohttpDownstream:
@@ -17,7 +20,7 @@ class AiohttpDownstream:
 
     __slots__ = ("_id_headers", "_max_body_bytes", "_request", "_response")
 
-    def __init__(self, request: web.Request, id_headers: Sequence[tuple[str, str]], max_body_bytes: int) -> None:
+    def __init__(self, request: web.BaseRequest, id_headers: Sequence[tuple[str, str]], max_body_bytes: int) -> None:
         self._request = request
         self._id_headers = id_headers
         self._max_body_bytes = max_body_bytes
@@ -30,14 +33,20 @@ class AiohttpDownstream:
 
     async def receive(self) -> bytes:
         """Read the body, bounded. A length that is already too large is not read at all."""
-        announced = self._request.content_length
-        if announced is not None and announced > self._max_body_bytes:
+        request = self._request
+        if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.lower() not in _CONTENT_ENCODINGS:
+            raise InvalidRequest(f"The request body's content encoding {encoding[:64]!r} cannot be read here.")
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # an answer has not begun with it
         try:
-            return await self._request.read()
+            return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise BodyTooLarge(self._max_body_bytes) from None
-        except (ClientPayloadError, HttpProcessingError):
+        except (web.RequestPayloadError, HttpProcessingError):
             raise InvalidRequest("The request body could not be read: its encoding or framing is broken.") from None
         except ClientConnectionError as error:
             raise ConnectionResetError("client left while sending") from error

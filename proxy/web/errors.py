@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,9 @@ from proxy.core.event import Outcome
 from proxy.core.headers import rate_limit_headers
 from proxy.pipeline.exchange import Reply
 
-__all__ = ["ErrorAnswer", "answer_of", "error_body", "reply_of", "status_of"]
+__all__ = ["ErrorAnswer", "answer_of", "error_body", "fault", "internal_error", "reply_of", "status_of"]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_SDK_WAIT_MS = 60_000
 """Beyond it official SDKs ignore the wait and come back too early: they are told not to retry."""
@@ -65,6 +69,13 @@ def internal_error() -> ErrorAnswer:
     return ErrorAnswer(
         500, "The gateway had an error while processing your request.", "server_error", outcome=Outcome.FAILED
     )
+
+
+def fault(error: BaseException | None) -> ErrorAnswer:
+    """Log a fault of ours by its type and place; its message is left out, for it could quote a body or a key."""
+    place = "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
+    _log.error("unexpected %s\n%s", type(error).__name__, place)
+    return internal_error()
 
 
 def _missing_key(_: errors.MissingKey) -> ErrorAnswer:

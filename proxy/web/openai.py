@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
+from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
@@ -21,70 +22,61 @@ from proxy.pipeline.report import Ending, record_of
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
 from proxy.web.downstream import AiohttpDownstream
-from proxy.web.errors import ErrorAnswer, answer_of, internal_error, reply_of
+from proxy.web.errors import answer_of, fault, reply_of
+from proxy.web.server import OpenAIServer
 
 __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
 
 VERSION_PREFIX = "/v1"
+_MODEL_PATH = f"{VERSION_PREFIX}/models/"
+_SHOWN_CHARACTERS = 256
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-_log = logging.getLogger(__name__)
 
 Step = Callable[[Exchange, AiohttpDownstream], Awaitable[Reply]]
 
 
 class OpenAIRoutes:
-    """Handlers of the public listener: each makes an exchange, sends it on its way and writes what comes back."""
+    """The public listener: each request becomes an exchange, is sent on its way and answered with what comes back."""
 
     def __init__(self, services: Services, *, max_body_bytes: int) -> None:
         self._services = services
         self._max_body_bytes = max_body_bytes
 
-    def application(self) -> web.Application:
-        """Build the application of the public listener."""
-        # One byte more, so that a body of exactly the limit passes.
-        application = web.Application(client_max_size=self._max_body_bytes + 1)
-        application.router.add_post(f"{VERSION_PREFIX}/chat/completions", self.chat)
-        application.router.add_get(f"{VERSION_PREFIX}/models", self.models, allow_head=False)
-        application.router.add_get(f"{VERSION_PREFIX}/models/{{model:.+}}", self.model, allow_head=False)
-        application.router.add_route("*", "/{path:.*}", self.other)
-        return application
+    def server(self) -> OpenAIServer:
+        """Build the server of the public listener."""
+        return OpenAIServer(self.handle, max_body_bytes=self._max_body_bytes)
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """`POST /v1/chat/completions`."""
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Find the endpoint by the path as it was sent: another spelling of one is another path."""
+        path = request.raw_path.partition("?")[0]
+        match request.method, path:
+            case "POST", "/v1/chat/completions":
+                return await self._answer(request, CHAT, self._chat)
+            case "GET", "/v1/models":
+                return await self._answer(request, MODELS, self._models)
+            case "GET", _ if path.startswith(_MODEL_PATH) and len(path) > len(_MODEL_PATH):
+                return await self._answer(request, MODELS, self._model)
+            case _:
+                return await self._answer(request, "_other", partial(self._other, path))
 
-        async def step(exchange: Exchange, client: AiohttpDownstream) -> Reply:
-            return await travel(exchange, client, self._services)
+    async def _chat(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
+        return await travel(exchange, client, self._services)
 
-        return await self._answer(request, CHAT, step)
+    async def _models(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
+        return await list_models(exchange, self._services)
 
-    async def models(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/models`."""
+    async def _model(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
+        name = unquote(exchange.path.removeprefix(_MODEL_PATH.removeprefix(VERSION_PREFIX)))
+        return await one_model(exchange, name, self._services)
 
-        async def step(exchange: Exchange, _: AiohttpDownstream) -> Reply:
-            return await list_models(exchange, self._services)
-
-        return await self._answer(request, MODELS, step)
-
-    async def model(self, request: web.Request) -> web.StreamResponse:
-        """`GET /v1/models/{id}`."""
-
-        async def step(exchange: Exchange, _: AiohttpDownstream) -> Reply:
-            return await one_model(exchange, request.match_info["model"], self._services)
-
-        return await self._answer(request, MODELS, step)
-
-    async def other(self, request: web.Request) -> web.StreamResponse:
+    async def _other(self, path: str, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         """Every path that is not open."""
+        if path.startswith(f"{VERSION_PREFIX}/") and is_stateful(exchange.path):
+            await authenticate(exchange, self._services)
+            raise EndpointClosed(path[:_SHOWN_CHARACTERS])
+        raise UnknownPath(exchange.method, path[:_SHOWN_CHARACTERS])
 
-        async def step(exchange: Exchange, _: AiohttpDownstream) -> Reply:
-            if is_stateful(exchange.path) and request.path.startswith(VERSION_PREFIX):
-                await authenticate(exchange, self._services)
-                raise EndpointClosed(request.path)
-            raise UnknownPath(request.method, request.path[:256])
-
-        return await self._answer(request, "_other", step)
-
-    async def _answer(self, request: web.Request, endpoint: str, step: Step) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, endpoint: str, step: Step) -> web.StreamResponse:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
         telemetry = self._services.telemetry
         exchange = self._exchange(request, endpoint)
@@ -99,7 +91,7 @@ class OpenAIRoutes:
         except ConnectionResetError:
             reply = Reply(CLIENT_CLOSED_REQUEST)
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
-            answer = self._explain(error)
+            answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
             ending = Ending(answer.status, answer.outcome, answer.code or answer.type, error)
             reply = reply_of(answer)
             client.abort_if_open()
@@ -107,14 +99,7 @@ class OpenAIRoutes:
             telemetry.finished(record_of(exchange, ending, self._services))
         return client.response or _whole(reply, id_headers)
 
-    def _explain(self, error: Exception) -> ErrorAnswer:
-        if isinstance(error, TollgateError):
-            return answer_of(error)
-        # The type and the place say enough; a message could quote a body.
-        _log.error("unexpected %s", type(error).__name__, exc_info=error)
-        return internal_error()
-
-    def _exchange(self, request: web.Request, endpoint: str) -> Exchange:
+    def _exchange(self, request: web.BaseRequest, endpoint: str) -> Exchange:
         clock = self._services.clock
         at_ms = clock.now_ms()
         event_id = uuid7(at_ms, secrets.token_bytes(10))

@@ -1,0 +1,150 @@
+"""The equipment of one worker: settings become adapters, adapters become what the pipeline works with."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from proxy.adapters.clock import SystemClock
+from proxy.adapters.ledger import SpoolLedger
+from proxy.adapters.logs import RequestLog, console_line, json_line
+from proxy.adapters.memory.cache import MemoryCache
+from proxy.adapters.memory.limiter import MemoryLimiter
+from proxy.adapters.openai import OpenAIUpstream, open_session
+from proxy.adapters.pacer import Pacer
+from proxy.adapters.price_file import load_prices
+from proxy.adapters.prometheus import Metrics
+from proxy.adapters.secrets import load_or_create_pepper
+from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.adapters.sql.ledger_store import SqlLedgerStore
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.telemetry import Telemetry
+from proxy.core.record import RequestRecord
+from proxy.core.registry import Registry
+from proxy.core.retry import RetryPolicy
+from proxy.pipeline.catalogue import Catalogue
+from proxy.pipeline.principals import Principals
+from proxy.pipeline.services import Policy, Services
+from proxy.ports import KeyStore
+from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
+from proxy.web.errors import status_of
+
+__all__ = ["Equipment", "equip"]
+
+_SPOOL_DIRECTORY = "spool"
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What one process serves with."""
+
+    services: Services
+    ledger: SpoolLedger
+    metrics: Metrics
+    key_store: KeyStore
+    registry: Registry
+    sample: Callable[[], None]
+    """Reads the gauges that nobody sets by itself."""
+
+
+async def equip(settings: Settings, engine: Engine, stack: AsyncExitStack) -> Equipment:
+    """Make the adapters of the settings, warm, in the order in which they need each other."""
+    clock = SystemClock()
+    peppers = load_or_create_pepper(settings.data_dir)
+    key_store = SqlKeyStore(engine)
+    prices = load_prices(settings.prices.file)
+    known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
+    metrics = Metrics(known_models.__contains__)
+    telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
+    cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
+    ledger = SpoolLedger(
+        settings.data_dir / _SPOOL_DIRECTORY,
+        SqlLedgerStore(engine),
+        prices,
+        telemetry,
+        clock,
+        segment_bytes=settings.ledger.segment_bytes,
+        quota_bytes=settings.ledger.quota_bytes,
+        strict=settings.ledger.sync is LedgerSync.STRICT,
+    )
+    pacer = _pacer(settings)
+    services = Services(
+        policy=_policy(settings),
+        clock=clock,
+        principals=Principals(key_store, peppers, clock),
+        prices=prices,
+        limiter=MemoryLimiter(clock),
+        cache=cache,
+        ledger=ledger,
+        upstream=await _upstream(settings, pacer, stack),
+        telemetry=telemetry,
+        catalogue=Catalogue(),
+        status_of=status_of,
+    )
+
+    def sample() -> None:
+        state = ledger.state()
+        metrics.spool_bytes.set(state.spool_bytes)
+        metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
+        metrics.cache_bytes.set(cache.size_bytes)
+        metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
+
+    registry = SqlRegistry(engine, clock, peppers, actor="server")
+    return Equipment(services, ledger, metrics, key_store, registry, sample)
+
+
+def _policy(settings: Settings) -> Policy:
+    limits, upstream = settings.limits, settings.upstream
+    return Policy(
+        tiers=limits.all_tiers(),
+        default_tier=limits.default_tier,
+        retry=RetryPolicy(
+            max_attempts=upstream.max_attempts,
+            first_backoff_ms=upstream.first_backoff_ms,
+            max_backoff_ms=upstream.max_backoff_ms,
+            total_deadline_ms=int(upstream.total_timeout_seconds * 1_000),
+        ),
+        default_output_reservation_tokens=limits.default_output_reservation_tokens,
+        hits_cost_requests=1 if limits.hits_count is HitsCount.REQUESTS else 0,
+        cache_enabled=settings.cache.enabled,
+        cache_ttl_ms=settings.cache.ttl_seconds * 1_000,
+        cache_entry_max_bytes=settings.cache.entry_max_bytes,
+        allow_unknown_models=settings.models.unknown is UnknownModels.ALLOW,
+        extra_models=frozenset(settings.models.extra),
+        max_json_depth=settings.server.max_json_depth,
+    )
+
+
+def _pacer(settings: Settings) -> Pacer | None:
+    upstream = settings.upstream
+    if upstream.requests_per_minute is None:
+        return None
+    return Pacer(
+        upstream.requests_per_minute,
+        max_waiting=upstream.pacing_queue,
+        deadline_seconds=upstream.pacing_deadline_seconds,
+    )
+
+
+async def _upstream(settings: Settings, pacer: Pacer | None, stack: AsyncExitStack) -> OpenAIUpstream:
+    upstream = settings.upstream
+    session = await stack.enter_async_context(
+        open_session(
+            max_connections=upstream.max_connections,
+            connect_seconds=upstream.connect_timeout_seconds,
+            idle_seconds=upstream.read_timeout_seconds,
+        )
+    )
+    key = upstream.api_key.reveal() if upstream.api_key is not None else None
+    return OpenAIUpstream(upstream.name, upstream.base_url, key, session, pacer)
+
+
+def _line_form(settings: Settings) -> Callable[[RequestRecord], str]:
+    form = settings.log.format
+    console = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and sys.stdout.isatty())
+    return console_line if console else json_line

@@ -1,0 +1,43 @@
+"""`tollgate serve`: one worker, or several under a supervisor, until the process is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+
+from sqlalchemy import Engine
+
+from proxy.app.demo import simulated, welcome
+from proxy.app.fleet import Fleet, serving_fleet
+from proxy.app.worker import Worker, serving
+from proxy.settings import Settings
+
+__all__ = ["run"]
+
+_log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; return the exit status."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        if demo:
+            settings = await simulated(settings, stack)
+        server: Worker | Fleet
+        try:
+            if settings.server.workers > 1:
+                server = await stack.enter_async_context(serving_fleet(settings, engine))
+            else:
+                server = await stack.enter_async_context(serving(settings, engine))
+        except OSError as error:
+            _log.error("cannot listen: %s", error)
+            return 1
+        _log.info("operations on %s", server.operations_url)
+        if demo:
+            await welcome(settings, engine, server.base_url, server.operations_url)
+        await stop.wait()
+    return 0
