@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from proxy.core.decision import (
     ADMITTED,
     NEVER_FITS,
+    PARALLEL_WAIT_MS,
     REFUSED,
     Admitted,
     Cost,
@@ -113,13 +114,22 @@ def _refill(state: State, figures: Figures, until_ms: int) -> State:
 
 
 def reserve(
-    states: Sequence[State | None], scopes: Sequence[Scope], cost: Cost, now_ms: int, epoch: int
+    states: Sequence[State | None],
+    scopes: Sequence[Scope],
+    cost: Cost,
+    now_ms: int,
+    epoch: int,
+    in_flight: Sequence[int] = (),
 ) -> tuple[Answer, Sequence[State | None]]:
     """Charge `cost` to the bucket of every scope, or to none.
 
-    `states` are the buckets in the order of `scopes`, whose names differ; `epoch` is one that no earlier state had.
+    `states` are the buckets in the order of `scopes`, whose names differ; `epoch` is one that no earlier state had;
+    `in_flight` is how many places are taken in each scope, and may be empty where no scope has a `max_parallel`.
     Returns the answer (see `decision`) and the states to store in the same order, None for one to leave as it is. A
     refusal stores nothing but the time of a bucket whose clock was set back, without which it would never refill.
+
+    Places are asked for last: a bucket without room has an exact wait to tell, a place has not. A cost of no requests
+    takes none.
 
     A dimension without limit is neither checked nor charged, and what was used of it before is forgotten. One of which
     the cost takes nothing refuses nothing, be it in debt.
@@ -137,9 +147,13 @@ def reserve(
             rate_t and units_t and used_t + units_t > capacity_t
         ):
             fits = False
+    refusal: Answer = ()
     if not fits:
-        answer = _refuse(levels, scopes, cost, now_ms)
-        return answer, [
+        refusal = _refuse(levels, scopes, cost, now_ms)
+    elif units_r and in_flight:
+        refusal = _without_place(levels, scopes, in_flight, now_ms)
+    if refusal:
+        return refusal, [
             level[0] if state is not None and level[0][1] < state[1] else None
             for state, level in zip(states, levels, strict=True)
         ]
@@ -276,6 +290,15 @@ def _refuse(levels: Sequence[_Level], scopes: Sequence[Scope], cost: Cost, now_m
     if total_ms >= _NEVER:
         return (NEVER_FITS, *stands, last, which, scopes[last].schedule.after.figures[2 * which + 1] // UNITS)
     return (REFUSED, *stands, total_ms, binding, dimension, limit, -(-used // UNITS))
+
+
+def _without_place(levels: Sequence[_Level], scopes: Sequence[Scope], in_flight: Sequence[int], now_ms: int) -> Answer:
+    """The answer to a cost for which a scope has no place; empty when each has one."""
+    for index, scope in enumerate(scopes):
+        if scope.max_parallel is not None and in_flight[index] >= scope.max_parallel:
+            stands = _stand(*levels[0], scopes[0].schedule, now_ms)
+            return (REFUSED, *stands, PARALLEL_WAIT_MS, index, 2, scope.max_parallel, in_flight[index])
+    return ()
 
 
 def _switches(scopes: Sequence[Scope], after_ms: int, until_ms: int) -> bool:

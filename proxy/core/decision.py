@@ -12,6 +12,7 @@ from proxy.core.tiers import Schedule
 __all__ = [
     "ADMITTED",
     "NEVER_FITS",
+    "PARALLEL_WAIT_MS",
     "REFUSED",
     "Admitted",
     "Cost",
@@ -31,16 +32,21 @@ __all__ = [
 ADMITTED, REFUSED, NEVER_FITS = range(3)
 """First number of an answer."""
 
+PARALLEL_WAIT_MS = 1_000
+"""What is told to a request that finds every place taken: when one falls free cannot be known."""
+
 
 class Dimension(StrEnum):
     """What a limit counts."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
+    PARALLEL = "parallel"
+    """Requests under way at one time: admitted and not yet settled."""
 
 
 _new = tuple.__new__
-_DIMENSIONS = (Dimension.REQUESTS, Dimension.TOKENS)
+_DIMENSIONS = (Dimension.REQUESTS, Dimension.TOKENS, Dimension.PARALLEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +59,19 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One bucket a request must pass; `name` is its identity within the team (`team`, `key:<kid>`, `model:<name>`)."""
+    """One bucket a request must pass, and how many may be under way at one time.
+
+    `name` is its identity within the team: `team`, `key:<kid>`, `model:<name>`, `shadow`.
+    """
 
     name: str
     schedule: Schedule
+    max_parallel: int | None = None
+    """Places. A reservation of at least one request takes one until it is settled; None: no limit, nothing counted."""
+
+    def places_for(self, cost: Cost) -> int:
+        """Places a reservation of `cost` takes here: one or none."""
+        return 1 if self.max_parallel is not None and cost.requests > 0 else 0
 
 
 # The records of an admission are named tuples: five are made for every request, each in half the time that a frozen
@@ -117,12 +132,12 @@ class Refused:
     """At least one scope had no room; nothing was changed in any."""
 
     wait_ms: int
-    """Admitted after this many milliseconds of quiet, and not one earlier."""
+    """Admitted after this many milliseconds of quiet, and not one earlier; for `PARALLEL` a guess."""
     scope: str
     """The scope that asks for the longest wait, and its dimension."""
     dimension: Dimension
     limit: int
-    """Per minute."""
+    """Per minute; at one time for `PARALLEL`."""
     used: int
     """Rounded up, so that `used + requested` is above the capacity whenever it is refused for that."""
     requested: int
@@ -162,8 +177,14 @@ def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[in
     An answer is a flat list of integers: status, the six numbers of the first scope's standing, and
 
     * `ADMITTED`: five numbers of each scope's handle, in the order of its fields;
-    * `REFUSED`: wait_ms, index of the binding scope, its dimension (0 requests, 1 tokens), its limit, used;
+    * `REFUSED`: wait_ms, index of the binding scope, its dimension (0 requests, 1 tokens, 2 parallel), its limit, used;
     * `NEVER_FITS`: index of the scope, dimension, capacity.
+
+    Where places are counted is the engine's own affair. One that keeps a lease with an expiry for each reservation
+    (members of a sorted set, say) drops what has expired, counts the rest, and once every bucket has room answers for
+    the first scope with no place free: `REFUSED`, the standing uncharged, `PARALLEL_WAIT_MS`, the scope's index, 2, its
+    `max_parallel`, the leases counted. It adds its leases, one in each scope with a `max_parallel`, in the same atomic
+    step as the charge, and drops them at settlement. An admission's answer does not speak of them.
     """
     status = answer[0]
     stands = standing(answer[1:7])
@@ -174,7 +195,7 @@ def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[in
         return _new(Admitted, (_new(Reservation, (team, tuple(scopes), cost, handles)), stands))
     if status == REFUSED:
         wait_ms, index, which, limit, used = answer[7:]
-        requested = cost.tokens if which else cost.requests
+        requested = (cost.requests, cost.tokens, 1)[which]
         return Refused(wait_ms, scopes[index].name, _DIMENSIONS[which], limit, used, requested, stands)
     index, which, capacity = answer[7:]
     requested = cost.tokens if which else cost.requests

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from proxy.core import bucket
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing, State
+from proxy.core.decision import ADMITTED
 from proxy.core.tiers import Schedule
 from proxy.ports import Clock
 
@@ -34,6 +35,7 @@ class MemoryLimiter:
 
     Buckets live as long as they are not full: each second that sees an operation drops the full ones among a sixtieth
     of all (64 at least), so that an idle team soon costs nothing. No task, no lock: no method gives up the loop.
+    Places are counted by reservation, and only while there are any.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -42,6 +44,7 @@ class MemoryLimiter:
         self._clock = clock
         self._buckets: dict[_Key, tuple[State, Schedule]] = {}
         self._round: deque[_Key] = deque()
+        self._in_flight: dict[_Key, int] = {}
         self._epoch = 0
         self._last_ms = clock.now_ms()
         self._offset_ms = self._last_ms - clock.monotonic_ns() // 1_000_000
@@ -56,14 +59,18 @@ class MemoryLimiter:
         now_ms = self._now_ms()
         states = [self._state((team, scope.name)) for scope in scopes]
         self._epoch += 1
-        answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch)
+        in_flight = self._taken(team, scopes)
+        answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch, in_flight)
         for index, state in enumerate(after):
             if state is not None:
                 self._keep((team, scopes[index].name), state, scopes[index].schedule)
+        if in_flight and answer[0] == ADMITTED:
+            for scope in scopes:
+                self._take_places((team, scope.name), scope.places_for(cost))
         return bucket.decision(team, scopes, cost, answer)
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
-        """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
+        """Put `actual` in the place of the reserved cost, and give its places back; a second settlement does nothing."""
         now_ms = self._now_ms()
         for index, handle in enumerate(reservation.handles):
             if handle.settled:
@@ -71,6 +78,7 @@ class MemoryLimiter:
             handle.settled = True
             scope = reservation.scopes[index]
             key = (reservation.team, scope.name)
+            self._take_places(key, -scope.places_for(reservation.cost))
             self._epoch += 1
             state = bucket.settle(
                 self._state(key), scope.schedule, handle, reservation.cost, actual, now_ms, self._epoch
@@ -91,6 +99,22 @@ class MemoryLimiter:
         return tuple(
             bucket.standing(bucket.peek(self._state((team, scope.name)), scope.schedule, now_ms)) for scope in scopes
         )
+
+    def _taken(self, team: str, scopes: Sequence[Scope]) -> list[int]:
+        """How many places are taken in each scope; empty when none of them counts."""
+        for scope in scopes:
+            if scope.max_parallel is not None:
+                return [self._in_flight.get((team, each.name), 0) for each in scopes]
+        return []
+
+    def _take_places(self, key: _Key, places: int) -> None:
+        if not places:
+            return
+        taken = self._in_flight.get(key, 0) + places
+        if taken:
+            self._in_flight[key] = taken
+        else:
+            del self._in_flight[key]
 
     def _state(self, key: _Key) -> State | None:
         held = self._buckets.get(key)

@@ -2,7 +2,7 @@
 
 from unittest.mock import patch
 
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core import bucket
@@ -17,17 +17,44 @@ def steady(limits):
     return Schedule(limits, limits)
 
 
+class Truth:
+    """A bucket that knows at admission what will be used: no reservation, no refund, no debt. Shares no code."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+        self.used = (0, 0)
+        self.at_ms = START
+
+    def until(self, now_ms):
+        switch_ms = self.schedule.switch_at_ms
+        split = switch_ms is not None and self.at_ms < switch_ms < now_ms
+        for stop_ms in (switch_ms, now_ms) if split else (now_ms,):
+            held = self.schedule.limits_at(stop_ms - 1)
+            rates = (held.requests_per_minute or 0, held.tokens_per_minute or 0)
+            passed_ms = stop_ms - self.at_ms
+            self.used = tuple(max(0, used - rate * passed_ms) for used, rate in zip(self.used, rates, strict=True))
+            self.at_ms = stop_ms
+        now = self.schedule.limits_at(now_ms)
+        limited = (now.requests_per_minute is not None, now.tokens_per_minute is not None)
+        self.used = tuple(used if is_limited else 0 for used, is_limited in zip(self.used, limited, strict=True))
+        return limited
+
+    def charge(self, actual, now_ms):
+        limited = self.until(now_ms)
+        taken = (actual.requests * limited[0], actual.tokens * limited[1])
+        self.used = tuple(used + count * 60_000 for used, count in zip(self.used, taken, strict=True))
+
+
 class Team:
     """Buckets of a few scopes, moved by the functions under test, and for each the truth beside it."""
 
     def __init__(self, schedules):
         self.scopes = tuple(Scope(f"scope-{index}", schedule) for index, schedule in enumerate(schedules))
         self.states = [None] * len(self.scopes)
-        self.truth = [None] * len(self.scopes)
+        self.truth = [Truth(schedule) for schedule in schedules]
         self.now = START
         self.epoch = 0
         self.open = []
-        self.lifetimes = [0] * len(self.scopes)
 
     def next_epoch(self):
         self.epoch += 1
@@ -42,15 +69,13 @@ class Team:
     def admit(self, cost, actual):
         decision = self.reserve(cost)
         if isinstance(decision, Admitted):
-            self.open.append((decision.reservation, actual, tuple(self.lifetimes)))
-            self.truth = [
-                bucket.charge(true, scope.schedule, actual, self.now, 0)
-                for true, scope in zip(self.truth, self.scopes, strict=True)
-            ]
+            self.open.append((decision.reservation, actual))
+            for truth in self.truth:
+                truth.charge(actual, self.now)
         return decision
 
     def settle(self, which):
-        reservation, actual, lifetimes = self.open.pop(which % len(self.open))
+        reservation, actual = self.open.pop(which % len(self.open))
         for index, scope in enumerate(self.scopes):
             self.states[index] = bucket.settle(
                 self.states[index],
@@ -61,13 +86,12 @@ class Team:
                 self.now,
                 self.next_epoch(),
             )
-        return lifetimes
 
     def lose(self, which):
         """The store forgets a bucket, as after an eviction: the truth starts anew with it."""
         which %= len(self.scopes)
-        self.states[which] = self.truth[which] = None
-        self.lifetimes[which] += 1
+        self.states[which] = None
+        self.truth[which].used = (0, 0)
 
     def expire(self):
         for index, scope in enumerate(self.scopes):
@@ -75,20 +99,12 @@ class Team:
             if state is not None and bucket.is_full(state, scope.schedule, self.now):
                 self.states[index] = None
 
-    def levels(self):
-        for state, true, scope in zip(self.states, self.truth, self.scopes, strict=True):
-            yield self.used(state, scope), self.used(true, scope)
-
-    def used(self, state, scope):
-        if state is None:
-            return 0, 0
-        level, figures = bucket.advance(state, scope.schedule, self.now)
-        return (level[2] if figures[0] else 0, level[4] if figures[2] else 0)
-
     def assert_nothing_is_counted_twice(self):
-        for (requests, tokens), (true_requests, true_tokens) in self.levels():
-            assert requests >= true_requests
-            assert tokens >= true_tokens
+        for state, truth, scope in zip(self.states, self.truth, self.scopes, strict=True):
+            truth.until(self.now)
+            level, _ = bucket.advance(state or (0, self.now, 0, 0, 0, 0), scope.schedule, self.now)
+            assert level[2] >= truth.used[0]
+            assert level[4] >= truth.used[1]
 
 
 schedules = st.lists(
@@ -104,18 +120,21 @@ schedules = st.lists(
     min_size=1,
     max_size=2,
 )
-waits = st.tuples(st.just("wait"), st.integers(0, 3_000) | st.integers(0, 70_000))
+# Few sizes and pauses, large against the buckets: histories that collide, instead of ones that pass each other by.
+pauses_ms = st.sampled_from([0, 1, 1_000, 10_000, 30_000, 60_000]) | st.integers(0, 3_000)
+sizes = st.sampled_from([1, 10, 30, 60]) | st.integers(0, 60)
+waits = st.tuples(st.just("wait"), pauses_ms)
 settlements = st.tuples(st.just("settle"), st.integers(0, 9))
 upper_bounds = st.tuples(
-    st.just("admit"), st.integers(0, 60).flatmap(lambda most: st.tuples(st.just(most), st.integers(0, most)))
+    st.just("admit"), sizes.flatmap(lambda most: st.tuples(st.just(most), st.just(0) | st.integers(0, most)))
 )
-any_estimates = st.tuples(st.just("admit"), st.tuples(st.integers(0, 60), st.integers(0, 90)))
+any_estimates = st.tuples(st.just("admit"), st.tuples(sizes, sizes | st.integers(60, 200)))
 losses = st.tuples(st.just("lose"), st.integers(0, 1))
 expiries = st.tuples(st.just("expire"), st.none())
 
 
-def histories(*operations):
-    return st.lists(st.one_of(*operations), max_size=40)
+def histories(*operations, at_least=0):
+    return st.lists(st.one_of(*operations), min_size=at_least, max_size=40)
 
 
 def run(team, history, after_each):
@@ -134,15 +153,19 @@ def run(team, history, after_each):
         after_each()
 
 
-@settings(max_examples=400)
-@given(schedules, histories(waits, settlements, upper_bounds, upper_bounds, losses, expiries))
+@settings(max_examples=500)
+@given(schedules, histories(waits, settlements, upper_bounds, upper_bounds, losses, expiries, at_least=8))
 def test_the_level_is_never_below_the_truth_while_estimates_are_upper_bounds(schedules, history):
     team = Team(schedules)
     run(team, history, team.assert_nothing_is_counted_twice)
 
 
 @settings(max_examples=200)
-@given(schedules, histories(waits, settlements, upper_bounds, upper_bounds, expiries), st.sampled_from([1, 2**21]))
+@given(
+    schedules,
+    histories(waits, settlements, upper_bounds, upper_bounds, expiries, at_least=8),
+    st.sampled_from([1, 2**21]),
+)
 def test_nor_while_epochs_are_short(schedules, history, span):
     team = Team(schedules)
     with patch.object(bucket, "EPOCH_SPAN", span):
@@ -152,7 +175,7 @@ def test_nor_while_epochs_are_short(schedules, history, span):
 @settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(STEADY_LIMITS).map(steady), min_size=1, max_size=2),
-    histories(waits, settlements, any_estimates, any_estimates),
+    histories(waits, settlements, any_estimates, any_estimates, at_least=8),
 )
 def test_the_level_is_never_below_the_truth_once_all_have_settled(schedules, history):
     team = Team(schedules)
@@ -193,18 +216,22 @@ def test_actual_use_in_any_span_stays_within_capacity_and_rate(limits, history):
 @given(
     schedules,
     histories(waits, settlements, any_estimates, any_estimates),
-    st.integers(0, 3),
-    st.integers(0, 120),
-    st.integers(0, 2_500),
+    st.integers(1, 3),
+    sizes,
+    st.sampled_from([0, 0, 1, 1_999, 2_000, 3_600_000]),
     st.data(),
 )
 def test_a_refusal_changes_nothing_and_its_wait_is_exact(schedules, history, requests, tokens, back_ms, data):
     team = Team(schedules)
     run(team, history, lambda: None)
     team.now -= back_ms
-    before = list(team.states)
-    decision = team.reserve(Cost(requests, tokens))
-    assume(not isinstance(decision, Admitted))
+    for _ in range(20):
+        before = list(team.states)
+        decision = team.reserve(Cost(requests, tokens))
+        if not isinstance(decision, Admitted):
+            break
+    else:
+        return
     for old, new in zip(before, team.states, strict=True):
         if new is not old:
             assert back_ms >= STEP_BACK_MS
@@ -303,7 +330,8 @@ def test_raising_a_limit_never_lengthens_a_wait(schedules, history, tokens, rais
 def test_a_clock_that_is_set_back_creates_nothing(schedule, history, back_ms, later_ms):
     team = Team([schedule])
     run(team, history, lambda: None)
-    assume(team.states[0] is not None)
+    if team.states[0] is None:
+        team.admit(Cost(1, 1), Cost(1, 1))
     then, _ = bucket.advance(team.states[0], schedule, team.now)
     set_back, figures = bucket.advance(then, schedule, team.now - back_ms)
     assert set_back[2:] == then[2:]
