@@ -69,13 +69,17 @@ class Limiter(Protocol):
     """
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
-        """Charge `cost` to every scope, or to none; scopes[0] is the team's own and never absent."""
+        """Charge `cost` to every scope, or to none; scopes[0] is the team's own and never absent.
+
+        A reservation of at least one request also takes a place in each scope with a `max_parallel`.
+        """
         ...
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
         """Put `actual` in the place of the reserved cost: a debt for more, a refund by the V rule for less.
 
-        Best effort, once per reservation, does not wait: a lost settlement over-charges and decays.
+        Gives the places back, which is all it does where `actual` is what was reserved. Best effort, once per
+        reservation, does not wait: a lost settlement over-charges and decays, and its places end with their lease.
         """
         ...
 
@@ -187,8 +191,12 @@ class Upstream(Protocol):
     identity: str
     """What tells its answers from another's: the base URL. Holds no secret."""
 
+    async def turn(self) -> None:
+        """Wait until a call may be made; nothing has been sent. Raises `Overloaded`."""
+        ...
+
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`, `Overloaded`."""
+        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`."""
         ...
 
 

@@ -70,7 +70,7 @@ class MemoryLimiter:
         return bucket.decision(team, scopes, cost, answer)
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
-        """Put `actual` in the place of the reserved cost, and give its places back; a second settlement does nothing."""
+        """Charge `actual` instead of the reserved cost, and give the places back; a second settlement does nothing."""
         now_ms = self._now_ms()
         for index, handle in enumerate(reservation.handles):
             if handle.settled:

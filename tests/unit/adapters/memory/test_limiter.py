@@ -123,3 +123,17 @@ async def test_clock_steps_are_counted_and_idleness_is_not(limiter, clock):
     clock.advance(10_000)
     await limiter.peek("a", SCOPES)
     assert limiter.clock_steps == ClockSteps(back=2, ahead=1)
+
+
+async def test_places_are_counted_while_there_are_any_and_not_with_the_buckets(limiter, clock):
+    unlimited = Limits()
+    parallel = (Scope("team", Schedule(unlimited, unlimited), 2), Scope("key:k", Schedule(unlimited, unlimited), 1))
+    first = await limiter.reserve("a", parallel, Cost(1, 1))
+    second = await limiter.reserve("a", parallel[:1], Cost(1, 1))
+    assert limiter._in_flight == {("a", "team"): 2, ("a", "key:k"): 1}
+    assert len(limiter) == 0
+    await operate_for(limiter, clock, 100)
+    limiter.settle(first.reservation, Cost(1, 1))
+    assert limiter._in_flight == {("a", "team"): 1}
+    limiter.settle(second.reservation, Cost(1, 1))
+    assert limiter._in_flight == {}
