@@ -22,7 +22,8 @@ _NOT_OURS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 def open_session(*, max_connections: int, connect_seconds: float, idle_seconds: float) -> aiohttp.ClientSession:
     """Open the pool of connections upstream. `idle_seconds` is the longest silence between two reads.
 
-    Nothing of upstream's is decoded, followed or remembered: no decompression, redirects or cookies.
+    Nothing of upstream's is followed or remembered: no redirects, no cookies. Answers are asked for as they are; one
+    that comes compressed all the same is undone here, because its encoding is not told to the client.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60),
@@ -30,7 +31,6 @@ def open_session(*, max_connections: int, connect_seconds: float, idle_seconds: 
             total=None, connect=None, sock_connect=connect_seconds, sock_read=idle_seconds, ceil_threshold=3_600
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
         skip_auto_headers=_NOT_OURS,
         max_line_size=65_536,
         max_field_size=65_536,
@@ -58,10 +58,13 @@ class OpenAIUpstream:
     def __repr__(self) -> str:
         return f"OpenAIUpstream({self.name!r}, {self.identity!r})"
 
-    async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send once; returns at the head of the answer."""
+    async def turn(self) -> None:
+        """Wait for this key's pace."""
         if self._pacer is not None:
             await self._pacer.turn()
+
+    async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
+        """Send once; returns at the head of the answer."""
         headers = [*request.headers, ("Accept-Encoding", "identity")]
         if self._authorization is not None:
             headers.append(("Authorization", self._authorization))

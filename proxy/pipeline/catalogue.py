@@ -37,6 +37,7 @@ class Catalogue:
 
 
 async def _fetch(upstream: Upstream) -> list[Model]:
+    await upstream.turn()
     answer = await upstream.send(_GET_MODELS)
     try:
         body = await answer.read()

@@ -68,6 +68,8 @@ class Exchange:
     upstream: str = ""
     upstream_request_id: str = ""
     attempts: int = 0
+    running: bool = False
+    """Upstream is at work on it, or may have been, and has not said what that used."""
     upstream_ns: int = 0
     """Time spent waiting for upstream."""
     # relay

@@ -59,6 +59,7 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     try:
         async with asyncio.timeout(policy.total_deadline_ms / 1_000):
             while True:
+                await services.upstream.turn()
                 exchange.attempts += 1
                 elapsed_ms = (clock.monotonic_ns() - begun_ns) // 1_000_000
                 came = await _attempt(exchange, services, request, elapsed_ms)
@@ -82,9 +83,14 @@ async def _attempt(
 ) -> UpstreamAnswer | _Wait:
     """Call once: an answer to give to the client, or the wait before the next call."""
     name, telemetry = services.upstream.name, services.telemetry
+    exchange.running = True
     try:
         answer = await services.upstream.send(request)
+        exchange.running = answer.status < 300
+        code = await _error_code(answer) if answer.status >= 400 else None
     except UpstreamFailure as failure:
+        # One that kept silent is likely still at work; one that broke off before it answered is not.
+        exchange.running = failure.fault is UpstreamFault.TIMEOUT and exchange.running
         telemetry.upstream_failed(name, failure.fault)
         wait_ms = _wait(exchange, services, failure.fault, elapsed_ms, {}, None)
         if wait_ms is None:
@@ -93,11 +99,6 @@ async def _attempt(
         return _Wait(wait_ms)
     if answer.status < 400:
         return answer
-    try:
-        code = _error_code(await answer.read())
-    except BaseException:
-        answer.close()
-        raise
     if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
         telemetry.upstream_failed(name, f"status_{answer.status}")
     wait_ms = _wait(exchange, services, answer.status, elapsed_ms, answer.headers, code)
@@ -136,7 +137,12 @@ _UPSTREAM_TO_BLAME = frozenset({401, 403, 408, 429})
 """Of the 4xx, those that say something about our account or about upstream, not about the client's request."""
 
 
-def _error_code(body: bytes) -> str | None:
+async def _error_code(answer: UpstreamAnswer) -> str | None:
+    try:
+        body = await answer.read()
+    except BaseException:
+        answer.close()
+        raise
     try:
         error = _decode_error(body).error
     except msgspec.MsgspecError:

@@ -97,7 +97,8 @@ class Principals:
         try:
             found = await self._store.find(parsed.kid)
         except StoreAway:
-            if old is not None and old.confirmed and now_ms - old.fetched_ms < STALE_MS:
+            # That a key was unknown a while ago says nothing now: it may have been issued since.
+            if old is not None and old.principal and old.confirmed and now_ms - old.fetched_ms < STALE_MS:
                 return old.principal
             raise
         principal = self._verified(parsed, found)

@@ -21,22 +21,27 @@ from proxy.ports import CachedAnswer, Clock, Downstream, UpstreamAnswer
 __all__ = ["relay", "replay"]
 
 _SSE = "text/event-stream"
+_MAX_ID_CHARACTERS = 128
 _STREAM_HEADERS = (("Cache-Control", "no-cache, no-store"), ("X-Accel-Buffering", "no"))
 _PLAIN_HEADERS = (("Cache-Control", "private, no-store"),)
 
 
 async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
     """Give the client upstream's answer. Raises `UpstreamFailure`, `UpstreamKeyRefused`, `ConnectionResetError`."""
-    exchange.upstream_request_id = answer.headers.get("x-request-id", "")
+    theirs = answer.headers.get("x-request-id", "")
+    exchange.upstream_request_id = theirs if _is_plain_id(theirs) else ""
     try:
         if answer.status >= 400:
             return await _relay_error(exchange, answer, services)
         if answer.status >= 300:
             # Redirects are not followed: they could lead our key anywhere.
             raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
-        if exchange.chat.stream and answer.headers.get("Content-Type", "").startswith(_SSE):
+        if exchange.chat.stream and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
             return await _relay_stream(exchange, answer, client, services)
         return await _relay_plain(exchange, answer, services)
+    except UpstreamFailure as failure:
+        services.telemetry.upstream_failed(services.upstream.name, failure.fault)
+        raise
     finally:
         answer.close()
 
@@ -57,7 +62,10 @@ async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Ser
     body = await _read(exchange, answer, services)
     settle_refused(exchange, services, answer.status)
     headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_governed(exchange))
-    return Reply(answer.status, headers, _shaped(body, answer.status))
+    if not _is_error_body(body):
+        # A gateway's page, say: the client is given an error it can read.
+        headers, body = (*headers, ("Content-Type", "application/json")), _stand_in(answer.status)
+    return Reply(answer.status, headers, body)
 
 
 async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
@@ -105,8 +113,17 @@ async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Down
         _settle_stream(exchange, services, stream)
         if rest := stream.rest():
             await client.write(rest)
-    await client.close()
-    return Reply(answer.status, body=None)
+    return await _end(exchange, client, services, stream)
+
+
+async def _end(exchange: Exchange, client: Downstream, services: Services, stream: ChatStream) -> Reply:
+    """Close a stream as complete, unless upstream ended it with an error of its own: that must not look whole."""
+    if stream.errored and not stream.done:
+        services.telemetry.upstream_failed(services.upstream.name, UpstreamFault.CONTENT)
+        client.abort()
+    else:
+        await client.close()
+    return Reply(exchange.status, body=None)
 
 
 class _Copy:
@@ -162,7 +179,8 @@ async def _break_off(exchange: Exchange, client: Downstream, services: Services,
 async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> bytes:
     begun_ns = services.clock.monotonic_ns()
     try:
-        async with asyncio.timeout(services.policy.retry.total_deadline_ms / 1_000):
+        # What is left of the deadline that the calls began under.
+        async with asyncio.timeout(services.policy.retry.total_deadline_ms / 1_000 - exchange.upstream_ns / 1e9):
             return await answer.read()
     except TimeoutError:
         raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
@@ -197,13 +215,19 @@ def _governed(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, s
     return told
 
 
-def _shaped(body: bytes, status: int) -> bytes:
-    """Return an error body as it came, or one in OpenAI's shape when it came in none (a gateway's HTML, say)."""
+def _is_plain_id(text: str) -> bool:
+    """Whether it may stand in a header and a log line as it is."""
+    return text.isascii() and text.isprintable() and len(text) <= _MAX_ID_CHARACTERS
+
+
+def _is_error_body(body: bytes) -> bool:
     try:
-        shaped = isinstance(msgspec.json.decode(body), dict) and b'"error"' in body
+        return isinstance(msgspec.json.decode(body), dict) and b'"error"' in body
     except msgspec.MsgspecError:
-        shaped = False
-    if shaped:
-        return body
+        return False
+
+
+def _stand_in(status: int) -> bytes:
+    """An error in OpenAI's shape for one that came in none."""
     message = f"The upstream API answered with status {status} and no readable error."
     return msgspec.json.encode({"error": {"message": message, "type": "server_error", "param": None, "code": None}})

@@ -8,6 +8,7 @@ from proxy.core.bucket import Gauge
 from proxy.core.errors import LimitReached, NeverAdmissible
 from proxy.core.event import Outcome
 from proxy.core.record import RequestRecord
+from proxy.core.tiers import Limits
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
@@ -34,6 +35,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
     chat = getattr(exchange, "chat", None)
     admitted = getattr(exchange, "admitted", None)
     standing = admitted.standing if admitted else None
+    limits = admitted.reservation.scopes[0].schedule.limits_at(exchange.at_ms) if admitted else Limits()
     refusal = ending.error.refusal if isinstance(ending.error, LimitReached | NeverAdmissible) else None
     return RequestRecord(
         request_id=exchange.request_id,
@@ -62,10 +64,10 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         unpriced=exchange.dispatched and exchange.price is None,
         limited_scope=refusal.scope if refusal else "",
         limited_dimension=refusal.dimension.value if refusal else "",
-        request_use_ratio=_use_ratio(standing.requests) if standing else None,
-        token_use_ratio=_use_ratio(standing.tokens) if standing else None,
+        request_use_ratio=_use_ratio(standing.requests, limits.effective_request_capacity) if standing else None,
+        token_use_ratio=_use_ratio(standing.tokens, limits.effective_token_capacity) if standing else None,
     )
 
 
-def _use_ratio(gauge: Gauge | None) -> float | None:
-    return None if gauge is None else 1 - gauge.remaining / gauge.limit
+def _use_ratio(gauge: Gauge | None, capacity: int | None) -> float | None:
+    return 1 - gauge.remaining / capacity if gauge and capacity else None

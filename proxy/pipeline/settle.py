@@ -46,34 +46,44 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
     if exchange.settled:
         return
     stream = exchange.stream
-    if isinstance(error, ConnectionResetError | asyncio.CancelledError):
-        # Of a plain answer nothing is known until it has come: it is taken for as large as was reserved.
-        counted = stream.counted_output_tokens if stream else exchange.reserved_output_tokens
-        settle(
-            exchange,
-            services,
-            status=exchange.status or CLIENT_CLOSED_REQUEST,
-            outcome=Outcome.CLIENT_GONE,
-            usage=stream.usage if stream else None,
-            counted_output_tokens=counted,
-        )
-    elif stream is not None:
+    outcome, status = _ending(error, services)
+    if stream is not None:
         settle(
             exchange,
             services,
             status=exchange.status,
-            outcome=Outcome.UPSTREAM_ERROR if isinstance(error, TollgateError) else Outcome.FAILED,
+            outcome=outcome,
             usage=stream.usage,
             counted_output_tokens=stream.counted_output_tokens,
             service_tier=stream.service_tier,
         )
-    elif isinstance(error, Overloaded):
-        # Ours to blame: it costs the team nothing, not even its turn.
-        _write(exchange, services, services.status_of(error), Outcome.UNAVAILABLE, NO_USAGE, Cost(0, 0), None)
-    elif isinstance(error, TollgateError):
-        _write(exchange, services, services.status_of(error), Outcome.UPSTREAM_ERROR, NO_USAGE, Cost(1, 0), None)
+    elif exchange.running:
+        # Of a plain answer nothing is known until it has come: it is taken for as large as was reserved.
+        settle(
+            exchange,
+            services,
+            status=status,
+            outcome=outcome,
+            usage=None,
+            counted_output_tokens=exchange.reserved_output_tokens,
+        )
     else:
-        _write(exchange, services, 500, Outcome.FAILED, NO_USAGE, Cost(0, 0), None)
+        # What is ours to blame costs the team nothing, not even its turn.
+        turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} else 1
+        _write(exchange, services, status, outcome, NO_USAGE, Cost(turns, 0), None)
+
+
+def _ending(error: BaseException, services: Services) -> tuple[Outcome, int]:
+    """How an exchange ended that `error` ended, and with what status if none was given yet."""
+    match error:
+        case ConnectionResetError() | asyncio.CancelledError():
+            return Outcome.CLIENT_GONE, CLIENT_CLOSED_REQUEST
+        case Overloaded():
+            return Outcome.UNAVAILABLE, services.status_of(error)
+        case TollgateError():
+            return Outcome.UPSTREAM_ERROR, services.status_of(error)
+        case _:
+            return Outcome.FAILED, 500
 
 
 def settle_refused(exchange: Exchange, services: Services, status: int) -> None:
