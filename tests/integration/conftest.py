@@ -75,11 +75,19 @@ def session() -> Iterator[requests.Session]:
 def call(gateway: Tollgate, session: requests.Session, team: Team) -> Call:
     """POST a chat completion: a dict or raw bytes, for `team` unless told otherwise."""
 
-    def post(body: object, headers: dict[str, str] | None = None, *, by: Team = team, query: str = "", **more: object):
+    def post(
+        body: object,
+        headers: dict[str, str] | None = None,
+        *,
+        by: Team = team,
+        query: str = "",
+        read_seconds: float = 30,
+        **more: object,
+    ):
         content = {"data": body} if isinstance(body, bytes) else {"json": body}
         url = f"{gateway.base_url}/chat/completions{query}"
         sent = {"Content-Type": "application/json", **by.headers, **(headers or {})}
-        return session.post(url, headers=sent, timeout=30, **content, **more)
+        return session.post(url, headers=sent, timeout=(5, read_seconds), **content, **more)
 
     return post
 

@@ -18,7 +18,7 @@ def run(node, gateway, team):
         done = subprocess.run(
             ["node", "client.mjs", name, gateway.base_url],
             cwd=node,
-            env=clean_environment(TOLLGATE_KEY=by.key),
+            env=clean_environment(TEAM_KEY=by.key),
             capture_output=True,
             text=True,
             check=False,

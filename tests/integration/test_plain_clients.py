@@ -126,7 +126,7 @@ def test_text_passes_in_every_script(call, direct):
     "raw",
     [
         b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"\\u0161 \xc5\xa1"}]}',
-        b' {\n "messages" : [ { "content" : "x", "role" : "user" } ] ,\r\n\t"model":"gpt-4o", "temperature": 1.0e0 } \n',
+        b' {\n "messages" : [ { "content" : "x", "role" : "user" } ] ,\r\n\t"model":"gpt-4o", "temperature": 1.0e0} \n',
         b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"x":1e30,"y":-0.0}',
     ],
     ids=["escapes", "blanks", "numbers"],

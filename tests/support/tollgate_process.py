@@ -68,7 +68,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     return kept | more
 
 
-class _Process:
+class Child:
     """A child in a session of its own, with its output in two files."""
 
     def __init__(self, arguments: Sequence[str], log_dir: Path, environment: Mapping[str, str]) -> None:
@@ -97,35 +97,40 @@ class _Process:
     def exit_status(self) -> int | None:
         return self._child.poll()
 
-    def said(self, pattern: str, of: Callable[[], str]) -> re.Match[str]:
+    def said(self, pattern: str, of: Callable[[], str], *, seconds: float = START_SECONDS) -> re.Match[str]:
         """The match of what the child says sooner or later; fails at once when it ends instead."""
 
         def look() -> re.Match[str] | None:
             ended = self.exit_status is not None
-            found = re.search(pattern, of())
+            found = re.search(pattern, of(), re.MULTILINE)
             assert found or not ended, f"ended with {self.exit_status}: {self.stderr}"
             return found
 
-        return eventually(look, seconds=START_SECONDS, what=pattern)
+        return eventually(look, seconds=seconds, what=pattern)
 
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the child and all that it started."""
+        os.killpg(self._child.pid, number)
 
     def wait(self) -> int:
         return self._child.wait(STOP_SECONDS)
 
     def end(self) -> None:
         """Terminate, and kill whatever of the group is left after a while."""
-        if self._child.poll() is None:
-            self._child.terminate()
-            try:
-                self._child.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._child.pid, signal.SIGKILL)
-                self._child.wait()
+        if self._child.poll() is not None:
+            return
+        self.signal_group(signal.SIGTERM)
+        try:
+            self._child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.signal_group(signal.SIGKILL)
+            self._child.wait()
 
 
-class Simulator(_Process):
+class Simulator(Child):
     """A simulated OpenAI upstream that takes one key."""
 
     def __init__(self, log_dir: Path, key: str, *options: str) -> None:
@@ -191,7 +196,7 @@ class Team:
         return {"Authorization": f"Bearer {self.key}"}
 
 
-class Tollgate(_Process):
+class Tollgate(Child):
     """A running `tollgate serve`; ready once made."""
 
     def __init__(
@@ -215,8 +220,8 @@ class Tollgate(_Process):
             clean_environment(OPENAI_API_KEY=upstream_key),
         )
         try:
-            found = self.said(r"serving (http://\S+/v1), operations on (http://\S+)", lambda: self.stderr)
-            self.base_url, self.operations_url = found[1], found[2]
+            self.base_url = self.said(r"serving (http://\S+/v1)", lambda: self.stderr)[1]
+            self.operations_url = self.said(r"operations on (http://\S+)$", lambda: self.stderr)[1]
             eventually(lambda: self.ready_status() == 200, seconds=START_SECONDS, what="readiness")
         except BaseException:
             self.end()
@@ -237,10 +242,13 @@ class Tollgate(_Process):
     def metrics(self) -> str:
         return _plain_get(f"{self.operations_url}/metrics").text
 
-    def cli(self, *arguments: str) -> str:
-        """What a `tollgate` command beside this server prints on stdout. Fails when it does."""
+    def cli(self, *arguments: str, place: bool = True) -> str:
+        """What a `tollgate` command beside this server prints on stdout. Fails when it does.
+
+        `place`: name this server's settings and data to it, which not every command takes.
+        """
         done = subprocess.run(
-            (*COMMAND, *arguments, *self._place),
+            (*COMMAND, *arguments, *(self._place if place else ())),
             env=clean_environment(),
             capture_output=True,
             text=True,

@@ -1,9 +1,9 @@
 // One scenario of the official Node SDK; prints what it saw as one JSON object.
-// usage: TOLLGATE_KEY=... node client.mjs SCENARIO BASE_URL
+// usage: TEAM_KEY=... node client.mjs SCENARIO BASE_URL
 import OpenAI from "openai";
 
 const [scenario, baseURL] = process.argv.slice(2);
-const apiKey = process.env.TOLLGATE_KEY;
+const apiKey = process.env.TEAM_KEY;
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const conversation = {
   model: "gpt-4o-mini",
