@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -36,6 +37,14 @@ class Team:
     created_at_ms: int = 0
     cache_secret: bytes = field(default=b"", repr=False)
     """32 random bytes of its own, under which its cache digests are made."""
+    max_parallel: int | None = None
+    """Requests it may have under way at one time; None: any number."""
+    model_limits: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits on single models, by the name clients ask for; each has a bucket beside the team's own."""
+    shadow_tier: str | None = None
+    """Tier it is tried on: decided against it too, and refused nothing for it."""
+    shadow_since_ms: int = 0
+    """When the trial began; the shadow tier's phases count from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,10 @@ class KeyRecord:
     models: frozenset[str] | None
     pepper_id: int
     secret_hash: bytes = field(repr=False)
+    limits: Limits | None = None
+    """Of its own, beside its team's; None: none."""
+    max_parallel: int | None = None
+    """Requests it may have under way at one time; None: as many as its team."""
 
     def live_at(self, now_ms: int) -> bool:
         """Whether the key opens anything at `now_ms`."""

@@ -20,6 +20,8 @@ __all__ = [
     "BadName",
     "BadValue",
     "IssuedKey",
+    "KeyChanges",
+    "KeyLimits",
     "KeyUnknown",
     "Mismatch",
     "Registry",
@@ -113,6 +115,8 @@ class TeamFields(TypedDict, total=False):
     tokens_per_minute: int | None
     request_capacity: int | None
     token_capacity: int | None
+    max_parallel: int | None
+    shadow_tier: str | None
     cache_mode: CacheMode
     models: frozenset[str] | None
     allow_stateful: bool
@@ -124,6 +128,21 @@ class TeamChanges(TeamFields, total=False):
     tier: str
 
 
+class KeyLimits(TypedDict, total=False):
+    """Limits of a key's own, beside its team's; None is none."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_parallel: int | None
+
+
+class KeyChanges(KeyLimits, total=False):
+    """Fields of a key that can be changed; one that is left out stays as it is."""
+
+    label: str
+    models: frozenset[str] | None
+
+
 class Registry(Protocol):
     """Teams and keys. A change is one transaction that also moves the revision on and is kept in the audit log."""
 
@@ -132,7 +151,19 @@ class Registry(Protocol):
         ...
 
     def set_team(self, name: str, **changes: Unpack[TeamChanges]) -> Team:
-        """Change the fields given; another tier counts from now. Raises `TeamUnknown`, `BadValue`."""
+        """Change the fields given; another tier, and another shadow tier, counts from now.
+
+        Raises `TeamUnknown`, `BadValue`.
+        """
+        ...
+
+    def set_model_limit(
+        self, team: str, model: str, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
+    ) -> Team:
+        """Limit the team's use of one model, in place of a limit it had; without numbers, limit it no more.
+
+        Raises `TeamUnknown`, `BadValue`.
+        """
         ...
 
     def get_team(self, name: str) -> Team:
@@ -149,8 +180,13 @@ class Registry(Protocol):
         label: str = "",
         expires_at_ms: int | None = None,
         models: frozenset[str] | None = None,
+        **limits: Unpack[KeyLimits],
     ) -> IssuedKey:
         """Make a key; it works at once and cannot be shown again. Raises `TeamUnknown`, `BadValue`."""
+        ...
+
+    def set_key(self, kid: str, **changes: Unpack[KeyChanges]) -> KeyRecord:
+        """Change the fields given, of the key with this id. Raises `KeyUnknown`, `BadValue`."""
         ...
 
     def list_keys(self, team: str | None = None) -> Sequence[KeyRecord]:

@@ -8,6 +8,7 @@ from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.core.errors import StoreAway
 from proxy.core.keys import Peppers
+from proxy.core.tiers import Limits
 
 
 class SetClock:
@@ -47,6 +48,17 @@ async def test_finds_a_key_with_its_team(store, registry):
     assert await store.find(record.kid) == (record, team)
 
 
+async def test_finds_every_limit_of_key_and_team(store, registry):
+    registry.add_team("growth", "free", max_parallel=4, shadow_tier="payg")
+    registry.add_team("other", "free")
+    registry.set_model_limit("other", "gpt-4o", 99)
+    team = registry.set_model_limit("growth", "gpt-4o", 10, 5_000)
+    kid = registry.issue_key("growth", requests_per_minute=5).record.kid
+    record = registry.set_key(kid, max_parallel=2)
+    assert (record.limits, record.max_parallel) == (Limits(5), 2)
+    assert await store.find(kid) == (record, team)
+
+
 async def test_finds_a_key_whatever_its_state(store, registry):
     registry.add_team("growth", "free")
     kid = registry.issue_key("growth").record.kid
@@ -68,6 +80,10 @@ async def test_the_revision_grows_with_every_change(store, registry):
     kid = registry.issue_key("growth").record.kid
     seen.append(await store.revision())
     registry.set_team("growth", tier="payg")
+    seen.append(await store.revision())
+    registry.set_model_limit("growth", "gpt-4o", 10)
+    seen.append(await store.revision())
+    registry.set_key(kid, max_parallel=2)
     seen.append(await store.revision())
     registry.revoke_key(kid)
     seen.append(await store.revision())

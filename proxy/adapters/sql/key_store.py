@@ -7,8 +7,8 @@ import asyncio
 from sqlalchemy import Engine, select
 
 from proxy.adapters.sql.engine import reading
-from proxy.adapters.sql.rows import key_of, team_of
-from proxy.adapters.sql.tables import api_keys, config_revision, teams
+from proxy.adapters.sql.rows import key_of, model_limits_of, team_of
+from proxy.adapters.sql.tables import api_keys, config_revision, model_limits, teams
 from proxy.core.principal import KeyRecord, Team
 
 __all__ = ["SqlKeyStore"]
@@ -36,8 +36,10 @@ class SqlKeyStore:
             key = connection.execute(select(api_keys).where(api_keys.c.kid == kid)).mappings().first()
             if key is None:
                 return None
-            team = connection.execute(select(teams).where(teams.c.name == key["team"])).mappings().one()
-        return key_of(key), team_of(team)
+            name = key["team"]
+            team = connection.execute(select(teams).where(teams.c.name == name)).mappings().one()
+            limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
+            return key_of(key), team_of(team, model_limits_of(limits).get(name, {}))
 
     def _revision(self) -> int:
         with reading(self._engine, "keys", "revision") as connection:

@@ -10,7 +10,7 @@ from proxy.adapters.sql.engine import reading, writing
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate"]
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision under `migrations/versions`; a test holds the two together."""
 
 _POSTGRES_LOCK = 7_450_862_012_519_237_021

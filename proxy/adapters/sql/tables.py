@@ -30,6 +30,7 @@ __all__ = [
     "audit_log",
     "config_revision",
     "metadata",
+    "model_limits",
     "spool_offsets",
     "teams",
     "usage_daily",
@@ -65,7 +66,20 @@ teams = Table(
     Column("models", JSON(none_as_null=True)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("cache_secret", LargeBinary, nullable=False),
+    Column("max_parallel", BigInteger),
+    Column("shadow_tier", String),
+    Column("shadow_since_ms", BigInteger),
 )
+
+model_limits = Table(
+    "model_limits",
+    metadata,
+    Column("team", String, ForeignKey("teams.name"), primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+)
+"""What a team may use of single models; a row has at least one number."""
 
 api_keys = Table(
     "api_keys",
@@ -79,6 +93,9 @@ api_keys = Table(
     Column("models", JSON(none_as_null=True)),
     Column("pepper_id", Integer, nullable=False),
     Column("secret_hash", LargeBinary, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("max_parallel", BigInteger),
     Index(None, "team"),
 )
 

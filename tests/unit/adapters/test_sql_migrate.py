@@ -5,7 +5,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
@@ -13,8 +15,10 @@ from sqlalchemy import inspect, select, text
 from proxy.adapters.sql import migrations
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import HEAD, SchemaUnknown, migrate
-from proxy.adapters.sql.tables import config_revision, metadata
+from proxy.adapters.sql.rows import key_of, team_of
+from proxy.adapters.sql.tables import api_keys, config_revision, metadata, teams
 from proxy.core.errors import StoreAway
+from proxy.core.principal import CacheMode, KeyRecord, Team
 
 
 @pytest.fixture
@@ -88,6 +92,25 @@ def test_processes_that_start_at_once_migrate_once(tmp_path):
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, answers
     assert sorted(out.strip() for out, _ in answers) == ["False", "False", "False", "True"]
+
+
+def test_what_the_first_schema_held_is_held_by_this_one(engine):
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        team = {"tier": "free", "tier_since_ms": 5, "cache_mode": "off", "allow_stateful": False, "created_at_ms": 5}
+        key = {"kid": "k", "team": "growth", "label": "ci", "created_at_ms": 6, "pepper_id": 1, "secret_hash": b"h"}
+        for table, row in (("teams", team | {"name": "growth", "cache_secret": b"s"}), ("api_keys", key)):
+            names = ", ".join(row)
+            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+    assert migrate(engine)
+    with engine.connect() as connection:
+        (row,) = connection.execute(select(teams)).mappings()
+        assert team_of(row, {}) == Team("growth", "free", 5, None, CacheMode.OFF, created_at_ms=5, cache_secret=b"s")
+        (row,) = connection.execute(select(api_keys)).mappings()
+        assert key_of(row) == KeyRecord("k", "growth", "ci", 6, None, None, None, 1, b"h")
 
 
 def test_a_newer_schema_is_left_alone(engine):

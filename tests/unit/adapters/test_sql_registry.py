@@ -10,7 +10,7 @@ from proxy.adapters.sql.tables import api_keys, audit_log, config_revision
 from proxy.core.keys import Peppers, parse
 from proxy.core.principal import CacheMode
 from proxy.core.registry import BadName, BadValue, KeyUnknown, TeamExists, TeamUnknown
-from proxy.core.tiers import Limits
+from proxy.core.tiers import LARGEST_LIMIT, Limits
 
 
 class SetClock:
@@ -122,16 +122,113 @@ def test_what_is_not_there_is_said_so(registry):
     for call in (registry.get_team, registry.set_team, registry.issue_key, registry.list_keys):
         with pytest.raises(TeamUnknown):
             call("nobody")
-    for call in (registry.revoke_key, registry.rotate_key):
+    for call in (registry.revoke_key, registry.rotate_key, registry.set_key):
         for kid in ("000000000000", "", "nonsense", "sk-tg_"):
             with pytest.raises(KeyUnknown):
                 call(kid)
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, "9", 2**60])
+def test_a_trial_of_another_tier_counts_from_its_beginning(registry, clock):
+    assert registry.add_team("plain", "free").shadow_tier is None
+    team = registry.add_team("growth", "free", shadow_tier="payg", max_parallel=3)
+    assert (team.shadow_tier, team.shadow_since_ms, team.max_parallel) == ("payg", clock.ms, 3)
+    began_ms = clock.ms
+    clock.ms += 1_000
+    same = registry.set_team("growth", shadow_tier="payg", tier="unlimited")
+    assert (same.shadow_since_ms, same.tier_since_ms) == (began_ms, clock.ms)
+    other = registry.set_team("growth", shadow_tier="free")
+    assert (other.shadow_tier, other.shadow_since_ms) == ("free", clock.ms)
+    ended = registry.set_team("growth", shadow_tier=None, max_parallel=None)
+    assert (ended.shadow_tier, ended.shadow_since_ms, ended.max_parallel) == (None, 0, None)
+    with pytest.raises(BadValue, match="shadow_tier"):
+        registry.set_team("growth", shadow_tier="")
+
+
+def test_a_model_is_limited_for_a_team_until_it_is_not(registry, engine):
+    registry.add_team("research", "free")
+    registry.add_team("growth", "free")
+    registry.set_model_limit("growth", "gpt-4o", 10, 5_000)
+    team = registry.set_model_limit("growth", "gpt-4o-mini", tokens_per_minute=70)
+    assert team.model_limits == {"gpt-4o": Limits(10, 5_000), "gpt-4o-mini": Limits(None, 70)}
+    assert registry.get_team("growth") == team
+    assert registry.list_teams() == [team, registry.get_team("research")]
+    assert registry.get_team("research").model_limits == {}
+    replaced = registry.set_model_limit("growth", "gpt-4o", requests_per_minute=11)
+    assert replaced.model_limits["gpt-4o"] == Limits(11)
+    assert registry.set_model_limit("growth", "gpt-4o").model_limits == {"gpt-4o-mini": Limits(None, 70)}
+    assert audit_of(engine)[-1][1:] == (
+        "team.limit", "growth", {"model": "gpt-4o", "requests_per_minute": None, "tokens_per_minute": None}
+    )  # fmt: skip
+    assert revision_of(engine) == 6
+
+
+def test_a_model_limit_that_changes_nothing_is_no_change(registry, engine):
+    registry.add_team("growth", "free")
+    registry.set_model_limit("growth", "gpt-4o", 10)
+    before = (revision_of(engine), audit_of(engine))
+    registry.set_model_limit("growth", "gpt-4o", 10)
+    registry.set_model_limit("growth", "never-limited")
+    assert (revision_of(engine), audit_of(engine)) == before
+
+
+@pytest.mark.parametrize("model", ["", "m" * 257, "two\nlines", "\x1b[31m"])
+def test_a_model_has_a_name(registry, model):
+    registry.add_team("growth", "free")
+    with pytest.raises(BadValue, match="model"):
+        registry.set_model_limit("growth", model, 1)
+    with pytest.raises(TeamUnknown):
+        registry.set_model_limit("nobody", "gpt-4o", 1)
+
+
+def test_a_key_has_limits_of_its_own(registry, clock):
+    registry.add_team("growth", "free")
+    plain = registry.issue_key("growth").record
+    assert (plain.limits, plain.max_parallel) == (None, None)
+    record = registry.issue_key("growth", requests_per_minute=5, tokens_per_minute=600, max_parallel=2).record
+    assert (record.limits, record.max_parallel) == (Limits(5, 600), 2)
+    assert {each.kid: each for each in registry.list_keys()} == {plain.kid: plain, record.kid: record}
+    rotated = registry.rotate_key(record.kid).record
+    assert (rotated.limits, rotated.max_parallel) == (Limits(5, 600), 2)
+
+
+def test_only_the_given_fields_of_a_key_change(registry, engine):
+    registry.add_team("growth", "free")
+    issued = registry.issue_key("growth", "ci", requests_per_minute=5, max_parallel=2)
+    kid = issued.record.kid
+    changed = registry.set_key(f"sk-tg_{kid}", tokens_per_minute=70, label="nightly", models=frozenset({"gpt-4o"}))
+    assert (changed.limits, changed.max_parallel) == (Limits(5, 70), 2)
+    assert (changed.label, changed.models, changed.team) == ("nightly", frozenset({"gpt-4o"}), "growth")
+    assert changed.secret_hash == issued.record.secret_hash
+    told = {"tokens_per_minute": 70, "label": "nightly", "models": ["gpt-4o"]}
+    assert audit_of(engine)[-1] == ("ada", "key.set", kid, told)
+    cleared = registry.set_key(kid, requests_per_minute=None, tokens_per_minute=None, max_parallel=None, models=None)
+    assert (cleared.limits, cleared.max_parallel, cleared.models) == (None, None, None)
+    revision = revision_of(engine)
+    assert registry.set_key(kid) == cleared
+    assert revision_of(engine) == revision == 4
+    with pytest.raises(BadValue, match="label"):
+        registry.set_key(kid, label="two\nlines")
+    with pytest.raises(KeyUnknown):
+        registry.set_key("000000000000", max_parallel=1)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "9", LARGEST_LIMIT + 1])
 def test_a_limit_is_a_whole_number_above_zero(registry, number):
     with pytest.raises(BadValue, match="requests_per_minute"):
         registry.add_team("growth", "free", requests_per_minute=number)
+    team, kid = registry.add_team("growth", "free"), registry.issue_key("growth").record.kid
+    for limit in ("requests_per_minute", "tokens_per_minute", "max_parallel"):
+        for call in (
+            lambda **given: registry.issue_key("growth", **given),
+            lambda **given: registry.set_key(kid, **given),
+            lambda **given: registry.set_team("growth", **given),
+        ):
+            with pytest.raises(BadValue, match=limit):
+                call(**{limit: number})
+    with pytest.raises(BadValue, match="tokens_per_minute"):
+        registry.set_model_limit("growth", "gpt-4o", tokens_per_minute=number)
+    assert registry.list_teams() == [team]
+    assert len(registry.list_keys()) == 1
 
 
 def test_an_issued_key_is_known_by_its_hash_alone(registry, engine, peppers):
