@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from aiohttp import ClientConnectionError, HttpVersion11, web
@@ -11,6 +12,8 @@ from proxy.core.errors import BodyTooLarge, InvalidRequest
 
 __all__ = ["AiohttpDownstream"]
 
+_UNDECODABLE = re.compile("[\ud800-\udfff]")
+"""What stands for bytes that are not UTF-8."""
 _CONTENT_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 """What the server has undone by the time a body is read."""
 
@@ -34,6 +37,10 @@ class AiohttpDownstream:
     async def receive(self) -> bytes:
         """Read the body, bounded. A length that is already too large is not read at all."""
         request = self._request
+        for name, value in request.headers.items():
+            # The client upstream would cut such a value short.
+            if not value.isascii() and _UNDECODABLE.search(value):
+                raise InvalidRequest(f"The value of the header {name[:64]} is not UTF-8.")
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
         encoding = request.headers.get("Content-Encoding", "identity")

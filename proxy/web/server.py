@@ -58,6 +58,16 @@ class OpenAIServer(web.Server):
 class _Connection(web.RequestHandler):
     __slots__ = ()
 
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; where a body's framing breaks, its reader fails too: it would wait for the rest forever."""
+        super().data_received(data)
+        if (
+            self._current_request is not None
+            and self._messages
+            and not isinstance(self._messages[-1][0], RawRequestMessage)
+        ):
+            self._current_request.content.set_exception(web.RequestPayloadError("the framing is broken"))
+
     def log_exception(self, *args: Any, exc_info: BaseException | None = None, **_: Any) -> None:  # noqa: ARG002 - its words are not ours
         """Note what ended a connection between two requests; a body that could not be read to its end is no fault."""
         if not isinstance(exc_info, web.RequestPayloadError | HttpProcessingError):
