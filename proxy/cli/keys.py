@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from proxy.cli.options import DURATION, MODELS, data_options, json_option, settings_from
+from proxy.cli.options import CLEARED, DURATION, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant, printable
 from proxy.cli.stores import now_ms, registry_of
 from proxy.core.principal import KeyRecord
-from proxy.core.registry import IssuedKey
+from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits
 
 __all__ = ["keys"]
+
+_LIMITS = {
+    "requests_per_minute": "Requests per minute of its own, beside its team's.",
+    "tokens_per_minute": "Tokens per minute of its own, beside its team's.",
+    "max_parallel": "Requests it may have under way at one time.",
+}
 
 
 @click.group
 def keys() -> None:
-    """Issue, list, rotate and revoke keys."""
+    """Issue, list, change, rotate and revoke keys."""
 
 
 @keys.command
@@ -26,6 +32,9 @@ def keys() -> None:
 @click.option("--label", default="", help="What it is for, for people.")
 @click.option("--expires", type=DURATION, metavar="DURATION", help="How long it works: 90d, 48h; default: for good.")
 @click.option("--models", type=MODELS, metavar="A,B", help="Models it may use, of those of its team.")
+@limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
+@limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
+@limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
 @data_options
 @json_option
 def issue(
@@ -42,14 +51,43 @@ def issue(
 
     \b
     Examples:
-      tollgate keys issue --team growth --label ci --expires 90d
+      tollgate keys issue --team growth --label ci --expires 90d --rpm 10 --max-parallel 2
       key=$(tollgate keys issue --team growth)
       tollgate keys issue --team growth --json | jq -r .key
     """
     expires_at_ms = None if expires is None else now_ms() + expires
+    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
     with registry_of(settings_from(config, options)) as registry:
-        issued = registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models)
+        issued = registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models, **limits)
     _hand_out(issued, as_json=as_json)
+
+
+@keys.command("set")
+@click.argument("key_id", metavar="ID")
+@click.option("--label", help="What it is for, for people.")
+@click.option("--models", type=MODELS, metavar="A,B", help="Models it may use, of those of its team; all: every one.")
+@limit_option("requests_per_minute", _LIMITS["requests_per_minute"])
+@limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"])
+@limit_option("max_parallel", _LIMITS["max_parallel"])
+@data_options
+@json_option
+def set_(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -> None:
+    """Change what is given of the key with this ID, and nothing else.
+
+    \b
+    Examples:
+      tollgate keys set 0a1B2c3D4e5F --tpm 20000 --max-parallel 2
+      tollgate keys set 0a1B2c3D4e5F --rpm none
+    """
+    given = {name: value for name in (*_LIMITS, "label", "models") if (value := options.pop(name)) is not None}
+    if not given:
+        raise click.UsageError("nothing to change: name an option")
+    cleared = {
+        name: None if name != "label" and value in (CLEARED, MODELS.every) else value for name, value in given.items()
+    }
+    with registry_of(settings_from(config, options)) as registry:
+        record = registry.set_key(key_id, **cast("KeyChanges", cleared))
+    _show([record], as_json=as_json, alone=True)
 
 
 @keys.command("list")
@@ -64,27 +102,9 @@ def list_(team: str | None, *, config: Path | None, as_json: bool, **options: An
       tollgate keys list --team growth
       tollgate keys list --json | jq -r '.[] | select(.state == "live").id'
     """
-    at_ms = now_ms()
     with registry_of(settings_from(config, options)) as registry:
-        found = registry.list_keys(team)
-    if as_json:
-        echo_json([_row(record, at_ms) for record in found])
-        return
-    echo_table(
-        ("id", "team", "label", "state", "created", "expires", "models"),
-        [
-            (
-                record.kid,
-                record.team,
-                record.label,
-                _state(record, at_ms),
-                instant(record.created_at_ms),
-                instant(record.expires_at_ms),
-                "all" if record.models is None else ",".join(sorted(record.models)) or "none",
-            )
-            for record in found
-        ],
-    )
+        found = list(registry.list_keys(team))
+    _show(found, as_json=as_json)
 
 
 @keys.command
@@ -125,6 +145,32 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
         click.echo(f"revoked {record.kid} of team {printable(record.team)}")
 
 
+def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None:
+    at_ms = now_ms()
+    if as_json:
+        rows = [_row(record, at_ms) for record in found]
+        echo_json(rows[0] if alone else rows)
+        return
+    echo_table(
+        ("id", "team", "label", "state", "created", "expires", "requests/min", "tokens/min", "parallel", "models"),
+        [
+            (
+                record.kid,
+                record.team,
+                record.label,
+                _state(record, at_ms),
+                instant(record.created_at_ms),
+                instant(record.expires_at_ms),
+                record.limits.requests_per_minute if record.limits else None,
+                record.limits.tokens_per_minute if record.limits else None,
+                record.max_parallel,
+                "all" if record.models is None else ",".join(sorted(record.models)) or "none",
+            )
+            for record in found
+        ],
+    )
+
+
 def _hand_out(issued: IssuedKey, *, as_json: bool) -> None:
     """Show a fresh key: alone on stdout, so that it can be captured; what it is on stderr."""
     record = issued.record
@@ -152,5 +198,8 @@ def _row(record: KeyRecord, at_ms: int) -> dict[str, object]:
         "created": instant(record.created_at_ms),
         "expires": instant(record.expires_at_ms),
         "revoked": instant(record.revoked_at_ms),
+        "requests_per_minute": record.limits.requests_per_minute if record.limits else None,
+        "tokens_per_minute": record.limits.tokens_per_minute if record.limits else None,
+        "max_parallel": record.max_parallel,
         "models": None if record.models is None else sorted(record.models),
     }

@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 import click
 
+from proxy.core.tiers import LARGEST_LIMIT
 from proxy.settings import Settings, SettingsError, load, parse_duration_ms
 
 __all__ = [
+    "CLEARED",
     "DURATION",
     "MODELS",
     "SettingsRefused",
     "config_option",
     "data_options",
     "json_option",
+    "limit_option",
     "option",
     "settings_from",
 ]
@@ -69,6 +72,20 @@ class _Models(click.ParamType[frozenset[str]]):
         return value if isinstance(value, frozenset) else frozenset(filter(None, map(str.strip, value.split(","))))
 
 
+class _Limit(click.ParamType[Any]):
+    """A number a limit can have, or `none` for no limit here."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == CLEARED:
+            return CLEARED
+        return click.IntRange(1, LARGEST_LIMIT).convert(value, param, ctx)
+
+
+CLEARED = "none"
+_SHORT = {"requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
+
 DURATION = _Duration()
 MODELS = _Models()
 
@@ -77,6 +94,14 @@ def option(key: str) -> Callable[[_Command], _Command]:
     """The option that overrides one setting; its value arrives under the key with `__` for the dot."""
     flag, kind, metavar, text = _OPTIONS[key]
     return click.option(flag, key.replace(".", "__"), type=kind, metavar=metavar, help=text)
+
+
+def limit_option(name: str, text: str, *, clearable: bool = True) -> Callable[[_Command], _Command]:
+    """The option for a limit, under its name and its short one; `none` takes a clearable one away."""
+    flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
+    if clearable:
+        return click.option(*flags, name, type=_Limit(), metavar="N|none", help=text)
+    return click.option(*flags, name, type=click.IntRange(1, LARGEST_LIMIT), metavar="N", help=text)
 
 
 def data_options(command: _Command) -> _Command:

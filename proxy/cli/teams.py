@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
-from proxy.cli.options import MODELS, data_options, json_option, settings_from
+from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import now_ms, registry_of, require_tier
 from proxy.core.principal import CacheMode, Team
 from proxy.core.registry import TeamChanges, TeamFields
-from proxy.core.tiers import LARGEST_LIMIT, Limits, Tier
+from proxy.core.tiers import Limits, Tier
+from proxy.settings import Settings
 
 __all__ = ["teams"]
 
@@ -25,19 +26,8 @@ _NUMBERS = {
     "tokens_per_minute": "Tokens per minute of its own, in place of the tier's.",
     "request_capacity": "Requests at once; the default is one minute's worth.",
     "token_capacity": "Tokens at once; the default is one minute's worth.",
+    "max_parallel": "Requests under way at one time; the default is any number.",
 }
-_CLEARED = "none"
-
-
-class _Number(click.ParamType[Any]):
-    """A limit, or `none` to go back to the tier's."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == _CLEARED:
-            return _CLEARED
-        return click.IntRange(1, LARGEST_LIMIT).convert(value, param, ctx)
 
 
 def _team_options(command: _Command) -> _Command:
@@ -45,13 +35,11 @@ def _team_options(command: _Command) -> _Command:
     for decorate in (
         click.option("--allow-stateful/--no-allow-stateful", default=None, help="Open endpoints that keep state."),
         click.option("--models", type=MODELS, metavar="A,B", help="Models it may use; all: every one."),
+        click.option("--shadow-tier", metavar="T|none", help="Tier to try it on, which refuses nothing."),
         click.option(
             "--cache", "cache_mode", type=click.Choice([mode.value for mode in CacheMode]), help="What is kept."
         ),
-        *(
-            click.option(f"--{name.replace('_', '-')}", name, type=_Number(), metavar="N|none", help=text)
-            for name, text in reversed(_NUMBERS.items())
-        ),
+        *(limit_option(name, text) for name, text in reversed(_NUMBERS.items())),
     ):
         command = decorate(command)
     return command
@@ -74,12 +62,12 @@ def add(name: str, tier: str | None, *, config: Path | None, as_json: bool, **op
     \b
     Examples:
       tollgate teams add growth --tier payg
-      tollgate teams add research --tokens-per-minute 250000 --models gpt-5,gpt-5-mini --json
+      tollgate teams add research --tpm 250000 --max-parallel 8 --models gpt-5,gpt-5-mini --json
     """
     fields = _fields(options)
     settings = settings_from(config, options)
     tier = tier or settings.limits.default_tier
-    require_tier(settings, tier)
+    _require_tiers(settings, tier, fields)
     with registry_of(settings) as registry:
         team = registry.add_team(name, tier, **fields)
     _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
@@ -98,16 +86,52 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
     Examples:
       tollgate teams set growth --tier payg
       tollgate teams set growth --tokens-per-minute none --cache all
+      tollgate teams set growth --shadow-tier free
     """
-    changes = cast("TeamChanges", _fields(options))
+    fields = _fields(options)
+    changes = cast("TeamChanges", fields)
     settings = settings_from(config, options)
+    _require_tiers(settings, tier, fields)
     if tier is not None:
-        require_tier(settings, tier)
         changes["tier"] = tier
     if not changes:
         raise click.UsageError("nothing to change: name an option")
     with registry_of(settings) as registry:
         team = registry.set_team(name, **changes)
+    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
+
+
+@teams.command
+@click.argument("name")
+@click.option("--model", required=True, help="Model, by the name clients ask for.")
+@limit_option("requests_per_minute", "Requests per minute for this model.", clearable=False)
+@limit_option("tokens_per_minute", "Tokens per minute for this model.", clearable=False)
+@click.option("--none", "cleared", is_flag=True, help="Limit the model no more.")
+@data_options
+@json_option
+def limit(
+    name: str,
+    model: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    *,
+    cleared: bool,
+    config: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Limit what the team NAME uses of one model, beside its limits in all; in place of a limit it had.
+
+    \b
+    Examples:
+      tollgate teams limit growth --model gpt-5 --rpm 10 --tpm 20000
+      tollgate teams limit growth --model gpt-5 --none
+    """
+    if cleared == bool(requests_per_minute or tokens_per_minute):
+        raise click.UsageError("name --rpm, --tpm or both, or --none")
+    settings = settings_from(config, options)
+    with registry_of(settings) as registry:
+        team = registry.set_model_limit(name, model, requests_per_minute, tokens_per_minute)
     _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
 
 
@@ -130,12 +154,18 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
 
 def _fields(options: dict[str, Any]) -> TeamFields:
     """Take what was said of the team out of the options; `none` and `all` become nothing of its own."""
-    names = [*_NUMBERS, "cache_mode", "models", "allow_stateful"]
+    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models", "allow_stateful"]
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     if "cache_mode" in given:
         given["cache_mode"] = CacheMode(given["cache_mode"])
-    cleared = {name: None if value in (_CLEARED, MODELS.every) else value for name, value in given.items()}
+    cleared = {name: None if value in (CLEARED, MODELS.every) else value for name, value in given.items()}
     return cast("TeamFields", cleared)
+
+
+def _require_tiers(settings: Settings, tier: str | None, fields: TeamFields) -> None:
+    for each in (tier, fields.get("shadow_tier")):
+        if each is not None:
+            require_tier(settings, each)
 
 
 def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bool = False) -> None:
@@ -145,7 +175,7 @@ def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bo
         echo_json(rows[0] if alone else rows)
         return
     echo_table(
-        ("team", "tier", "since", "requests/min", "tokens/min", "cache", "models"),
+        ("team", "tier", "since", "requests/min", "tokens/min", "parallel", "per-model", "shadow", "cache", "models"),
         [
             (
                 team.name,
@@ -153,6 +183,9 @@ def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bo
                 instant(team.tier_since_ms),
                 limits.requests_per_minute if limits else None,
                 limits.tokens_per_minute if limits else None,
+                team.max_parallel,
+                _by_model(team.model_limits),
+                team.shadow_tier,
                 team.cache_mode.value,
                 "all" if team.models is None else ",".join(sorted(team.models)) or "none",
             )
@@ -160,6 +193,15 @@ def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bo
             for limits in [_limits(team, tiers, at_ms)]
         ],
     )
+
+
+def _by_model(limits: Mapping[str, Limits]) -> str | None:
+    """Limits of models in a table's cell: `gpt-5 10/20000`, requests before tokens."""
+    told = [
+        f"{model} {own.requests_per_minute or '-'}/{own.tokens_per_minute or '-'}"
+        for model, own in sorted(limits.items())
+    ]
+    return ", ".join(told) or None
 
 
 def _limits(team: Team, tiers: dict[str, Tier], at_ms: int) -> Limits | None:
@@ -176,6 +218,13 @@ def _row(team: Team, limits: Limits | None) -> dict[str, object]:
         "tier_since": instant(team.tier_since_ms),
         "limits": None if limits is None else asdict(limits),
         "own_limits": None if team.limits is None else asdict(team.limits),
+        "max_parallel": team.max_parallel,
+        "model_limits": {
+            model: {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
+            for model, own in sorted(team.model_limits.items())
+        },
+        "shadow_tier": team.shadow_tier,
+        "shadow_since": instant(team.shadow_since_ms) if team.shadow_tier else None,
         "cache": team.cache_mode.value,
         "allow_stateful": team.allow_stateful,
         "models": None if team.models is None else sorted(team.models),

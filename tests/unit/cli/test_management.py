@@ -90,9 +90,54 @@ def test_teams_are_listed_by_name(told, done):
         done("teams", "add", name)
     assert [team["name"] for team in told("teams", "list")] == ["alpha", "zeta"]
     header, first, second = done("teams", "list").splitlines()
-    assert header.split() == ["team", "tier", "since", "requests/min", "tokens/min", "cache", "models"]
+    assert header.split()[:5] == ["team", "tier", "since", "requests/min", "tokens/min"]
+    assert header.split()[5:] == ["parallel", "per-model", "shadow", "cache", "models"]
     assert first.split()[:2] == ["alpha", "free"]
-    assert second.split()[3:] == ["20", "40,000", "deterministic", "all"]
+    assert second.split()[3:] == ["20", "40,000", "-", "-", "-", "deterministic", "all"]
+
+
+def test_a_team_has_places_and_a_shadow_tier(told, done, failed):
+    made = told("teams", "add", "growth", "--max-parallel", "4", "--shadow-tier", "payg")
+    assert (made["max_parallel"], made["shadow_tier"], made["model_limits"]) == (4, "payg", {})
+    assert made["shadow_since"] == made["created"]
+    (line,) = done("teams", "list").splitlines()[1:]
+    assert line.split()[5:8] == ["4", "-", "payg"]
+    for verb in ("add", "set"):
+        assert "did you mean free?" in failed("teams", verb, "growth", "--shadow-tier", "fre")
+    cleared = told("teams", "set", "growth", "--max-parallel", "none", "--shadow-tier", "none")
+    assert (cleared["max_parallel"], cleared["shadow_tier"], cleared["shadow_since"]) == (None, None, None)
+
+
+def test_a_model_is_limited_and_no_more(told, done):
+    told("teams", "add", "growth")
+    limited = told("teams", "limit", "growth", "--model", "gpt-5", "--rpm", "10", "--tpm", "20000")
+    assert limited["model_limits"] == {"gpt-5": {"requests_per_minute": 10, "tokens_per_minute": 20_000}}
+    both = told("teams", "limit", "growth", "--model", "gpt-5-mini", "--tpm", "70")
+    assert list(both["model_limits"]) == ["gpt-5", "gpt-5-mini"]
+    assert "gpt-5 10/20000, gpt-5-mini -/70" in done("teams", "list")
+    (listed,) = told("teams", "list")
+    assert listed == both
+    left = told("teams", "limit", "growth", "--model", "gpt-5", "--none")
+    assert list(left["model_limits"]) == ["gpt-5-mini"]
+
+
+def test_a_key_has_limits_of_its_own(told, done):
+    told("teams", "add", "growth")
+    issued = told("keys", "issue", "--team", "growth", "--rpm", "5", "--tpm", "600", "--max-parallel", "2")
+    limits = {"requests_per_minute": 5, "tokens_per_minute": 600, "max_parallel": 2}
+    assert issued.items() >= limits.items()
+    changed = told("keys", "set", issued["id"], "--rpm", "none", "--max-parallel", "3", "--label", "all")
+    assert changed == {name: value for name, value in issued.items() if name != "key"} | {
+        "requests_per_minute": None,
+        "max_parallel": 3,
+        "label": "all",
+    }
+    assert told("keys", "list") == [changed]
+    header, line = done("keys", "list").splitlines()
+    assert header.split()[6:] == ["requests/min", "tokens/min", "parallel", "models"]
+    assert line.split()[6:] == ["-", "600", "3", "all"]
+    assert told("keys", "set", issued["id"], "--models", "gpt-5")["models"] == ["gpt-5"]
+    assert told("keys", "set", issued["id"], "--models", "all")["models"] is None
 
 
 def test_a_tier_of_the_settings_file_is_known(done, told, failed, tmp_path):
@@ -116,6 +161,8 @@ def test_a_tier_of_the_settings_file_is_known(done, told, failed, tmp_path):
         (["keys", "list", "--team", "nobody"], "no team is named nobody"),
         (["keys", "revoke", "0a1B2c3D4e5F"], "no key has the id 0a1B2c3D4e5F"),
         (["keys", "rotate", "0a1B2c3D4e5F"], "no key has the id 0a1B2c3D4e5F"),
+        (["keys", "set", "0a1B2c3D4e5F", "--rpm", "1"], "no key has the id 0a1B2c3D4e5F"),
+        (["teams", "limit", "nobody", "--model", "gpt-5", "--rpm", "1"], "no team is named nobody"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
