@@ -1,0 +1,59 @@
+"""Who decides while the limiter's store is away.
+
+What the limiter hands over has failed for good: definite failures that can be mended (an unknown script, a redirection)
+were sent again below. A `Definite` failure means that the store has charged nothing; an `Indefinite` one that it may
+have, and that nothing was given in return: such a charge decays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from proxy.adapters.redis.outcomes import RedisFailure
+from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
+from proxy.core.errors import StoreAway
+
+__all__ = ["LIMITER_STORE", "Closed", "Fallback"]
+
+LIMITER_STORE = "limiter"
+"""The store's name in errors and metrics."""
+
+
+class Fallback(Protocol):
+    """A policy for a store that is away. Never waits."""
+
+    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
+        """Decide in the store's place, or raise `StoreAway`."""
+        ...
+
+    def settle(self, reservation: Reservation, actual: Cost) -> bool:
+        """Settle a reservation that this policy admitted; False for one it did not."""
+        ...
+
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Hear of a charge the store has not been told. The limiter sends it itself once it can."""
+        ...
+
+    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
+        """Where each scope stands, as far as this policy knows."""
+        ...
+
+
+class Closed:
+    """Nothing passes that nobody counts."""
+
+    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
+        """Raise `StoreAway`."""
+        raise StoreAway(LIMITER_STORE, "reserve") from failure
+
+    def settle(self, reservation: Reservation, actual: Cost) -> bool:  # noqa: ARG002 - as above
+        """Tell that it admitted nothing."""
+        return False
+
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Nothing to do: it keeps no buckets."""
+
+    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - as above
+        """Know nothing of any dimension."""
+        return (Standing(),) * len(scopes)

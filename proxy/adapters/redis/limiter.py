@@ -1,0 +1,198 @@
+"""The limiter of many processes: every bucket in Redis, decided there by scripts that count as `core/bucket.py` does.
+
+A decision is one round trip. Settlements and charges are queued on the same connection, in the order they were made,
+and not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from proxy.adapters.memory.limiter import ClockSteps
+from proxy.adapters.redis.bucket_state import (
+    bucket_key,
+    pack_charge,
+    pack_cost,
+    pack_schedule,
+    pack_settlement,
+    pack_terms,
+    script_text,
+)
+from proxy.adapters.redis.debts import Debt, Debts
+from proxy.adapters.redis.denials import Denials
+from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback
+from proxy.adapters.redis.multiplexer import OnFailure
+from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, Why
+from proxy.adapters.redis.scripts import Script, Scripts
+from proxy.core import bucket
+from proxy.core.bucket import STEP_BACK_MS, Cost, Decision, Refused, Reservation, Scope, Standing
+from proxy.ports import Clock
+
+__all__ = ["DENY_MS", "LimiterScripts", "RedisLimiter"]
+
+DENY_MS = 50
+"""How long a refusal is told again without asking, at most."""
+_MS = 1_000_000
+_STANDING = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterScripts:
+    """One script for each verb."""
+
+    reserve: Script
+    settle: Script
+    charge: Script
+    peek: Script
+
+    @classmethod
+    def packaged(cls) -> LimiterScripts:
+        """Those of this release."""
+        return cls(*(Script(verb, script_text(verb)) for verb in ("reserve", "settle", "charge", "peek")))
+
+
+class RedisLimiter:
+    """`ports.Limiter` on a `RedisRoute` that is opened and closed by its owner.
+
+    Away: `fallback` decides; `store_failed("limiter", verb)` is told of every command that failed. A reservation or
+    a refund is never sent again once it may have been carried out. What was used beyond a reservation, and a charge,
+    is sent again before the team's next reservation: once, if it may have been carried out already.
+    """
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        clock: Clock,
+        fallback: Fallback,
+        store_failed: Callable[[str, str], None],
+        *,
+        verbs: LimiterScripts | None = None,
+        deny_ms: int = DENY_MS,
+    ) -> None:
+        """`store_failed` counts, as `ports.Telemetry` does; `deny_ms`: 0 asks the store every time."""
+        self.clock_steps = ClockSteps()
+        """Of the store's clock, by two seconds or more, as seen against our monotonic clock."""
+        self._scripts = scripts
+        self._clock = clock
+        self._fallback = fallback
+        self._store_failed = store_failed
+        self._verbs = verbs or LimiterScripts.packaged()
+        self._denials = Denials(deny_ms)
+        self._debts = Debts()
+        self._last_ms = 0
+        self._offset_ms: int | None = None
+
+    async def load(self) -> None:
+        """Make the store know the scripts, which saves the first callers a round trip. Raises `RedisFailure`."""
+        verbs = self._verbs
+        await self._scripts.load((verbs.reserve, verbs.settle, verbs.charge, verbs.peek))
+
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+        """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
+        if team in self._denials:
+            refused = self._denials.find(team, scopes, cost, self._clock.monotonic_ns())
+            if refused is not None:
+                return refused
+        if team in self._debts:
+            self._catch_up(team)
+        mark = self._denials.mark(team)
+        try:
+            answer = await self._ask(self._verbs.reserve, team, scopes, pack_cost(cost))
+        except RedisFailure as failure:
+            self._store_failed(LIMITER_STORE, "reserve")
+            return self._fallback.reserve(team, scopes, cost, failure)
+        decision = bucket.decision(team, scopes, cost, answer)
+        if type(decision) is Refused:
+            self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
+        return decision
+
+    def settle(self, reservation: Reservation, actual: Cost) -> None:
+        """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
+        team, scopes, reserved, handles = reservation
+        if handles[0].settled or self._fallback.settle(reservation, actual):
+            return
+        for handle in handles:
+            handle.settled = True
+        self._denials.forget(team)
+        terms = [pack_terms(scope.schedule, handle) for scope, handle in zip(scopes, handles, strict=True)]
+        self._post(
+            self._verbs.settle,
+            team,
+            scopes,
+            [pack_settlement(reserved, actual), *terms],
+            partial(self._owe, "settle", team, scopes, _beyond(reserved, actual)),
+        )
+
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Take `cost` without asking; the buckets may go into debt."""
+        self._charge(team, scopes, cost, partial(self._owe, "charge", team, scopes, cost))
+
+    async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
+        """Where each scope stands now; writes nothing."""
+        if team in self._debts:
+            self._catch_up(team)
+        try:
+            numbers = await self._ask(self._verbs.peek, team, scopes)
+        except RedisFailure as failure:
+            self._store_failed(LIMITER_STORE, "peek")
+            return self._fallback.peek(team, scopes, failure)
+        return tuple(bucket.standing(numbers[at : at + _STANDING]) for at in range(0, len(numbers), _STANDING))
+
+    async def _ask(self, verb: Script, team: str, scopes: Sequence[Scope], *first: bytes) -> list[int]:
+        keys = [bucket_key(team, scope.name) for scope in scopes]
+        reply = await self._scripts.run(verb, keys, [*first, *(pack_schedule(scope.schedule) for scope in scopes)])
+        answer = cast("list[int]", reply)
+        now_ms = answer.pop(0)
+        if not -STEP_BACK_MS < now_ms - self._last_ms <= STEP_BACK_MS:
+            self._watch(now_ms)
+        self._last_ms = now_ms
+        return answer
+
+    def _post(self, verb: Script, team: str, scopes: Sequence[Scope], args: list[bytes], on_failure: OnFailure) -> None:
+        keys = [bucket_key(team, scope.name) for scope in scopes]
+        if not self._scripts.post(verb, keys, args, on_failure):
+            on_failure(NeverSent(Why.AWAY))
+
+    def _charge(self, team: str, scopes: Sequence[Scope], cost: Cost, on_failure: OnFailure) -> None:
+        self._denials.forget(team)
+        args = [pack_charge(cost), *(pack_schedule(scope.schedule) for scope in scopes)]
+        self._post(self._verbs.charge, team, scopes, args, on_failure)
+
+    def _owe(self, verb: str, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> None:
+        """Keep what a command that failed would have charged."""
+        self._store_failed(LIMITER_STORE, verb)
+        if cost.requests > 0 or cost.tokens > 0:
+            self._debts.add(team, scopes, cost, doubtful=isinstance(failure, Indefinite))
+            self._fallback.charge(team, scopes, cost)
+
+    def _catch_up(self, team: str) -> None:
+        for debt in self._debts.take(team):
+            self._charge(team, debt.scopes, debt.cost, partial(self._owe_again, team, debt))
+
+    def _owe_again(self, team: str, debt: Debt, failure: RedisFailure) -> None:
+        """Keep a debt, unless it may have been charged twice by now."""
+        self._store_failed(LIMITER_STORE, "charge")
+        indefinite = isinstance(failure, Indefinite)
+        if not (indefinite and debt.doubtful):
+            self._debts.add(team, debt.scopes, debt.cost, doubtful=indefinite or debt.doubtful)
+
+    def _watch(self, now_ms: int) -> None:
+        """Tell a clock that was set from a time in which nothing happened."""
+        offset_ms = now_ms - self._clock.monotonic_ns() // _MS
+        if self._offset_ms is not None:
+            if offset_ms - self._offset_ms <= -STEP_BACK_MS:
+                self.clock_steps.back += 1
+            elif offset_ms - self._offset_ms > STEP_BACK_MS:
+                self.clock_steps.ahead += 1
+        self._offset_ms = offset_ms
+
+
+def _beyond(reserved: Cost, actual: Cost) -> Cost:
+    """What was used above the reservation."""
+    return Cost(
+        max(0, actual.requests - max(0, reserved.requests)),
+        max(0, actual.tokens - max(0, reserved.tokens)),
+    )
