@@ -71,6 +71,9 @@ class Owner(Protocol):
         ...
 
 
+_NEVER = float("inf")
+_SLACK_SECONDS = 0.000_1
+"""A timer may come early by the clock's grain; what is due so soon counts as due."""
 _MORE = object()
 """What the reader says when no reply is complete."""
 
@@ -104,6 +107,7 @@ class Wire(asyncio.Protocol):
         self._expired = 0
         self._batches: deque[tuple[int, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = _NEVER
         self._heard_at = 0.0
         self.is_lost = False
         self.gone = asyncio.Event()
@@ -132,9 +136,7 @@ class Wire(asyncio.Protocol):
     def hold_to(self, deadline_seconds: float) -> None:
         """Hold every command, those in flight included, to another deadline."""
         self.deadline_seconds = deadline_seconds
-        if self._timer is not None:
-            self._timer.cancel()
-            self._look()
+        self._look()
 
     def retire(self) -> None:
         """Take nothing new, and close when the last answer has come."""
@@ -143,6 +145,7 @@ class Wire(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once."""
+        self._retired = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -194,8 +197,7 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Tell every slot, and leave nothing behind."""
         self.is_lost = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._look_again(_NEVER)
         written = len(self._slots) - len(self._unwritten)
         for index, slot in enumerate(self._slots):
             if not slot.done():
@@ -215,29 +217,36 @@ class Wire(asyncio.Protocol):
         self._transport.write(b"".join(self._unwritten))
         self._unwritten.clear()
         self._unwritten_bytes = 0
-        self._batches.append((self._answered + len(self._slots), self._loop.time()))
-        if self._timer is None:
-            self._timer = self._loop.call_later(self.deadline_seconds, self._look)
+        now = self._loop.time()
+        self._batches.append((self._answered + len(self._slots), now))
+        if now + self.deadline_seconds < self._look_at:
+            self._look_again(now + self.deadline_seconds)
+
+    def _look_again(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look_at = at
+        self._timer = None if at == _NEVER else self._loop.call_at(at, self._look)
 
     def _look(self) -> None:
         """Fail what is overdue, drop a connection that is silent, and look again when the next falls due."""
-        self._timer = None
-        now = self._loop.time()
+        now = self._loop.time() + _SLACK_SECONDS
         while self._batches and self._batches[0][0] <= self._answered:
             self._batches.popleft()
         if not self._batches:
+            self._look_again(_NEVER)
             return
-        silent_at = max(self._batches[0][1], self._heard_at) + max(self._bounds.silence_seconds, self.deadline_seconds)
-        if now >= silent_at:
-            self._expire(now)
-            self.abort()
-            return
+        silence_seconds = max(self._bounds.silence_seconds, self.deadline_seconds)
+        silent_at = max(self._batches[0][1], self._heard_at) + silence_seconds
         due_at = self._expire(now)
-        self._timer = self._loop.call_at(min(due_at, silent_at), self._look)
+        if silent_at <= now:
+            self.abort()
+        else:
+            self._look_again(min(due_at, silent_at))
 
     def _expire(self, now: float) -> float:
         """Fail every slot whose deadline is over; returns when the next one falls due."""
-        end, due_at = self._expired, float("inf")
+        end, due_at = self._expired, _NEVER
         for batch_end, written_at in self._batches:
             if written_at + self.deadline_seconds > now:
                 due_at = written_at + self.deadline_seconds
