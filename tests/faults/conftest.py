@@ -266,3 +266,46 @@ def nothing_forgotten(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     records = [record for when in ("setup", "call", "teardown") for record in caplog.get_records(when)]
     assert [record.getMessage() for record in records if record.levelno >= logging.ERROR or record.exc_info] == []
     assert UPSTREAM_KEY not in caplog.text
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class ScriptedUpstream:
+    """An upstream that says what a script says, byte for byte, on every connection; the request has been read."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+        self.calls = 0
+        self.left = 0
+        """Scripts that the other side's leaving ended."""
+        self.heads: list[bytes] = []
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._open:
+            writer.close()
+        await until(lambda: not self._open)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.calls += 1
+            self.heads.append(head)
+            length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+            await reader.readexactly(int(length or 0))
+            await self._script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.left += 1
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            self._open.discard(writer)
