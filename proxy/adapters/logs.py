@@ -32,6 +32,7 @@ def json_line(record: RequestRecord) -> str:
         "status": record.status,
         "outcome": record.outcome,
         "error_code": record.error_code or None,
+        "shadow_limited": record.shadow_limited or None,
         "cache": record.cache,
         "attempts": record.attempts,
         "upstream": record.upstream or None,

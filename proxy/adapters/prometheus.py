@@ -15,6 +15,7 @@ import prometheus_client  # noqa: TID251 - their one home
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values  # noqa: TID251 - same
 
 from proxy import __version__
+from proxy.core.bucket import Dimension
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 
@@ -68,6 +69,7 @@ class Metrics:
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
         self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
+        self._shadow_limited = lru_cache(_CHILDREN)(self.shadow_limited_total.labels)
         self._cached = lru_cache(_CHILDREN)(self.cache_requests_total.labels)
         self._tokens = lru_cache(_CHILDREN)(self.tokens_total.labels)
         self._spend = lru_cache(_CHILDREN)(self.spend_usd_total.labels)
@@ -97,6 +99,12 @@ class Metrics:
         )
         self.rate_limited_total = Counter(
             "tollgate_rate_limited_total", "Requests refused by a limit.", ("team", "limit"), registry=on
+        )
+        self.shadow_limited_total = Counter(
+            "tollgate_shadow_limited_total",
+            "Requests that the tier a team is tried on would have refused.",
+            ("team", "limit"),
+            registry=on,
         )
         self.limit_used_ratio = Gauge(
             "tollgate_limit_used_ratio",
@@ -209,8 +217,10 @@ class Metrics:
         for team in teams:
             for result in CacheResult:
                 self._cached(team, result.value)
-            for limit in ("requests", "tokens"):
-                self._limited(team, limit)
+            for limit in Dimension:
+                self._limited(team, limit.value)
+            for limit in (Dimension.REQUESTS, Dimension.TOKENS):
+                self._shadow_limited(team, limit.value)
 
     def started(self) -> None:
         """Count a request in."""
@@ -230,6 +240,8 @@ class Metrics:
             self._cached(team, record.cache.value).inc()
         if record.limited_dimension:
             self._limited(team, record.limited_dimension).inc()
+        if record.shadow_limited:
+            self._shadow_limited(team, record.shadow_limited).inc()
         if record.request_use_ratio is not None:
             self._ratio(team, "requests").set(record.request_use_ratio)
         if record.token_use_ratio is not None:

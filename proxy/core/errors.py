@@ -87,6 +87,8 @@ class LimitReached(TollgateError):
     team: str
     model: str
     refusal: Refused
+    key: str = ""
+    """What the caller's own key is called."""
 
 
 @dataclass(eq=False)
@@ -96,6 +98,8 @@ class NeverAdmissible(TollgateError):
     team: str
     model: str
     refusal: NeverFits
+    key: str = ""
+    """What the caller's own key is called."""
 
 
 class UpstreamFault(StrEnum):

@@ -65,6 +65,11 @@ class KeyRecord:
     max_parallel: int | None = None
     """Requests it may have under way at one time; None: as many as its team."""
 
+    @property
+    def name(self) -> str:
+        """What people call it: its label, or its id when it has none."""
+        return self.label or self.kid
+
     def live_at(self, now_ms: int) -> bool:
         """Whether the key opens anything at `now_ms`."""
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)

@@ -54,6 +54,8 @@ class RequestRecord:
     unpriced: bool = False
     limited_scope: str = ""
     limited_dimension: str = ""
+    shadow_limited: str = ""
+    """Dimension in which the team's shadow tier would have refused it."""
     token_use_ratio: float | None = None
     """Used part of the team's token bucket after this request was admitted."""
     request_use_ratio: float | None = None

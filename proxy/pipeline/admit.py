@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from proxy.core.bucket import Admitted, Cost, NeverFits, Refused, Scope
 from proxy.core.errors import LimitReached, NeverAdmissible
 from proxy.core.estimate import estimate_input, estimate_output
 from proxy.core.principal import Principal
-from proxy.core.tiers import Tier
+from proxy.core.tiers import Limits, Schedule
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.services import Services
+from proxy.pipeline.services import Policy, Services
 
 __all__ = ["admit", "scopes_of"]
+
+_UNLIMITED = Limits()
 
 
 async def admit(exchange: Exchange, services: Services) -> None:
@@ -22,12 +24,12 @@ async def admit(exchange: Exchange, services: Services) -> None:
     """
     principal, chat = exchange.principal, exchange.chat
     policy = services.policy
-    scopes = scopes_of(principal, policy.tiers, policy.default_tier, exchange.at_ms)
+    scopes = scopes_of(principal, chat.model, policy, exchange.at_ms)
     if exchange.hit is not None:
         cost = Cost(policy.hits_cost_requests, 0)
     else:
         prompt = estimate_input(chat)
-        capacity = scopes[0].schedule.limits_at(exchange.at_ms).effective_token_capacity
+        capacity = _smallest_token_capacity(scopes, exchange.at_ms)
         room = None if capacity is None else capacity - prompt
         answer = estimate_output(chat, policy.default_output_reservation_tokens, room)
         exchange.reserved_input_tokens, exchange.reserved_output_tokens = prompt, answer
@@ -36,13 +38,31 @@ async def admit(exchange: Exchange, services: Services) -> None:
         case Admitted() as admitted:
             exchange.admitted = admitted
         case Refused() as refused:
-            raise LimitReached(principal.team.name, chat.model, refused)
+            raise LimitReached(principal.team.name, chat.model, refused, principal.key.name)
         case NeverFits() as never:
-            raise NeverAdmissible(principal.team.name, chat.model, never)
+            raise NeverAdmissible(principal.team.name, chat.model, never, principal.key.name)
 
 
-def scopes_of(principal: Principal, tiers: Mapping[str, Tier], default_tier: str, now_ms: int) -> tuple[Scope, ...]:
-    """List the buckets a caller's requests pass, the team's own first."""
-    team = principal.team
-    tier = tiers.get(team.tier) or tiers[default_tier]
-    return (Scope("team", tier.schedule(team.tier_since_ms, now_ms, team.limits)),)
+def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> tuple[Scope, ...]:
+    """List the buckets a request passes: its team's, its key's if that has any, its model's if the team limits it."""
+    team, key = principal.team, principal.key
+    tier = policy.tiers.get(team.tier) or policy.tiers[policy.default_tier]
+    scopes: tuple[Scope, ...] = (
+        Scope("team", tier.schedule(team.tier_since_ms, now_ms, team.limits), team.max_parallel),
+    )
+    if key.limits is not None or key.max_parallel is not None:
+        scopes += (_steady(f"key:{key.kid}", key.limits or _UNLIMITED, key.max_parallel),)
+    by_model = team.model_limits.get(model)
+    if by_model is not None:
+        scopes += (_steady(f"model:{model}", by_model),)
+    return scopes
+
+
+def _steady(name: str, limits: Limits, max_parallel: int | None = None) -> Scope:
+    return Scope(name, Schedule(limits, limits), max_parallel)
+
+
+def _smallest_token_capacity(scopes: Sequence[Scope], now_ms: int) -> int | None:
+    """Tokens the smallest of the buckets holds; None when none has a limit."""
+    capacities = [scope.schedule.limits_at(now_ms).effective_token_capacity for scope in scopes]
+    return min((capacity for capacity in capacities if capacity is not None), default=None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.core.answer import ChatStream
-from proxy.core.bucket import Admitted
+from proxy.core.bucket import Admitted, Decision
 from proxy.core.chat import ChatRequest
 from proxy.core.event import Outcome
 from proxy.core.pricing import Price
@@ -15,7 +15,7 @@ from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
 from proxy.ports import CachedAnswer
 
-__all__ = ["Exchange", "Reply"]
+__all__ = ["Exchange", "Reply", "Shadow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,14 @@ class Reply:
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What the tier a team is tried on would have said."""
+
+    tier: str
+    decision: Decision
 
 
 @dataclass(slots=True)
@@ -64,6 +72,8 @@ class Exchange:
     admitted: Admitted = field(init=False)
     reserved_input_tokens: int = 0
     reserved_output_tokens: int = 0
+    # decide shadow
+    shadow: Shadow | None = None
     # forward
     upstream: str = ""
     upstream_request_id: str = ""

@@ -11,6 +11,7 @@ from proxy.pipeline.lookup import look_up
 from proxy.pipeline.relay import relay, replay
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle_broken, settle_hit
+from proxy.pipeline.shadow import decide_shadow
 from proxy.ports import Downstream
 
 __all__ = ["travel"]
@@ -23,10 +24,11 @@ async def travel(exchange: Exchange, client: Downstream, services: Services) -> 
     interpret(exchange, body, services)
     await look_up(exchange, services)
     await admit(exchange, services)
-    if exchange.hit is not None:
-        settle_hit(exchange, services)
-        return replay(exchange)
     try:
+        await decide_shadow(exchange, services)
+        if exchange.hit is not None:
+            settle_hit(exchange, services)
+            return replay(exchange)
         dispatch(exchange, services)
         answer = await forward(exchange, services)
         return await relay(exchange, answer, client, services)

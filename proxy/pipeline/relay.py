@@ -16,6 +16,7 @@ from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.lookup import cache_status
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
+from proxy.pipeline.shadow import SHADOW_HEADER, shadow_status
 from proxy.ports import CachedAnswer, Clock, Downstream, UpstreamAnswer
 
 __all__ = ["relay", "replay"]
@@ -210,6 +211,8 @@ async def _store(
 def _governed(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, str], ...]:
     """Headers that tell what we did: where the limits stand, what the cache said."""
     told = (*rate_limit_headers(exchange.admitted.standing), ("Cache-Status", cache_status(exchange, stored=stored)))
+    if exchange.shadow is not None:
+        told += ((SHADOW_HEADER, shadow_status(exchange.shadow)),)
     if exchange.upstream_request_id:
         return (*told, ("x-upstream-request-id", exchange.upstream_request_id))
     return told

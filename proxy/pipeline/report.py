@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy.core.bucket import Gauge
+from proxy.core.bucket import Admitted, Gauge
 from proxy.core.errors import LimitReached, NeverAdmissible
 from proxy.core.event import Outcome
 from proxy.core.record import RequestRecord
@@ -33,7 +33,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
     first = exchange.first_byte_ns
     principal = getattr(exchange, "principal", None)
     chat = getattr(exchange, "chat", None)
-    admitted = getattr(exchange, "admitted", None)
+    admitted, shadow = getattr(exchange, "admitted", None), exchange.shadow
     standing = admitted.standing if admitted else None
     limits = admitted.reservation.scopes[0].schedule.limits_at(exchange.at_ms) if admitted else Limits()
     refusal = ending.error.refusal if isinstance(ending.error, LimitReached | NeverAdmissible) else None
@@ -64,6 +64,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         unpriced=exchange.dispatched and exchange.price is None,
         limited_scope=refusal.scope if refusal else "",
         limited_dimension=refusal.dimension.value if refusal else "",
+        shadow_limited=shadow.decision.dimension.value if shadow and not isinstance(shadow.decision, Admitted) else "",
         request_use_ratio=_use_ratio(standing.requests, limits.effective_request_capacity) if standing else None,
         token_use_ratio=_use_ratio(standing.tokens, limits.effective_token_capacity) if standing else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.core.bucket import Cost
+from proxy.core.bucket import Admitted, Cost
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.event import Outcome, UsageEvent
 from proxy.core.pricing import cost_pico_usd
@@ -68,8 +68,8 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
             counted_output_tokens=exchange.reserved_output_tokens,
         )
     else:
-        # What is ours to blame costs the team nothing, not even its turn.
-        turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} else 1
+        # What is ours to blame, and what was never sent, costs the team nothing, not even its turn.
+        turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} or not exchange.dispatched else 1
         _write(exchange, services, status, outcome, NO_USAGE, Cost(turns, 0), None)
 
 
@@ -97,6 +97,7 @@ def settle_hit(exchange: Exchange, services: Services) -> None:
     if hit is None or exchange.settled:
         return
     exchange.saved_pico_usd = hit.cost_pico_usd
+    _settle_limits(exchange, services, exchange.admitted.reservation.cost)
     _record(exchange, services, hit.status, Outcome.CACHED, Usage(hit.input_tokens, hit.output_tokens))
 
 
@@ -109,16 +110,23 @@ def _write(
     actual: Cost,
     service_tier: str | None,
 ) -> None:
-    services.limiter.settle(exchange.admitted.reservation, actual)
+    _settle_limits(exchange, services, actual)
     if exchange.price is not None:
         exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
     _record(exchange, services, status, outcome, usage)
 
 
+def _settle_limits(exchange: Exchange, services: Services, actual: Cost) -> None:
+    """Account for what was used, and give the places back: before all else, so that nothing can keep them."""
+    services.limiter.settle(exchange.admitted.reservation, actual)
+    if exchange.shadow is not None and isinstance(exchange.shadow.decision, Admitted):
+        services.limiter.settle(exchange.shadow.decision.reservation, actual)
+
+
 def _record(exchange: Exchange, services: Services, status: int, outcome: Outcome, usage: Usage) -> None:
     exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
     exchange.settled = True
-    if not exchange.dispatched and exchange.hit is None:
+    if not exchange.dispatched and outcome is not Outcome.CACHED:
         return  # it was never sent: nothing for the ledger
     services.ledger.end(
         UsageEvent(

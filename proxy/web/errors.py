@@ -128,7 +128,6 @@ def _unknown_path(error: errors.UnknownPath) -> ErrorAnswer:
 
 def _limit_reached(error: errors.LimitReached) -> ErrorAnswer:
     refusal = error.refusal
-    short, type_ = _DIMENSIONS[refusal.dimension]
     wait_ms = max(1, refusal.wait_ms)
     headers: Headers = (
         *rate_limit_headers(refusal.standing),
@@ -137,15 +136,19 @@ def _limit_reached(error: errors.LimitReached) -> ErrorAnswer:
     )
     if wait_ms > _LONGEST_SDK_WAIT_MS:
         headers += (("x-should-retry", "false"),)
-    return ErrorAnswer(
-        429,
-        f"Rate limit reached for {error.model} of team {error.team} on {short}: Limit {refusal.limit}, "
-        f"Used {refusal.used}, Requested {refusal.requested}. Please try again in {format_duration(wait_ms)}.",
-        type_,
-        code="rate_limit_exceeded",
-        headers=headers,
-        outcome=Outcome.LIMITED,
-    )
+    if refusal.dimension is Dimension.PARALLEL:
+        message = (
+            f"Too many requests at one time for {error.model} of {_holder(error)}: Limit {refusal.limit}, "
+            f"In flight {refusal.used}. Please try again when one of them has ended."
+        )
+        type_ = "requests"
+    else:
+        short, type_ = _DIMENSIONS[refusal.dimension]
+        message = (
+            f"Rate limit reached for {error.model} of {_holder(error)} on {short}: Limit {refusal.limit}, "
+            f"Used {refusal.used}, Requested {refusal.requested}. Please try again in {format_duration(wait_ms)}."
+        )
+    return ErrorAnswer(429, message, type_, code="rate_limit_exceeded", headers=headers, outcome=Outcome.LIMITED)
 
 
 def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
@@ -153,7 +156,7 @@ def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
     short, type_ = _DIMENSIONS[refusal.dimension]
     return ErrorAnswer(
         429,
-        f"Request too large for {error.model} of team {error.team} on {short}: Limit {refusal.limit}, "
+        f"Request too large for {error.model} of {_holder(error)} on {short}: Limit {refusal.limit}, "
         f"Requested {refusal.requested}. Shorten the input or lower the maximum of output tokens; "
         "waiting does not help.",
         type_,
@@ -161,6 +164,18 @@ def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
         headers=(*rate_limit_headers(refusal.standing), ("x-should-retry", "false")),
         outcome=Outcome.LIMITED,
     )
+
+
+def _holder(error: errors.LimitReached | errors.NeverAdmissible) -> str:
+    """Whose limit it is, for the caller to read: its own key, its team, or a model of its team's."""
+    kind, _, name = error.refusal.scope.partition(":")
+    match kind:
+        case "key":
+            return f"key {error.key or name}"
+        case "model":
+            return f"team {error.team} for model {name}"
+        case _:
+            return f"team {error.team}"
 
 
 def _upstream_failure(error: errors.UpstreamFailure) -> ErrorAnswer:

@@ -3,8 +3,8 @@ import inspect
 
 from proxy.pipeline import line
 
-ORDER = ["authenticate", "receive", "interpret", "look_up", "admit", "settle_hit", "replay", "dispatch", "forward",
-         "relay", "settle_broken"]  # fmt: skip
+ORDER = ["authenticate", "receive", "interpret", "look_up", "admit", "decide_shadow", "settle_hit", "replay",
+         "dispatch", "forward", "relay", "settle_broken"]  # fmt: skip
 
 
 def test_the_stations_in_the_order_a_request_lives_in():
