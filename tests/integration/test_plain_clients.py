@@ -7,6 +7,10 @@ import re
 import subprocess
 
 import pytest
+import requests
+
+from tests.support.canned_upstream import canned_upstream
+from tests.support.tollgate_process import run_tollgate
 
 CONVERSATION = [
     {"role": "system", "content": "You are a lock-keeper."},
@@ -228,3 +232,42 @@ def test_bodies_that_cannot_be_read_are_refused_here(call, upstream):
         if code:
             assert answer.json()["error"]["code"] == code
     assert upstream.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("fault", ["cut-after", "error-event-after"])
+def test_a_stream_that_upstream_breaks_off_cannot_look_whole(call, fault):
+    """An error event for those who read events, and no proper end for those who do not."""
+    with call({**REQUEST, "stream": True}, {f"x-simulate-{fault}": "3"}, stream=True) as answer:
+        pieces, rest = [], answer.iter_content(None)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            pieces.extend(rest)
+    *_, last, end = b"".join(pieces).split(b"\n\n")
+    assert end == b""
+    assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
+
+
+def test_a_stream_that_ends_too_soon_is_broken_off(tmp_path, session):
+    """SDKs take any clean end for the end of the answer: this one came in mid-sentence."""
+    begun = b'data: {"choices":[{"index":0,"delta":{"content":"Four"},"finish_reason":null}]}\n\n'
+    with (
+        canned_upstream(200, "text/event-stream", begun) as upstream,
+        run_tollgate(tmp_path, upstream.base_url, "sk-unused") as gateway,
+    ):
+        team = gateway.add_team("cautious")
+        url = f"{gateway.base_url}/chat/completions"
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            session.post(url, json={**REQUEST, "stream": True}, headers=team.headers, timeout=30)
+        (event,) = gateway.events(team.name, 1)
+        assert (event["outcome"], event["estimated"], event["output_tokens"]) == ("upstream_error", 1, 1)
+
+
+def test_an_upstream_that_speaks_html_is_put_into_shape(tmp_path, session):
+    with (
+        canned_upstream(404, "text/html", b"<h1>Not here</h1>") as upstream,
+        run_tollgate(tmp_path, upstream.base_url, "sk-unused") as gateway,
+    ):
+        team = gateway.add_team("cautious")
+        answer = session.post(f"{gateway.base_url}/chat/completions", json=REQUEST, headers=team.headers, timeout=30)
+        assert answer.status_code == 404
+        assert answer.headers["Content-Type"].startswith("application/json")
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 
 import pytest
 import requests
 
+from tests.support.canned_upstream import canned_upstream
 from tests.support.tollgate_process import run_tollgate
 
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "echo:x"}]}
@@ -87,6 +89,20 @@ def test_a_stream_that_has_begun_is_not_tried_again(gateway, call, team, upstrea
     assert upstream.idle_stats()["requests"] == 1
     (event,) = gateway.events(team.name, 1)
     assert (event["status"], event["outcome"], event["estimated"]) == (200, "upstream_error", 1)
+
+
+def test_a_quota_that_is_used_up_stays_used_up(tmp_path, session):
+    """An upstream that says 429 and means it."""
+    error = {"message": "You exceeded your current quota.", "type": "insufficient_quota", "param": None}
+    body = json.dumps({"error": {**error, "code": "insufficient_quota"}}).encode()
+    with (
+        canned_upstream(429, "application/json", body) as upstream,
+        run_tollgate(tmp_path, upstream.base_url, "sk-unused") as gateway,
+    ):
+        team = gateway.add_team("broke")
+        answer = session.post(f"{gateway.base_url}/chat/completions", json=ASK, headers=team.headers, timeout=30)
+        assert (answer.status_code, answer.content) == (429, body)
+    assert len(upstream.bodies) == 1
 
 
 def test_nobody_at_home_is_a_502(tmp_path, session):
