@@ -200,7 +200,7 @@ def _wrong_type(param: str, kinds: tuple[type, ...]) -> InvalidRequest:
 
 def _out_of_range(param: str, value: float, low: float, high: float) -> InvalidRequest:
     side, bound = ("below_min", low) if value < low else ("above_max", high)
-    kind = "integer" if isinstance(value, int) else "decimal"
+    kind = "decimal" if float in _TYPES[param] else "integer"
     words = "at least" if value < low else "at most"
     return InvalidRequest(
         f"Invalid '{param}': {words} {bound:g} is expected.", param=param, code=f"{kind}_{side}_value"
