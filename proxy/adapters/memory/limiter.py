@@ -56,6 +56,10 @@ class MemoryLimiter:
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
+        return self.decide(team, scopes, cost)
+
+    def decide(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+        """Reserve for a caller that cannot wait, as this engine never does."""
         now_ms = self._now_ms()
         states = [self._state((team, scope.name)) for scope in scopes]
         self._epoch += 1
@@ -95,10 +99,28 @@ class MemoryLimiter:
 
     async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
         """Where each scope stands now; writes nothing."""
+        return self.standings(team, scopes)
+
+    def standings(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
+        """Peek for a caller that cannot wait."""
         now_ms = self._now_ms()
         return tuple(
             bucket.standing(bucket.peek(self._state((team, scope.name)), scope.schedule, now_ms)) for scope in scopes
         )
+
+    def used(self, team: str, scope: Scope) -> Cost:
+        """What is used of a bucket now, rounded up; a debt counts in full."""
+        state = self._state((team, scope.name))
+        if state is None:
+            return Cost(0, 0)
+        (_, _, used_requests, _, used_tokens, _), _ = bucket.advance(state, scope.schedule, self._now_ms())
+        return Cost(-(-used_requests // bucket.UNITS), -(-used_tokens // bucket.UNITS))
+
+    def forget(self, team: str, scope: str) -> None:
+        """Make a bucket full again; reservations that are open in it will have nothing to give back."""
+        key = (team, scope)
+        if self._buckets.pop(key, None) is not None:
+            self._round.remove(key)
 
     def _taken(self, team: str, scopes: Sequence[Scope]) -> list[int]:
         """How many places are taken in each scope; empty when none of them counts."""

@@ -1,0 +1,55 @@
+"""Which workers are alive: heartbeats in a sorted set, by the store's clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from proxy.adapters.redis.fallback import LIMITER_STORE
+from proxy.adapters.redis.outcomes import RedisFailure
+from proxy.adapters.redis.scripts import Scripts, packaged_script
+from proxy.core.share import Part
+
+__all__ = ["BEAT_SECONDS", "GONE_MS", "Membership"]
+
+BEAT_SECONDS = 1.0
+GONE_MS = 5_000
+"""A worker that has not been heard of for this long has no part; five beats, so that one lost reply is no death."""
+_KEY = "tollgate:workers"
+
+
+class Membership:
+    """This worker's place among those alive, as last seen.
+
+    `part` starts as what the settings declare, with the lowest rank's remainder given to nobody: a store that was never
+    reached must not make the parts add up to more than the limit.
+    """
+
+    def __init__(
+        self, scripts: Scripts, worker: str, declared_workers: int, store_failed: Callable[[str, str], None]
+    ) -> None:
+        self.part = Part(rank=declared_workers - 1, workers=declared_workers)
+        self._scripts = scripts
+        self._worker = worker
+        self._declared_workers = declared_workers
+        self._store_failed = store_failed
+        self._beat = packaged_script("heartbeat")
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def beat(self) -> None:
+        """Say that we are alive and see who else is; what was seen last holds while the store is away."""
+        try:
+            reply = await self._scripts.run(self._beat, [_KEY], [self._worker, GONE_MS])
+        except RedisFailure:
+            self._store_failed(LIMITER_STORE, "heartbeat")
+            return
+        alive = [name.decode() for name in cast("list[bytes]", reply)]
+        # Fewer than are declared are starting, or were cut off as we may be next: their parts stay theirs.
+        workers = max(len(alive), self._declared_workers)
+        self.part = Part(rank=alive.index(self._worker), workers=workers)
