@@ -26,7 +26,8 @@ from proxy.adapters.sql.tables import usage_events
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.app import open_database
 from proxy.app.worker import Worker, serving
-from proxy.pipeline.admit import scopes_of
+from proxy.core.bucket import Scope
+from proxy.core.tiers import Limits, Schedule
 from proxy.settings import Settings, load
 from proxy.simulator import Behaviour, RunningSimulator, start
 
@@ -176,11 +177,8 @@ class Gateway:
 
     async def charged(self) -> tuple[int, int]:
         """Requests and tokens that are missing in the team's bucket."""
-        services = self.worker.services
-        principal = await services.principals.of(self.key)
-        now_ms = services.clock.now_ms()
-        scopes = scopes_of(principal, services.policy.tiers, services.policy.default_tier, now_ms)
-        (standing,) = await services.limiter.peek(TEAM, scopes)
+        limits = Limits(**LIMITS)
+        (standing,) = await self.worker.services.limiter.peek(TEAM, [Scope("team", Schedule(limits, limits))])
         return CAPACITY - standing.requests.remaining, CAPACITY - standing.tokens.remaining
 
     async def mismatches(self):
