@@ -1,0 +1,94 @@
+"""The limiter on a real Redis whose time stands still: its scripts, with the one line exchanged that reads the clock.
+
+Everything else is the text that is released. Expiry is set as an absolute time of that clock, so on a clock that is far
+ahead of the server's no bucket expires by itself. The clock counts a microsecond at every look, as epochs need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from proxy.adapters.redis.bucket_state import script_text
+from proxy.adapters.redis.limiter import LimiterScripts
+from proxy.adapters.redis.multiplexer import MultiplexerOptions
+from proxy.adapters.redis.route import RedisRoute
+from proxy.adapters.redis.scripts import Script
+from proxy.adapters.redis.topology import route_for
+from proxy.adapters.redis.wire import Bounds
+from tests.support.tasks import Tasks
+
+__all__ = [
+    "FAR_AHEAD_MS",
+    "PATIENT",
+    "VERBS",
+    "clock_command",
+    "log_decisions",
+    "on_hand_clock",
+    "open_route",
+    "scripts_with",
+]
+
+VERBS = ("reserve", "settle", "charge", "peek")
+FAR_AHEAD_MS = 4_000_000_000_000
+"""In 2096: no server expires a bucket of a clock that starts there."""
+PATIENT = MultiplexerOptions(bounds=Bounds(deadline_seconds=20.0, silence_seconds=20.0))
+"""For answers that must come, however busy the machine is."""
+
+_READS_TIME = "local time = redis.call('TIME')"
+_READS_HAND = "local time = { redis.call('HGET', 'hand', 'seconds'), redis.call('HINCRBY', 'hand', 'micros', 1) }"
+
+
+def clock_command(now_ms: int) -> tuple[str | int, ...]:
+    """The command that sets the clock; to be sent in order with those that are to see it."""
+    return ("HSET", "hand", "seconds", now_ms // 1_000, "micros", now_ms % 1_000 * 1_000)
+
+
+def on_hand_clock(verb: str, text: str) -> str:
+    """The same script on the clock that `clock_command` sets."""
+    assert text.count(_READS_TIME) == 1, verb
+    return text.replace(_READS_TIME, _READS_HAND)
+
+
+def log_decisions(verb: str, text: str) -> str:
+    """The same script, which also appends to the list `log` its verb, epoch, keys, arguments and answer, as one run."""
+    head, parted, body = text.partition("\n-- ARGV")
+    assert parted, verb
+    return f"""{head}
+local function decide()
+{parted}{body}
+end
+local answer = decide()
+local numbers = {{}}
+for place, number in ipairs(type(answer) == 'table' and answer or {{ answer }}) do
+  numbers[place] = format('%.0f', number)
+end
+redis.call(
+  'RPUSH', 'log', '{verb}', format('%.0f', new_epoch), #KEYS, #ARGV, table.concat(numbers, ' '), unpack(KEYS))
+redis.call('RPUSH', 'log', unpack(ARGV))
+return answer
+"""
+
+
+def scripts_with(*changes: Callable[[str, str], str]) -> LimiterScripts:
+    """The limiter's scripts after some changes."""
+    scripts = []
+    for verb in VERBS:
+        text = script_text(verb)
+        for change in changes:
+            text = change(verb, text)
+        scripts.append(Script(verb, text))
+    return LimiterScripts(*scripts)
+
+
+@asynccontextmanager
+async def open_route(url: str, options: MultiplexerOptions = PATIENT) -> AsyncIterator[RedisRoute]:
+    """A route that is up, and closed at the end with nothing left behind."""
+    tasks = Tasks()
+    route = route_for(url, tasks, options)
+    try:
+        await route.open()
+        yield route
+    finally:
+        await route.close()
+        await tasks.finished()
