@@ -132,9 +132,7 @@ def _fault(error: BaseException) -> UpstreamFault:
         return UpstreamFault.TIMEOUT
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL | ssl.SSLError):
         return UpstreamFault.UNREACHABLE
-    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
-        return UpstreamFault.BROKEN
-    return UpstreamFault.CONTENT
+    return UpstreamFault.BROKEN
 
 
 def _was_sent(error: BaseException) -> bool:

@@ -182,6 +182,11 @@ class ChatStream:
         return self._parser.pending if self._hide_usage else b""
 
     @property
+    def passed_in_half(self) -> bool:
+        """Whether the client has the beginning of an event and not its end."""
+        return not self._hide_usage and bool(self._parser.pending)
+
+    @property
     def complete(self) -> bool:
         """Whether upstream said all it had to say: `[DONE]`, or a finish reason for every choice."""
         return not self.errored and (self.done or len(self._finished) >= self._choices)

@@ -72,6 +72,9 @@ async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Ser
 async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
     body = await _read(exchange, answer, services)
     completion = parse_completion(body)
+    if completion.usage is None and not _is_object(body):
+        # A page of some machine on the way, or half an answer: an SDK would fail on it without a word of the cause.
+        raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
     settle(
         exchange,
         services,
@@ -107,10 +110,10 @@ async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Down
     except (UpstreamFailure, EventTooLongError) as error:
         if not stream.done:
             fault = error.fault if isinstance(error, UpstreamFailure) else UpstreamFault.CONTENT
-            return await _break_off(exchange, client, services, fault)
+            return await _break_off(exchange, client, services, stream, fault)
     else:
         if not (stream.complete or stream.errored):
-            return await _break_off(exchange, client, services, UpstreamFault.BROKEN)
+            return await _break_off(exchange, client, services, stream, UpstreamFault.BROKEN)
         _settle_stream(exchange, services, stream)
         if rest := stream.rest():
             await client.write(rest)
@@ -166,13 +169,17 @@ def _settle_stream(exchange: Exchange, services: Services, stream: ChatStream) -
     )
 
 
-async def _break_off(exchange: Exchange, client: Downstream, services: Services, fault: UpstreamFault) -> Reply:
+async def _break_off(
+    exchange: Exchange, client: Downstream, services: Services, stream: ChatStream, fault: UpstreamFault
+) -> Reply:
     """End a stream that upstream did not finish so that no client can take it for whole."""
     services.telemetry.upstream_failed(services.upstream.name, fault)
     settle_broken(exchange, services, UpstreamFailure(services.upstream.name, fault))
     error = {"message": "The upstream API broke off in the middle of this answer.", "type": "server_error",
              "param": None, "code": f"upstream_{fault.value}"}  # fmt: skip
-    await client.write(b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
+    # An event that was passed in half is ended first, or the error would become a part of it.
+    before = b"\n\n" if stream.passed_in_half else b""
+    await client.write(before + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
     client.abort()
     return Reply(exchange.status, body=None)
 
@@ -224,9 +231,13 @@ def _is_plain_id(text: str) -> bool:
 
 
 def _is_error_body(body: bytes) -> bool:
+    return b'"error"' in body and _is_object(body)
+
+
+def _is_object(body: bytes) -> bool:
     try:
-        return isinstance(msgspec.json.decode(body), dict) and b'"error"' in body
-    except msgspec.MsgspecError:
+        return isinstance(msgspec.json.decode(body), dict)
+    except ValueError:
         return False
 
 
