@@ -11,7 +11,8 @@ from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.scripts import Scripts
-from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, open_route, scripts_with
+from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
+from tests.support.redis_route import open_route
 from tests.support.redis_server import RedisServer, all_servers, eventually
 
 

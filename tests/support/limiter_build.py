@@ -6,34 +6,24 @@ ahead of the server's no bucket expires by itself. The clock counts a microsecon
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from proxy.adapters.redis.bucket_state import script_text
 from proxy.adapters.redis.limiter import LimiterScripts
-from proxy.adapters.redis.multiplexer import MultiplexerOptions
-from proxy.adapters.redis.route import RedisRoute
 from proxy.adapters.redis.scripts import Script
-from proxy.adapters.redis.topology import route_for
-from proxy.adapters.redis.wire import Bounds
-from tests.support.tasks import Tasks
 
 __all__ = [
     "FAR_AHEAD_MS",
-    "PATIENT",
     "VERBS",
     "clock_command",
     "log_decisions",
     "on_hand_clock",
-    "open_route",
     "scripts_with",
 ]
 
 VERBS = ("reserve", "settle", "charge", "peek")
 FAR_AHEAD_MS = 4_000_000_000_000
 """In 2096: no server expires a bucket of a clock that starts there."""
-PATIENT = MultiplexerOptions(bounds=Bounds(deadline_seconds=20.0, silence_seconds=20.0))
-"""For answers that must come, however busy the machine is."""
 
 _READS_TIME = "local time = redis.call('TIME')"
 _READS_HAND = "local time = { redis.call('HGET', 'hand', 'seconds'), redis.call('HINCRBY', 'hand', 'micros', 1) }"
@@ -79,16 +69,3 @@ def scripts_with(*changes: Callable[[str, str], str]) -> LimiterScripts:
             text = change(verb, text)
         scripts.append(Script(verb, text))
     return LimiterScripts(*scripts)
-
-
-@asynccontextmanager
-async def open_route(url: str, options: MultiplexerOptions = PATIENT) -> AsyncIterator[RedisRoute]:
-    """A route that is up, and closed at the end with nothing left behind."""
-    tasks = Tasks()
-    route = route_for(url, tasks, options)
-    try:
-        await route.open()
-        yield route
-    finally:
-        await route.close()
-        await tasks.finished()

@@ -16,7 +16,8 @@ from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.scripts import Scripts
 from proxy.core.bucket import Admitted, Cost, Scope
 from proxy.core.tiers import DEFAULT_TIERS, Limits, Schedule
-from tests.support.limiter_build import log_decisions, on_hand_clock, open_route, scripts_with
+from tests.support.limiter_build import log_decisions, on_hand_clock, scripts_with
+from tests.support.redis_route import open_route
 
 CALLERS = 8
 FREE = (Scope("team", DEFAULT_TIERS["free"].schedule(0, 0)),)

@@ -21,9 +21,9 @@ LIMITER_STORE = "limiter"
 
 
 class Fallback(Protocol):
-    """A policy for a store that is away. Never waits."""
+    """A policy for a store that is away. Waits for nothing but its own process."""
 
-    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
         """Decide in the store's place, or raise `StoreAway`."""
         ...
 
@@ -35,7 +35,7 @@ class Fallback(Protocol):
         """Hear of a charge the store has not been told. The limiter sends it itself once it can."""
         ...
 
-    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
+    async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
         """Where each scope stands, as far as this policy knows."""
         ...
 
@@ -43,7 +43,7 @@ class Fallback(Protocol):
 class Closed:
     """Nothing passes that nobody counts."""
 
-    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
         """Raise `StoreAway`."""
         raise StoreAway(LIMITER_STORE, "reserve") from failure
 
@@ -54,6 +54,6 @@ class Closed:
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
         """Nothing to do: it keeps no buckets."""
 
-    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - as above
+    async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - as above
         """Know nothing of any dimension."""
         return (Standing(),) * len(scopes)

@@ -103,7 +103,7 @@ class RedisLimiter:
             answer = await self._ask(self._verbs.reserve, team, scopes, pack_cost(cost))
         except RedisFailure as failure:
             self._store_failed(LIMITER_STORE, "reserve")
-            return self._fallback.reserve(team, scopes, cost, failure)
+            return await self._fallback.reserve(team, scopes, cost, failure)
         decision = bucket.decision(team, scopes, cost, answer)
         if type(decision) is Refused:
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
@@ -138,7 +138,7 @@ class RedisLimiter:
             numbers = await self._ask(self._verbs.peek, team, scopes)
         except RedisFailure as failure:
             self._store_failed(LIMITER_STORE, "peek")
-            return self._fallback.peek(team, scopes, failure)
+            return await self._fallback.peek(team, scopes, failure)
         return tuple(bucket.standing(numbers[at : at + _STANDING]) for at in range(0, len(numbers), _STANDING))
 
     async def _ask(self, verb: Script, team: str, scopes: Sequence[Scope], *first: bytes) -> list[int]:
