@@ -59,9 +59,9 @@ class Exchange:
     """Case-insensitive."""
 
     # authenticate
-    principal: Principal = field(init=False)
+    principal: Principal = field(init=False, repr=False)
     # interpret
-    chat: ChatRequest = field(init=False)
+    chat: ChatRequest = field(init=False, repr=False)
     price: Price | None = None
     # look up
     cache: CacheResult | None = None
@@ -69,7 +69,7 @@ class Exchange:
     digest: bytes | None = None
     hit: CachedAnswer | None = None
     # admit
-    admitted: Admitted = field(init=False)
+    admitted: Admitted = field(init=False, repr=False)
     reserved_input_tokens: int = 0
     reserved_output_tokens: int = 0
     # decide shadow

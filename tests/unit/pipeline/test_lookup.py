@@ -1,0 +1,152 @@
+import json
+
+import pytest
+
+from proxy.core.principal import CacheMode
+from proxy.core.record import CacheResult
+from proxy.pipeline.lookup import cache_status, look_up
+from proxy.ports import CachedAnswer
+
+BASE = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+
+
+def body(**changes: object) -> bytes:
+    return json.dumps({**BASE, **changes}).encode()
+
+
+def entry(clock, **changes) -> CachedAnswer:
+    fields = {
+        "status": 200,
+        "headers": (("Content-Type", "application/json"),),
+        "body": b"{}",
+        "model": "gpt-4o-mini",
+        "stored_at_ms": clock.ms,
+        "ttl_ms": 60_000,
+        "input_tokens": 1,
+        "output_tokens": 2,
+        "cost_pico_usd": 3,
+    }
+    return CachedAnswer(**fields | changes)
+
+
+async def looked_up(bench, raw: bytes, services=None, **options):
+    exchange = await bench.exchange(raw, **options)
+    await look_up(exchange, services or bench.services)
+    return exchange
+
+
+async def test_a_miss_and_then_a_hit(bench, clock):
+    miss = await looked_up(bench, body())
+    assert (miss.cache, miss.hit, cache_status(miss)) == (CacheResult.MISS, None, "tollgate; fwd=uri-miss")
+    assert cache_status(miss, stored=True) == "tollgate; fwd=uri-miss; stored"
+    await bench.services.cache.put("growth", miss.digest, entry(clock))
+    clock.ms += 10_500
+    hit = await looked_up(bench, body())
+    assert (hit.cache, cache_status(hit)) == (CacheResult.HIT, "tollgate; hit; ttl=49")
+    assert hit.hit == entry(clock, stored_at_ms=clock.ms - 10_500)
+    clock.ms += 49_500
+    assert (await looked_up(bench, body())).cache is CacheResult.MISS
+
+
+async def test_another_order_and_another_spelling_are_the_same_question(bench):
+    digests = {
+        (await looked_up(bench, raw)).digest
+        for raw in (
+            body(),
+            json.dumps(dict(reversed(BASE.items()))).encode(),
+            body(temperature=0.0),
+            body().replace(b'"hi"', b'"\\u0068i"'),
+            json.dumps(BASE, indent=4).encode(),
+            body(user="somebody"),
+        )
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "gpt-4o"},
+        {"messages": [{"role": "user", "content": "hi "}]},
+        {"messages": [{"role": "system", "content": "hi"}]},
+        {"max_tokens": 5},
+        {"n": 2},
+        {"stream": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_obfuscation": False}},
+        {"a field nobody knows": 1},
+        {"seed": 7},
+        {"top_p": 0.5},
+    ],
+    ids=str,
+)
+async def test_whatever_differs_is_another_question(bench, changes):
+    assert (await looked_up(bench, body())).digest != (await looked_up(bench, body(**changes))).digest
+
+
+async def test_the_query_matters_and_so_does_the_team(bench, registry, clock):
+    one = await looked_up(bench, body())
+    assert one.digest != (await looked_up(bench, body(), query="beta=true")).digest
+    await bench.services.cache.put("growth", one.digest, entry(clock))
+    registry.add_team("sales", "free")
+    bench.key = registry.issue_key("sales", label="x").key
+    other = await looked_up(bench, body())
+    assert other.digest != one.digest
+    assert other.hit is None
+    assert await bench.services.cache.get("sales", one.digest) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"temperature": 1}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"store": True}, "store"),
+        ({"web_search_options": {"a": 1}}, "web_search_options"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"modalities": ["text", "audio"]}, "audio"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_repeated_is_not_looked_up(bench, changes, detail):
+    exchange = await looked_up(bench, body(**changes))
+    assert (exchange.cache, exchange.digest) == (CacheResult.BYPASS, None)
+    assert cache_status(exchange) == f"tollgate; fwd=bypass; detail={detail}"
+
+
+async def test_a_team_that_wants_everything_kept(bench, registry):
+    registry.set_team("growth", cache_mode=CacheMode.ALL)
+    assert (await looked_up(bench, body(temperature=1))).cache is CacheResult.MISS
+    bench.services.principals.invalidate()
+    assert (await looked_up(bench, body(store=True, temperature=1))).cache_detail == "store"
+
+
+async def test_a_team_that_wants_nothing_kept(bench, registry):
+    registry.set_team("growth", cache_mode=CacheMode.OFF)
+    bench.services.principals.invalidate()
+    exchange = await looked_up(bench, body())
+    assert (exchange.cache, exchange.cache_detail) == (CacheResult.BYPASS, "off")
+
+
+async def test_a_cache_that_is_off(bench):
+    exchange = await looked_up(bench, body(), bench.with_policy(cache_enabled=False))
+    assert (exchange.cache, exchange.cache_detail, exchange.digest) == (CacheResult.BYPASS, "disabled", None)
+
+
+@pytest.mark.parametrize("directives", ["no-store", "No-Store", "max-age=0, no-store", " no-cache ,no-store"])
+async def test_a_client_that_wants_nothing_kept(bench, directives):
+    exchange = await looked_up(bench, body(), headers={"Cache-Control": directives})
+    assert (exchange.cache, exchange.cache_detail, exchange.digest) == (CacheResult.BYPASS, "no-store", None)
+
+
+async def test_a_client_that_wants_it_fresh_renews_the_entry(bench, clock):
+    first = await looked_up(bench, body())
+    await bench.services.cache.put("growth", first.digest, entry(clock))
+    fresh = await looked_up(bench, body(), headers={"Cache-Control": "no-cache"})
+    assert (fresh.cache, fresh.hit, fresh.digest) == (CacheResult.MISS, None, first.digest)
+    assert cache_status(fresh) == "tollgate; fwd=request"
+
+
+async def test_the_digest_is_told_to_nobody(bench):
+    exchange = await looked_up(bench, body())
+    assert exchange.digest.hex() not in cache_status(exchange, stored=True)
