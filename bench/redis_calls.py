@@ -2,8 +2,8 @@
 
     python bench/redis_calls.py [--callers 64] [--rounds 7] [--seconds 1.0] [--url redis://...] [--loop asyncio]
 
-Starts a server of its own unless given a URL. Prints medians of the rounds: commands per second, CPU time of this process
-per command, and its ratio to the pool. CPU time is what counts: it is taken from the loop that serves requests.
+Starts a server of its own unless given a URL. Prints medians of the rounds: commands per second, CPU time of this
+process per command, and its ratio to the pool. CPU time is what counts: it is taken from the loop that serves requests.
 """
 
 from __future__ import annotations

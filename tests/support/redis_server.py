@@ -141,7 +141,6 @@ class RedisServer:
     def kill(self) -> None:
         """End it at once, as a crash would."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
             self._process.kill()
             self._process.wait(_WAIT_SECONDS)
             self._process = None
@@ -153,7 +152,8 @@ class RedisServer:
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            if self._process is not None:
+                os.kill(self.pid, signal.SIGCONT)
 
     def ask(self, *args: str | int) -> object:
         """Send one command over the unix socket, as the default user."""
@@ -176,7 +176,11 @@ class RedisServer:
             "bind 127.0.0.1",
             f"unixsocket {self.socket}",
             f"dir {self._directory}",
-            *(["sentinel deny-scripts-reconfig yes"] if self._sentinel else ['save ""', "appendonly no"]),
+            *(
+                ["sentinel deny-scripts-reconfig yes"]
+                if self._sentinel
+                else ['save ""', "appendonly no", "repl-diskless-sync-delay 0"]
+            ),
             *self._options,
         ]
         text = "\n".join(lines).replace("@PORT@", str(self.port)) + "\n"

@@ -176,8 +176,11 @@ class Cluster:
         for address in dict.fromkeys((*known, *self._seeds)):
             try:
                 owned = slots_of(await ask_once(address, "CLUSTER", "SLOTS", seconds=self._options.connect_seconds))
+            except NeverSent as failure:
+                reasons.append(failure.where)
+                continue
             except (RedisFailure, ValueError) as failure:
-                reasons.append(str(failure))
+                reasons.append(f"{address}: {str(failure) or type(failure).__name__}")
                 continue
             if owned:
                 return self._adopt(owned, address)

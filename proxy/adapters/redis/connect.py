@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -126,6 +127,9 @@ def _reason(error: BaseException) -> str:
         return f"certificate: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, RedisFailure):
-        return str(error) or type(error).__name__
-    return getattr(error, "strerror", None) or type(error).__name__
+    if isinstance(error, NeverSent):
+        return error.where
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        # asyncio's own text repeats the address.
+        return os.strerror(error.errno)
+    return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -165,6 +165,12 @@ class Multiplexer:
         except TimeoutError:
             raise self._refusal() from None
 
+    def leave(self) -> None:
+        """Take nothing new, hang up after the last answer due, and look anew for the primary."""
+        self._admitting = None
+        if self._wire is not None:
+            self._wire.retire()
+
     async def close(self) -> None:
         """Take nothing new, wait for the answers still due as long as a command may take, and hang up. Idempotent."""
         self._closed = True
@@ -197,9 +203,8 @@ class Multiplexer:
             return
         if reply.code in _UNFIT:
             self._fail()
-        elif reply.code == _DEMOTED and not self._closed:
-            self._admitting = None
-            wire.retire()
+        elif reply.code == _DEMOTED:
+            self.leave()
 
     def overdue(self, wire: Wire, commands: int) -> None:
         """Count a stall: once, however many commands were caught in it."""

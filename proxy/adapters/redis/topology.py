@@ -6,7 +6,7 @@ from proxy.adapters.redis.address import parse_redis_url
 from proxy.adapters.redis.cluster import Cluster
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.route import RedisRoute
-from proxy.adapters.redis.sentinel import Sentinels
+from proxy.adapters.redis.sentinel import SentinelPrimary, Sentinels
 from proxy.adapters.redis.single import OnePrimary, stays_at
 from proxy.ports import Spawn
 
@@ -20,5 +20,5 @@ def route_for(url: str, spawn: Spawn, options: MultiplexerOptions | None = None)
         return Cluster(parsed.addresses, spawn, options)
     if parsed.topology == "sentinel":
         sentinels = Sentinels(parsed.addresses, parsed.master, parsed.primary)
-        return OnePrimary(sentinels, spawn, options, primary_only=True)
+        return SentinelPrimary(sentinels, spawn, options)
     return OnePrimary(stays_at(parsed.addresses[0]), spawn, options)
