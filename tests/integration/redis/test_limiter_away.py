@@ -114,7 +114,7 @@ async def test_what_was_used_while_it_was_gone_is_charged_once_when_it_is_back()
         assert [held.tokens_used(scope.name) for scope in SCOPES] == [352, 352]
 
 
-class Local:
+class Local(Closed):
     """A policy that decides by itself."""
 
     def __init__(self):

@@ -182,6 +182,16 @@ class Team:
             self.states[index] = (epoch, at_ms, used_r, removed, used_t, removed)
             self.server.client.set(self.keys[index], pack_state(self.states[index]), keepttl=True)
 
+    def approach_switch(self, which, off_by_ms):
+        """Go on to where limits switch, or next to it."""
+        ahead = [
+            scope.schedule.switch_at_ms + off_by_ms
+            for scope in self.scopes
+            if scope.schedule.switch_at_ms is not None and scope.schedule.switch_at_ms + off_by_ms >= self.clock.wall_ms
+        ]
+        if ahead:
+            self.clock.wall_ms = ahead[which % len(ahead)]
+
     def change(self, index, schedule):
         """Give a scope other limits."""
         if self.memory is None:
@@ -242,6 +252,8 @@ async def wander(team, chance, seen):
     steady = team.memory is not None
     for _ in range(PER_TEAM):
         team.clock.wall_ms += random_wait(chance, steady=steady)
+        if chance.random() < 0.05:
+            team.approach_switch(chance.randrange(3), chance.choice((-1, 0, 0, 1)))
         index = chance.randrange(len(team.scopes))
         if chance.random() < 0.03:
             team.change(index, random_schedule(chance, team.clock.wall_ms))
@@ -292,6 +304,7 @@ operations = st.lists(
         st.tuples(st.just("settle"), st.tuples(st.integers(0, 9), costs)),
         st.tuples(st.just("charge"), costs),
         st.tuples(st.just("age"), st.tuples(st.integers(0, 2), st.integers(-2, 2))),
+        st.tuples(st.just("switch"), st.tuples(st.integers(0, 2), st.integers(-1, 1))),
         st.tuples(st.just("peek"), st.none()),
     ),
     max_size=30,
@@ -305,6 +318,8 @@ async def test_any_history_is_answered_alike(server, schedules, history):
     for verb, detail in history:
         if verb == "wait":
             team.clock.wall_ms += detail
+        elif verb == "switch":
+            team.approach_switch(*detail)
         elif verb == "reserve":
             await team.reserve(detail)
         elif verb == "settle" and team.open:
