@@ -29,6 +29,7 @@ CASES = [
     (errors.UnknownPath("GET", "/x"), 404, "invalid_request_error", None),
     (refused(), 429, "requests", "rate_limit_exceeded"),
     (refused(Dimension.TOKENS), 429, "tokens", "rate_limit_exceeded"),
+    (refused(Dimension.PARALLEL), 429, "requests", "rate_limit_exceeded"),
     (never(), 429, "tokens", "rate_limit_exceeded"),
     (errors.UpstreamFailure("u", UpstreamFault.UNREACHABLE), 502, "server_error", "upstream_unreachable"),
     (errors.UpstreamFailure("u", UpstreamFault.BROKEN), 502, "server_error", "upstream_unreachable"),
@@ -70,6 +71,42 @@ def test_a_refusal_says_what_when_and_how_much():
     message = json.loads(reply.body)["error"]["message"]
     for fact in ("gpt-4o-mini", "growth", "RPM", "Limit 20", "Used 20", "Requested 1", "2.999s"):
         assert fact in message
+
+
+HOLDERS = [
+    ("team", "m of team growth on"),
+    ("key:0a1B", "m of key nightly build on"),
+    ("model:gpt-4o:ft", "m of team growth for model gpt-4o:ft on"),
+]
+
+
+@pytest.mark.parametrize(("scope", "said"), HOLDERS)
+def test_a_refusal_says_whose_limit_it_is_and_nobody_elses(scope, said):
+    limited = Refused(1_000, scope, Dimension.TOKENS, 20, 20, 1, STANDING)
+    too_large = NeverFits(scope, Dimension.TOKENS, 20, 21, STANDING)
+    for error in (
+        errors.LimitReached("growth", "m", limited, "nightly build"),
+        errors.NeverAdmissible("growth", "m", too_large, "nightly build"),
+    ):
+        message = answer_of(error).message
+        assert said in message
+        assert ("nightly" in message) is (scope == "key:0a1B")
+        assert "0a1B" not in message
+    # A key without a name is known to its holder by its id.
+    assert ("key 0a1B on" in answer_of(errors.LimitReached("growth", "m", limited)).message) is (scope == "key:0a1B")
+
+
+def test_a_refusal_for_want_of_a_place_promises_no_wait():
+    refusal = Refused(1_000, "key:0a1B", Dimension.PARALLEL, 2, 3, 1, STANDING)
+    answer = answer_of(errors.LimitReached("growth", "m", refusal, "ci"))
+    headers = dict(answer.headers)
+    assert (headers["Retry-After"], headers["retry-after-ms"]) == ("1", "1000")
+    assert headers["x-ratelimit-remaining-tokens"] == "9000"
+    assert "x-should-retry" not in headers
+    assert answer.message == (
+        "Too many requests at one time for m of key ci: Limit 2, In flight 3. "
+        "Please try again when one of them has ended."
+    )
 
 
 def test_a_wait_that_sdks_would_not_sit_through_is_not_retried():
