@@ -203,6 +203,7 @@ async def test_the_breaker_opens_after_a_run_of_stalls_and_closes_after_a_probe(
         carried_out = server.calls("incr")
         proxy.release_replies()
         await until_true(lambda: one.is_up, "the breaker closes")
+        assert one.breaker_state is BreakerState.CLOSED
         await until_async(lambda: one.execute("INCR", "n"), "commands are served again")
         assert server.calls("incr") > carried_out
         assert proxy.accepted == 1
@@ -232,6 +233,7 @@ async def test_a_server_busy_with_a_script_is_left_alone_until_it_is_done():
             with pytest.raises(ErrorReply):
                 await endless
             await until_true(lambda: one.is_up, "the breaker closes")
+            assert one.breaker_state is BreakerState.CLOSED
             assert await one.execute("GET", "n") is None
 
 

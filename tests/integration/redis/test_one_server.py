@@ -1,5 +1,6 @@
 import asyncio
 import ssl
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -67,12 +68,27 @@ async def test_over_tls(server):
                 assert await route.execute("k", "GET", "k") == b"x" * 300_000
 
 
-async def test_over_tls_with_a_certificate_of_our_own(server):
-    async with run_tcp_proxy(server.socket, tls_context(client_certificates=True)) as front:
-        async with open_route(f"rediss://localhost:{front.port}?{TRUST}&{SHOW}") as route:
+@asynccontextmanager
+async def asking_for_certificates(binary):
+    """Port of a server that speaks TLS itself, or (None) of one behind something that does."""
+    if binary is None:
+        with RedisServer() as server:
+            async with run_tcp_proxy(server.socket, tls_context(client_certificates=True)) as front:
+                yield front.port
+        return
+    options = ("port 0", "tls-port @PORT@", "tls-auth-clients yes", f"tls-ca-cert-file {CERTIFICATES}/ca.pem")
+    files = (f"tls-cert-file {CERTIFICATES}/server.pem", f"tls-key-file {CERTIFICATES}/server.pem")
+    with RedisServer(*options, *files, binary=binary) as server:
+        yield server.port
+
+
+@pytest.mark.parametrize("binary", [None, *(binary for binary in all_servers() if speaks_tls(binary))])
+async def test_over_tls_with_a_certificate_of_our_own(binary):
+    async with asking_for_certificates(binary) as port:
+        async with open_route(f"rediss://localhost:{port}?{TRUST}&{SHOW}") as route:
             assert await route.execute("k", "PING") == b"PONG"
         with pytest.raises(NeverSent):
-            await ask_once(parse_redis_url(f"rediss://localhost:{front.port}?{TRUST}").addresses[0], "PING")
+            await ask_once(parse_redis_url(f"rediss://localhost:{port}?{TRUST}").addresses[0], "PING")
 
 
 async def test_a_server_that_cannot_prove_itself_is_not_spoken_to(server):
@@ -81,15 +97,6 @@ async def test_a_server_that_cannot_prove_itself_is_not_spoken_to(server):
             await ask_once(parse_redis_url(f"rediss://:hunter2@localhost:{front.port}").addresses[0], "PING")
     assert caught.value.why is Why.AWAY
     assert server.calls("auth") == 0
-
-
-@pytest.mark.parametrize("binary", [binary for binary in all_servers() if speaks_tls(binary)])
-async def test_over_the_tls_of_the_server_itself(binary):
-    options = ("tls-port @PORT@", "tls-auth-clients yes", f"tls-ca-cert-file {CERTIFICATES}/ca.pem")
-    files = (f"tls-cert-file {CERTIFICATES}/server.pem", f"tls-key-file {CERTIFICATES}/server.pem")
-    with RedisServer("port 0", *options, *files, binary=binary) as server:
-        async with open_route(f"rediss://localhost:{server.port}?{TRUST}&{SHOW}") as route:
-            assert await route.execute("k", "PING") == b"PONG"
 
 
 # Who we are
