@@ -1,0 +1,243 @@
+"""One worker from its start to its stop, in the test's own loop."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from sqlalchemy import Engine, func, select, text
+
+from proxy.adapters.secrets import load_or_create_pepper
+from proxy.adapters.sql.engine import reading
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.tables import usage_events
+from proxy.app import open_database
+from proxy.app.worker import serving
+from proxy.core.event import Dispatch
+from proxy.core.ids import uuid7
+from proxy.settings import Settings, load
+from proxy.simulator import RunningSimulator, start
+
+CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest_asyncio.fixture
+async def simulator() -> AsyncIterator[RunningSimulator]:
+    async with await start() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def settings(tmp_path: Path, simulator: RunningSimulator) -> Settings:
+    return settings_of(tmp_path, simulator)
+
+
+def settings_of(tmp_path: Path, simulator: RunningSimulator, **changes: object) -> Settings:
+    values = {
+        "data_dir": str(tmp_path),
+        "server.port": 0,
+        "server.admin_port": 0,
+        "server.drain_seconds": 5.0,
+        "upstream.base_url": simulator.base_url,
+    }
+    return load(environ={"OPENAI_API_KEY": "sk-upstream"}, overrides=values | changes)
+
+
+@pytest.fixture
+def engine(settings: Settings):
+    with open_database(settings) as engine:
+        yield engine
+
+
+@pytest.fixture
+def registry(engine: Engine, clock, tmp_path: Path) -> SqlRegistry:
+    registry = SqlRegistry(engine, clock, load_or_create_pepper(tmp_path))
+    registry.add_team("growth", "free")
+    return registry
+
+
+@pytest.fixture
+def clock():
+    from proxy.adapters.clock import SystemClock
+
+    return SystemClock()
+
+
+@pytest.fixture
+def key(registry: SqlRegistry) -> str:
+    return registry.issue_key("growth", label="one").key
+
+
+@pytest_asyncio.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        yield session
+
+
+def events_in(engine: Engine) -> int:
+    with reading(engine, "ledger", "test") as connection:
+        return connection.execute(select(func.count()).select_from(usage_events)).scalar_one()
+
+
+async def until(met) -> None:
+    async with asyncio.timeout(10):
+        while not await met():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_ready_serving_and_counted(settings, engine, key, session):
+    async with serving(settings, engine) as worker:
+        async with session.get(f"{worker.operations_url}/readyz") as response:
+            assert (response.status, (await response.json())["status"]) == (200, "ready")
+        async with session.post(f"{worker.base_url}/chat/completions", json=CHAT, headers=bearer(key)) as response:
+            assert response.status == 200
+        async with session.get(f"{worker.operations_url}/metrics") as response:
+            exposition = await response.text()
+        assert (
+            'tollgate_requests_total{endpoint="chat",model="gpt-4o-mini",outcome="ok",team="growth"} 1.0' in exposition
+        )
+        async with session.get(f"{worker.operations_url}/v1/models", headers=bearer(key)) as response:
+            assert response.status == 404, "the two listeners serve nothing of each other's"
+        async with session.get(f"{worker.base_url.removesuffix('/v1')}/metrics") as response:
+            assert response.status == 404
+    assert events_in(engine) == 1, "what was in the spool is in the database when the worker has gone"
+    assert not [path for path in (settings.data_dir / "spool").glob("*") if path.name != "lock"]
+
+
+@pytest.mark.parametrize("which", ["server.port", "server.admin_port"])
+async def test_a_port_that_is_taken_is_said_so(tmp_path, simulator, engine, which):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = settings_of(tmp_path, simulator, **{which: taken.getsockname()[1]})
+        with pytest.raises(OSError, match="address already in use"):
+            async with serving(settings, engine):
+                raise AssertionError("it cannot serve")
+    async with serving(settings_of(tmp_path, simulator), engine):
+        pass  # nothing was left behind
+
+
+async def test_a_change_of_keys_is_noticed(settings, engine, registry, key, session):
+    async with serving(settings, engine) as worker:
+
+        async def status() -> int:
+            async with session.get(f"{worker.base_url}/models", headers=bearer(key)) as response:
+                return response.status
+
+        assert await status() == 200
+        registry.revoke_key(key[6:18])
+
+        async def refused() -> bool:
+            return await status() == 401
+
+        await until(refused)
+
+
+async def test_a_new_team_has_its_counters_at_zero_before_its_first_request(settings, engine, registry):
+    async with serving(settings, engine) as worker:
+        registry.add_team("sales", "free")
+        labels = {"team": "sales", "limit": "tokens"}
+
+        async def there() -> bool:
+            return worker.metrics.registry.get_sample_value("tollgate_rate_limited_total", labels) == 0.0
+
+        await until(there)
+
+
+async def test_not_ready_while_the_database_is_away(settings, engine, key, session):
+    async with serving(settings, engine) as worker:
+
+        async def readiness() -> int:
+            async with session.get(f"{worker.operations_url}/readyz") as response:
+                return response.status
+
+        assert await readiness() == 200
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE config_revision RENAME TO away"))
+        assert await readiness() == 503
+
+        async def counted() -> bool:
+            labels = {"store": "keys", "operation": "revision"}
+            return bool(worker.metrics.registry.get_sample_value("tollgate_store_errors_total", labels))
+
+        await until(counted)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE away RENAME TO config_revision"))
+        assert await readiness() == 200
+
+
+async def test_a_drain_says_so_first_and_lets_streams_finish(settings, engine, key, session):
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(serving(settings, engine))
+        headers = bearer(key) | {"x-simulate-chunk-ms": "20"}
+        url = f"{worker.base_url}/chat/completions"
+        async with session.post(url, json={**CHAT, "stream": True}, headers=headers) as response:
+            await response.content.readuntil(b"\n\n")
+            leaving = asyncio.create_task(stack.aclose())
+
+            async def draining() -> bool:
+                return worker.operations.draining
+
+            await until(draining)
+            rest = await response.content.read()
+            assert rest.endswith(b"data: [DONE]\n\n")
+        await leaving
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(f"{worker.base_url}/models")
+    with reading(engine, "ledger", "test") as connection:
+        (outcome,) = connection.execute(select(usage_events.c.outcome)).scalars()
+    assert outcome == "ok"
+
+
+async def test_a_stream_that_outlasts_the_drain_is_cut_and_accounted_for(tmp_path, simulator, engine, key, session):
+    settings = settings_of(tmp_path, simulator, **{"server.drain_seconds": 0.05})
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(serving(settings, engine))
+        headers = bearer(key) | {"x-simulate-chunk-ms": "600000"}
+        url = f"{worker.base_url}/chat/completions"
+        async with session.post(url, json={**CHAT, "stream": True}, headers=headers) as response:
+            await response.content.readuntil(b"\n\n")
+            await stack.aclose()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.content.read()
+    assert events_in(engine) == 1
+    assert worker.metrics.registry.get_sample_value("tollgate_in_flight_requests") == 0
+
+    async def stopped() -> bool:
+        return simulator.stats.in_flight == 0
+
+    await until(stopped)
+    assert simulator.stats.cut_by_client == 1
+
+
+async def test_what_a_dead_worker_left_is_charged_at_the_next_start(settings, engine, key):
+    async with serving(settings, engine) as worker:
+        at_ms = worker.services.clock.now_ms()
+        event_id = uuid7(at_ms, bytes(10))
+        worker.ledger.begin(
+            Dispatch(event_id, at_ms, "req_1", "growth", "k", "chat", "gpt-4o-mini", "openai", 10, 20, None)
+        )
+    with reading(engine, "ledger", "test") as connection:
+        (event,) = connection.execute(select(usage_events)).mappings()
+    assert (event["outcome"], event["input_tokens"], event["output_tokens"]) == ("interrupted", 10, 20)
+
+
+async def test_the_log_has_a_line_for_each_request_and_no_secret(settings, engine, key, session, capsys):
+    async with serving(settings, engine) as worker:
+        for sent in (bearer(key), bearer("sk-tg_wrong"), {}):
+            url = f"{worker.base_url}/chat/completions"
+            async with session.post(url, json=CHAT, headers=sent) as response:
+                await response.read()
+    out = capsys.readouterr().out
+    assert [json.loads(line)["status"] for line in out.splitlines()] == [200, 401, 401]
+    assert key not in out
+    assert "sk-upstream" not in out
