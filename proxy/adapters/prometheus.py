@@ -165,6 +165,25 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=on,
         )
+        self.degraded = Gauge(
+            "tollgate_degraded",
+            "1 while a store is away and its fallback decides.",
+            ("store",),
+            multiprocess_mode="livemax",
+            registry=on,
+        )
+        self.degraded_decisions_total = Counter(
+            "tollgate_degraded_decisions_total",
+            "Decisions made without the store, by the policy that made them.",
+            ("store", "policy"),
+            registry=on,
+        )
+        self.store_clock_steps_total = Counter(
+            "tollgate_store_clock_steps_total",
+            "Times a store's clock was seen to be set by two seconds or more.",
+            ("store", "direction"),
+            registry=on,
+        )
         self.store_errors_total = Counter(
             "tollgate_store_errors_total",
             "Store operations that were not carried out.",
@@ -266,6 +285,12 @@ class Metrics:
     def store_failed(self, store: str, operation: str) -> None:
         """Count an operation a store did not carry out."""
         self.store_errors_total.labels(store, operation).inc()
+
+    def count_clock_steps(self, store: str, back: int, ahead: int) -> None:
+        """Count how often a store's clock was set since the last call."""
+        for direction, steps in (("back", back), ("ahead", ahead)):
+            if steps:
+                self.store_clock_steps_total.labels(store, direction).inc(steps)
 
     def render(self) -> bytes:
         """Write all metrics in the text format; takes milliseconds with many children: call it off the loop."""

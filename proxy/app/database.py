@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
@@ -25,7 +26,13 @@ _SQLITE_FILE = "tollgate.sqlite3"
 def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
     """Open teams and keys for managing them, beside a running server or without one."""
     with open_database(settings) as engine:
-        yield SqlRegistry(engine, SystemClock(), load_or_create_pepper(settings.data_dir), actor)
+        registry = SqlRegistry(engine, SystemClock(), load_or_create_pepper(settings.data_dir), actor)
+        before = SqlKeyStore(engine).read_revision()
+        yield registry
+        if settings.redis_url is not None and SqlKeyStore(engine).read_revision() != before:
+            from proxy.app.changes import announce  # noqa: PLC0415 - without Redis none of it is loaded
+
+            announce(settings.redis_url.reveal())
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -14,7 +16,7 @@ from proxy.adapters.clock import SystemClock
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.logs import RequestLog, console_line, json_line
 from proxy.adapters.memory.cache import MemoryCache
-from proxy.adapters.memory.limiter import MemoryLimiter
+from proxy.adapters.memory.limiter import ClockSteps, MemoryLimiter
 from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.pacer import Pacer
 from proxy.adapters.price_file import load_prices
@@ -30,11 +32,14 @@ from proxy.core.retry import RetryPolicy
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
-from proxy.ports import KeyStore
+from proxy.ports import Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
 from proxy.web.errors import status_of
 
 __all__ = ["Equipment", "equip"]
+
+if TYPE_CHECKING:
+    from proxy.adapters.redis.limiter import RedisLimiter
 
 _SPOOL_DIRECTORY = "spool"
 
@@ -48,11 +53,15 @@ class Equipment:
     metrics: Metrics
     key_store: KeyStore
     registry: Registry
+    hear_changes: Callable[[Callable[[], None]], None]
+    """Have something called when keys or teams may have changed; where nobody tells, it never is."""
+    chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+    """What goes on beside the requests."""
     sample: Callable[[], None]
     """Reads the gauges that nobody sets by itself."""
 
 
-async def equip(settings: Settings, engine: Engine, stack: AsyncExitStack) -> Equipment:
+async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
     """Make the adapters of the settings, warm, in the order in which they need each other."""
     clock = SystemClock()
     peppers = load_or_create_pepper(settings.data_dir)
@@ -73,12 +82,13 @@ async def equip(settings: Settings, engine: Engine, stack: AsyncExitStack) -> Eq
         strict=settings.ledger.sync is LedgerSync.STRICT,
     )
     pacer = _pacer(settings)
+    limits = await _limits(settings, clock, metrics, spawn, stack)
     services = Services(
         policy=_policy(settings),
         clock=clock,
         principals=Principals(key_store, peppers, clock),
         prices=prices,
-        limiter=MemoryLimiter(clock),
+        limiter=limits.limiter,
         cache=cache,
         ledger=ledger,
         upstream=await _upstream(settings, pacer, stack),
@@ -86,16 +96,43 @@ async def equip(settings: Settings, engine: Engine, stack: AsyncExitStack) -> Eq
         catalogue=Catalogue(),
         status_of=status_of,
     )
-
-    def sample() -> None:
-        state = ledger.state()
-        metrics.spool_bytes.set(state.spool_bytes)
-        metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
-        metrics.cache_bytes.set(cache.size_bytes)
-        metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
-
+    sample = partial(_sample, metrics, ledger, cache, pacer, limits.limiter.clock_steps, ClockSteps())
     registry = SqlRegistry(engine, clock, peppers, actor="server")
-    return Equipment(services, ledger, metrics, key_store, registry, sample)
+    chores = (ledger.run, *limits.chores)
+    return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    limiter: MemoryLimiter | RedisLimiter
+    chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
+    hear_changes: Callable[[Callable[[], None]], None] = lambda _: None
+
+
+async def _limits(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack) -> _Limits:
+    if settings.redis_url is None:
+        return _Limits(MemoryLimiter(clock))
+    from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
+
+    shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
+    return _Limits(shared.limiter, (shared.beat,), partial(changes.hear, shared.route, spawn))
+
+
+def _sample(
+    metrics: Metrics,
+    ledger: SpoolLedger,
+    cache: MemoryCache,
+    pacer: Pacer | None,
+    steps: ClockSteps,
+    counted: ClockSteps,
+) -> None:
+    metrics.count_clock_steps("limiter", steps.back - counted.back, steps.ahead - counted.ahead)
+    counted.back, counted.ahead = steps.back, steps.ahead
+    state = ledger.state()
+    metrics.spool_bytes.set(state.spool_bytes)
+    metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
+    metrics.cache_bytes.set(cache.size_bytes)
+    metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.prometheus import CONTENT_TYPE, Metrics
+from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, listen, runner_of
 from proxy.core.errors import StoreAway
@@ -49,7 +50,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
     """
     server = settings.server
     async with AsyncExitStack() as stack:
-        worker = Worker(engine, await equip(settings, engine, stack))
+        spawn = await stack.enter_async_context(in_background())
+        worker = Worker(engine, await equip(settings, engine, spawn, stack))
         # Closed in the opposite order: the last events are in the ledger before metrics and health go dark.
         if seat is None:
             operations = runner_of(worker.operations.application(), shutdown_seconds=1.0)
@@ -104,7 +106,7 @@ class Worker:
 
     def background(self) -> tuple[Coroutine[Any, Any, None], ...]:
         """What goes on beside the requests, for as long as they do."""
-        return self.equipment.ledger.run(), self._follow_changes(), self._watch_loop()
+        return *(chore() for chore in self.equipment.chores), self._follow_changes(), self._watch_loop()
 
     async def drain(self, public: AnyRunner, grace_seconds: float) -> None:
         """Say not ready, give load balancers time to notice, then stop accepting and finish what is in flight."""
@@ -115,9 +117,12 @@ class Worker:
         _log.info("drained")
 
     async def _follow_changes(self) -> None:
-        """Notice changes of keys and teams, whichever process made them."""
+        """Notice changes of keys and teams, whichever process made them: told over Redis, or seen in the database."""
         equipment, seen = self.equipment, None
+        told = asyncio.Event()
+        equipment.hear_changes(told.set)
         while True:
+            told.clear()
             try:
                 revision = await equipment.key_store.revision()
                 if revision != seen:
@@ -127,7 +132,9 @@ class Worker:
                     equipment.metrics.prepare(team.name for team in teams)
             except StoreAway as error:
                 equipment.services.telemetry.store_failed(error.store, error.operation)
-            await asyncio.sleep(_LOOK_FOR_CHANGES_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_FOR_CHANGES_SECONDS):
+                    await told.wait()
 
     async def _watch_loop(self) -> None:
         """Measure how late the loop comes round, and sample the gauges while at it."""

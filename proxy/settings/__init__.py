@@ -22,6 +22,7 @@ from proxy.settings.sections import (
     StreamSettings,
     UnknownModels,
     UpstreamSettings,
+    WhenRedisIsAway,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "StreamSettings",
     "UnknownModels",
     "UpstreamSettings",
+    "WhenRedisIsAway",
     "load",
     "parse_duration_ms",
 ]

@@ -26,8 +26,6 @@ from proxy.settings.sections import (
 
 __all__ = ["Settings"]
 
-_SERVES_REDIS = False
-"""Whether limits and cache can live in Redis."""
 _SERVED_DATABASES = ("sqlite",)
 
 
@@ -37,7 +35,7 @@ class Settings(Section, frozen=True, kw_only=True):
     data_dir: Path = msgspec.field(default_factory=lambda: platformdirs.user_data_path("tollgate"))
     """Directory of the SQLite file, the spool, the admin token and generated secrets; created with mode 0700."""
     redis_url: Secret | None = None
-    """Redis for limits, and for the cache when no other is named."""
+    """Redis for limits: what lets several workers and replicas hold teams to one limit."""
     cache_redis_url: Secret | None = None
     """Redis for the cache."""
     database_url: Secret | None = None
@@ -81,8 +79,6 @@ class Settings(Section, frozen=True, kw_only=True):
             return []
         server = self.server
         remedy = "share them in Redis with redis_url (TOLLGATE_REDIS_URL)"
-        if not _SERVES_REDIS:
-            remedy = "sharing them takes Redis (redis_url, TOLLGATE_REDIS_URL), which this version does not serve yet"
         return [
             Problem(
                 f"server.{name}",
@@ -96,16 +92,21 @@ class Settings(Section, frozen=True, kw_only=True):
     def _unserved_stores(self) -> list[Problem]:
         """Stores that can be written down and not be used yet."""
         found = []
-        if not _SERVES_REDIS:
-            found = [
+        if self.redis_url is not None:
+            from proxy.adapters.redis.address import BadRedisUrl, parse_redis_url  # noqa: PLC0415 - costly, seldom needed
+
+            try:
+                parse_redis_url(self.redis_url.reveal())
+            except BadRedisUrl as error:
+                found.append(Problem("redis_url", str(error)))
+        if self.cache_redis_url is not None:
+            found.append(
                 Problem(
-                    name,
-                    "limits and cache in Redis are not served by this version",
-                    suggestion=f"leave {variable_of((name,))} out, and run one worker",
+                    "cache_redis_url",
+                    "a cache in Redis is not served by this version",
+                    suggestion=f"leave {variable_of(('cache_redis_url',))} out: each worker has a cache of its own",
                 )
-                for name, url in (("redis_url", self.redis_url), ("cache_redis_url", self.cache_redis_url))
-                if url is not None
-            ]
+            )
         if self.database_url is not None:
             scheme = self.database_url.reveal().partition(":")[0].partition("+")[0]
             if scheme not in _SERVED_DATABASES:

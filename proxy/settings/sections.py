@@ -35,6 +35,7 @@ __all__ = [
     "StreamSettings",
     "UnknownModels",
     "UpstreamSettings",
+    "WhenRedisIsAway",
 ]
 
 DEFAULT_UPSTREAM_URL = "https://api.openai.com/v1"
@@ -62,6 +63,17 @@ class UnknownModels(StrEnum):
 
     REFUSE = "refuse"
     ALLOW = "allow"
+
+
+class WhenRedisIsAway(StrEnum):
+    """Who decides on limits while Redis does not answer."""
+
+    SHARE = "share"
+    """Each worker, by its part of every limit: together never more than the limit."""
+    CLOSED = "closed"
+    """Nobody: requests are answered 503."""
+    OPEN = "open"
+    """Nobody: requests pass uncounted."""
 
 
 class LedgerSync(StrEnum):
@@ -182,6 +194,10 @@ class LimitSettings(Section, frozen=True, kw_only=True):
     """Output tokens reserved for a request that names no maximum."""
     hits_count: HitsCount = HitsCount.REQUESTS
     """What an answer from the cache counts as."""
+    when_redis_is_away: WhenRedisIsAway = WhenRedisIsAway.SHARE
+    """What limits are while Redis does not answer."""
+    redis_deadline_ms: Milliseconds = 100
+    """Longest wait for an answer of Redis; then it counts as away for this request."""
     tiers: dict[Name, tuple[PhaseSettings, ...]] = {}
     """Tiers of your own, and those that take the place of a documented one: name -> phases in order."""
 
@@ -217,7 +233,7 @@ class PriceSettings(Section, frozen=True, kw_only=True):
     """`[prices]`: what tokens cost."""
 
     file: Path | None = None
-    """A price table that takes the place of the one in the package; absent: the package's."""
+    """A price table that is laid over the one in the package, model by model; absent: the package's alone."""
 
 
 class LedgerSettings(Section, frozen=True, kw_only=True):

@@ -361,7 +361,6 @@ def test_processes_that_share_no_limits_are_refused(name):
 @pytest.mark.parametrize(
     ("variable", "url"),
     [
-        ("TOLLGATE_REDIS_URL", "redis://h"),
         ("TOLLGATE_CACHE_REDIS_URL", "rediss://h"),
         ("TOLLGATE_DATABASE_URL", "postgresql+psycopg://h/db"),
     ],
@@ -371,6 +370,11 @@ def test_stores_that_are_not_served_yet_are_refused_with_what_to_set(variable, u
         load(None, {variable: url}).check_servable(demo=True)
     (problem,) = caught.value.problems
     assert variable in (problem.suggestion or "")
+
+
+@pytest.mark.parametrize("count", ["workers", "replicas"])
+def test_redis_lets_many_share_one_limit(count):
+    load(None, {"TOLLGATE_REDIS_URL": "redis://h", f"TOLLGATE_{count.upper()}": "3"}).check_servable(demo=True)
 
 
 def test_sqlite_is_served():

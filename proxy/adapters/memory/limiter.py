@@ -56,10 +56,6 @@ class MemoryLimiter:
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
-        return self.decide(team, scopes, cost)
-
-    def decide(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
-        """Reserve for a caller that cannot wait, as this engine never does."""
         now_ms = self._now_ms()
         states = [self._state((team, scope.name)) for scope in scopes]
         self._epoch += 1
@@ -99,10 +95,6 @@ class MemoryLimiter:
 
     async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
         """Where each scope stands now; writes nothing."""
-        return self.standings(team, scopes)
-
-    def standings(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
-        """Peek for a caller that cannot wait."""
         now_ms = self._now_ms()
         return tuple(
             bucket.standing(bucket.peek(self._state((team, scope.name)), scope.schedule, now_ms)) for scope in scopes

@@ -7,21 +7,55 @@ have, and that nothing was given in return: such a charge decays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.errors import StoreAway
 
-__all__ = ["LIMITER_STORE", "Closed", "Fallback"]
+__all__ = ["LIMITER_STORE", "Closed", "Fallback", "Presence", "Unwatched"]
 
 LIMITER_STORE = "limiter"
 """The store's name in errors and metrics."""
 
 
+class Presence(Protocol):
+    """Hears with every answer, and with every one that does not come, whether the store is there."""
+
+    def answered(self) -> None:
+        """The store is there."""
+        ...
+
+    def silent(self) -> None:
+        """It is not, and the fallback has to decide."""
+        ...
+
+
+class Unwatched:
+    """Nobody hears."""
+
+    def answered(self) -> None:
+        """Tell nobody."""
+
+    def silent(self) -> None:
+        """Tell nobody."""
+
+
 class Fallback(Protocol):
     """A policy for a store that is away. Waits for nothing but its own process."""
+
+    def __contains__(self, team: str) -> bool:
+        """Whether it has counted anything of a team that the store has not been told."""
+        ...
+
+    def seen(self, team: str, standing: Standing) -> None:
+        """Hear where a team's own bucket stood in the store."""
+        ...
+
+    def owed(self, team: str) -> Iterable[tuple[Scope, Cost]]:
+        """Give up what it has counted of a team, now that the store is back: it is charged with this."""
+        ...
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
         """Decide in the store's place, or raise `StoreAway`."""
@@ -42,6 +76,17 @@ class Fallback(Protocol):
 
 class Closed:
     """Nothing passes that nobody counts."""
+
+    def __contains__(self, team: str) -> bool:
+        """Tell that it has counted nothing."""
+        return False
+
+    def seen(self, team: str, standing: Standing) -> None:
+        """Nothing to do: it keeps no buckets."""
+
+    def owed(self, team: str) -> Iterable[tuple[Scope, Cost]]:  # noqa: ARG002 - whatever was asked
+        """Give nothing."""
+        return ()
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
         """Raise `StoreAway`."""

@@ -23,7 +23,7 @@ from proxy.adapters.redis.bucket_state import (
 )
 from proxy.adapters.redis.debts import Debt, Debts
 from proxy.adapters.redis.denials import Denials
-from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback
+from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback, Presence, Unwatched
 from proxy.adapters.redis.multiplexer import OnFailure
 from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, Why
 from proxy.adapters.redis.scripts import Script, Scripts
@@ -69,16 +69,18 @@ class RedisLimiter:
         fallback: Fallback,
         store_failed: Callable[[str, str], None],
         *,
+        presence: Presence | None = None,
         verbs: LimiterScripts | None = None,
         deny_ms: int = DENY_MS,
     ) -> None:
-        """`store_failed` counts, as `ports.Telemetry` does; `deny_ms`: 0 asks the store every time."""
+        """`store_failed` counts; `deny_ms` of 0 asks the store every time."""
         self.clock_steps = ClockSteps()
         """Of the store's clock, by two seconds or more, as seen against our monotonic clock."""
         self._scripts = scripts
         self._clock = clock
         self._fallback = fallback
         self._store_failed = store_failed
+        self._presence = presence or Unwatched()
         self._verbs = verbs or LimiterScripts.packaged()
         self._denials = Denials(deny_ms)
         self._debts = Debts()
@@ -96,15 +98,19 @@ class RedisLimiter:
             refused = self._denials.find(team, scopes, cost, self._clock.monotonic_ns())
             if refused is not None:
                 return refused
-        if team in self._debts:
+        if team in self._debts and team not in self._fallback:
             self._catch_up(team)
         mark = self._denials.mark(team)
         try:
             answer = await self._ask(self._verbs.reserve, team, scopes, pack_cost(cost))
         except RedisFailure as failure:
             self._store_failed(LIMITER_STORE, "reserve")
+            self._presence.silent()
             return await self._fallback.reserve(team, scopes, cost, failure)
         decision = bucket.decision(team, scopes, cost, answer)
+        self._fallback.seen(team, decision.standing)
+        if team in self._fallback:
+            self._tell(team)
         if type(decision) is Refused:
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
         return decision
@@ -144,6 +150,7 @@ class RedisLimiter:
     async def _ask(self, verb: Script, team: str, scopes: Sequence[Scope], *first: bytes) -> list[int]:
         keys = [bucket_key(team, scope.name) for scope in scopes]
         reply = await self._scripts.run(verb, keys, [*first, *(pack_schedule(scope.schedule) for scope in scopes)])
+        self._presence.answered()
         answer = cast("list[int]", reply)
         now_ms = answer.pop(0)
         if not -STEP_BACK_MS < now_ms - self._last_ms <= STEP_BACK_MS:
@@ -160,6 +167,13 @@ class RedisLimiter:
         self._denials.forget(team)
         args = [pack_charge(cost), *(pack_schedule(scope.schedule) for scope in scopes)]
         self._post(self._verbs.charge, team, scopes, args, on_failure)
+
+    def _tell(self, team: str) -> None:
+        """Charge the store with what was counted in its place: the decision just made did not know, the next do."""
+        # The fallback heard of the debts too; what is left of them is in what it gives up.
+        self._debts.take(team)
+        for scope, cost in self._fallback.owed(team):
+            self.charge(team, (scope,), cost)
 
     def _owe(self, verb: str, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> None:
         """Keep what a command that failed would have charged."""

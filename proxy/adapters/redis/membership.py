@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from proxy.adapters.redis.fallback import LIMITER_STORE
+from proxy.adapters.redis.fallback import LIMITER_STORE, Presence
 from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.adapters.redis.scripts import Scripts, packaged_script
 from proxy.core.share import Part
@@ -22,18 +22,25 @@ _KEY = "tollgate:workers"
 class Membership:
     """This worker's place among those alive, as last seen.
 
-    `part` starts as what the settings declare, with the lowest rank's remainder given to nobody: a store that was never
-    reached must not make the parts add up to more than the limit.
+    `part` starts as the smallest one of as many as the settings declare: a store that was never reached must not make
+    the parts add up to more than the limit.
     """
 
     def __init__(
-        self, scripts: Scripts, worker: str, declared_workers: int, store_failed: Callable[[str, str], None]
+        self,
+        scripts: Scripts,
+        worker: str,
+        declared_workers: int,
+        store_failed: Callable[[str, str], None],
+        presence: Presence,
     ) -> None:
+        """`presence` hears of answers here too: it may be a while until somebody asks for a decision."""
         self.part = Part(rank=declared_workers - 1, workers=declared_workers)
         self._scripts = scripts
         self._worker = worker
         self._declared_workers = declared_workers
         self._store_failed = store_failed
+        self._presence = presence
         self._beat = packaged_script("heartbeat")
 
     async def run(self) -> None:
@@ -49,6 +56,7 @@ class Membership:
         except RedisFailure:
             self._store_failed(LIMITER_STORE, "heartbeat")
             return
+        self._presence.answered()
         alive = [name.decode() for name in cast("list[bytes]", reply)]
         # Fewer than are declared are starting, or were cut off as we may be next: their parts stay theirs.
         workers = max(len(alive), self._declared_workers)

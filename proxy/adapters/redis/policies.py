@@ -38,7 +38,7 @@ class Open:
     def seen(self, team: str, standing: Standing) -> None:
         """Nothing to do: it keeps no buckets."""
 
-    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:  # noqa: ARG002 - whatever was asked
         """Admit."""
         self._decided()
         handles = tuple(Handle() for _ in scopes)
@@ -59,7 +59,7 @@ class Open:
         """Give nothing."""
         return iter(())
 
-    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - whatever was asked
+    async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - whatever was asked
         """Know nothing of any dimension."""
         return (Standing(),) * len(scopes)
 
@@ -94,13 +94,13 @@ class Share:
         self._seen[team] = (self._clock.monotonic_ns() // 1_000_000, standing)
         self._seen.move_to_end(team)
 
-    def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
         """Decide by this worker's part. Raises `StoreAway` where it is too small for the question."""
         self._decided()
         parts = self._parts(team, scopes)
         if parts is None:
             raise StoreAway(LIMITER_STORE, "reserve") from failure
-        decision = self._local.decide(team, parts, cost)
+        decision = await self._local.reserve(team, parts, cost)
         if isinstance(decision, NeverFits):
             # The whole bucket may hold it; a part of it cannot tell.
             raise StoreAway(LIMITER_STORE, "reserve") from failure
@@ -136,13 +136,13 @@ class Share:
             if used.requests or used.tokens:
                 yield scope, used
 
-    def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
+    async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
         """Where this worker's buckets stand. Raises `StoreAway` where its part is nothing."""
         parts = self._parts(team, scopes)
         if parts is None:
             raise StoreAway(LIMITER_STORE, "peek") from failure
         now_ms = self._clock.now_ms()
-        stands = self._local.standings(team, parts)
+        stands = await self._local.peek(team, parts)
         return tuple(_of_whole(standing, scope, now_ms) for standing, scope in zip(stands, scopes, strict=True))
 
     def _parts(self, team: str, scopes: Sequence[Scope]) -> list[Scope] | None:

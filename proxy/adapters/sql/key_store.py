@@ -29,7 +29,7 @@ class SqlKeyStore:
 
     async def revision(self) -> int:
         """A number that grows with every change of a key or team, by whatever process. Raises `StoreAway`."""
-        return await asyncio.to_thread(self._revision)
+        return await asyncio.to_thread(self.read_revision)
 
     def _find(self, kid: str) -> tuple[KeyRecord, Team] | None:
         with reading(self._engine, "keys", "find") as connection:
@@ -41,7 +41,8 @@ class SqlKeyStore:
             limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
             return key_of(key), team_of(team, model_limits_of(limits).get(name, {}))
 
-    def _revision(self) -> int:
+    def read_revision(self) -> int:
+        """Read the revision on the caller's own thread. Raises `StoreAway`."""
         with reading(self._engine, "keys", "revision") as connection:
             revision: int = connection.execute(select(config_revision.c.revision)).scalar_one()
         return revision

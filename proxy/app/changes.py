@@ -1,0 +1,45 @@
+"""Changes of keys and teams, told to every worker over Redis; who misses the message sees it in the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from proxy.adapters.redis.outcomes import RedisFailure
+from proxy.adapters.redis.route import RedisRoute
+from proxy.adapters.redis.subscriber import subscribe
+from proxy.adapters.redis.topology import route_for
+from proxy.app.background import in_background
+from proxy.ports import Spawn
+
+__all__ = ["CHANNEL", "announce", "hear"]
+
+CHANNEL = "tollgate:changes"
+_PATIENCE_SECONDS = 2.0
+
+
+def announce(redis_url: str) -> bool:
+    """Tell every worker that keys or teams have changed; False when Redis did not take the message in time.
+
+    Nothing hangs on it: workers look at the database four times a second, and trust what they know for ten.
+    """
+    with suppress(TimeoutError, RedisFailure):
+        asyncio.run(_publish(redis_url))
+        return True
+    return False
+
+
+def hear(route: RedisRoute, spawn: Spawn, on_change: Callable[[], None]) -> None:
+    """Call `on_change` at every announcement, and whenever one may have been missed."""
+    subscribe(route.locate, CHANNEL, lambda _: on_change(), spawn, on_subscribed=on_change)
+
+
+async def _publish(redis_url: str) -> None:
+    async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
+        route = route_for(redis_url, spawn)
+        try:
+            await route.open()
+            await route.execute(CHANNEL, "PUBLISH", CHANNEL, b"changed")
+        finally:
+            await route.close()

@@ -1,0 +1,144 @@
+"""Limits shared in Redis: the limiter, its policy for when Redis is away, and what is wrong with that Redis.
+
+Loaded only where the settings name a Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.adapters.prometheus import Metrics
+from proxy.adapters.redis.fallback import LIMITER_STORE, Closed, Fallback
+from proxy.adapters.redis.limiter import RedisLimiter
+from proxy.adapters.redis.membership import Membership
+from proxy.adapters.redis.multiplexer import MultiplexerOptions
+from proxy.adapters.redis.outcomes import RedisFailure
+from proxy.adapters.redis.policies import Open, Share
+from proxy.adapters.redis.route import Facts, RedisRoute
+from proxy.adapters.redis.scripts import Scripts
+from proxy.adapters.redis.topology import route_for
+from proxy.adapters.redis.wire import Bounds
+from proxy.app.background import in_background
+from proxy.ports import Clock, Spawn
+from proxy.settings import Settings, WhenRedisIsAway
+
+__all__ = ["SharedLimits", "probe", "redis_warnings", "shared_limits"]
+
+_OLDEST_REDIS = (6, 2)
+_PATIENCE_SECONDS = 3.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLimits:
+    """The limiter of many processes, and what goes on beside it."""
+
+    limiter: RedisLimiter
+    route: RedisRoute
+    beat: Callable[[], Coroutine[Any, Any, None]]
+
+
+async def shared_limits(
+    settings: Settings, url: str, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack
+) -> SharedLimits:
+    """Connect and load the scripts. A Redis that is away at the start is as good as one that goes away later."""
+    bounds = Bounds(deadline_seconds=settings.limits.redis_deadline_ms / 1_000)
+    route = route_for(url, spawn, MultiplexerOptions(bounds=bounds))
+    stack.push_async_callback(route.close)
+    scripts = Scripts(route)
+    presence = _Presence(metrics, _away(settings))
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    declared = settings.server.workers * settings.server.replicas
+    membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
+    policy = _policy(settings, clock, membership, metrics)
+    limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence)
+    try:
+        await route.open()
+        await limiter.load()
+        await membership.beat()
+        for warning in redis_warnings(await route.facts()):
+            _log.warning("%s", warning)
+    except RedisFailure:
+        presence.silent()
+    return SharedLimits(limiter, route, membership.run)
+
+
+def probe(url: str) -> list[str]:
+    """Look at a Redis once and say what is wrong with it. Raises `TimeoutError` when it does not answer."""
+
+    async def look() -> list[str]:
+        async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
+            route = route_for(url, spawn)
+            try:
+                await route.open()
+                return redis_warnings(await route.facts())
+            finally:
+                await route.close()
+
+    try:
+        return asyncio.run(look())
+    except RedisFailure as failure:
+        raise TimeoutError from failure
+
+
+class _Presence:
+    """Whether Redis is there, told to the log and the metric when it changes."""
+
+    def __init__(self, metrics: Metrics, policy: WhenRedisIsAway) -> None:
+        self._gauge = metrics.degraded.labels(LIMITER_STORE)
+        self._policy = policy
+        self._away = False
+        self._gauge.set(0)
+
+    def answered(self) -> None:
+        if self._away:
+            self._away = False
+            self._gauge.set(0)
+            _log.warning("Redis answers again")
+
+    def silent(self) -> None:
+        if not self._away:
+            self._away = True
+            self._gauge.set(1)
+            _log.warning("Redis does not answer; limits are held by the policy %r", self._policy.value)
+
+
+def redis_warnings(facts: tuple[Facts, ...]) -> list[str]:
+    """Say what is wrong with the Redis that limits are kept in, a sentence for each server and fault."""
+    said = []
+    for fact in facts:
+        who = f"{fact.server} {fact.version} at {fact.address}"
+        if fact.evicts:
+            said.append(f"{who} throws keys away when memory is short ({fact.maxmemory_policy}): set noeviction")
+        if fact.role not in {"", "master"}:
+            said.append(f"{who} is a replica and takes no writes: name its primary, or use redis+sentinel://")
+        if fact.server == "redis" and _version(fact.version) < _OLDEST_REDIS:
+            said.append(f"{who} is too old: 6.2 or newer is needed")
+    return said
+
+
+def _policy(settings: Settings, clock: Clock, membership: Membership, metrics: Metrics) -> Fallback:
+    policy = _away(settings)
+    decided = metrics.degraded_decisions_total.labels(LIMITER_STORE, policy.value).inc
+    match policy:
+        case WhenRedisIsAway.SHARE:
+            return Share(clock, lambda: membership.part, decided)
+        case WhenRedisIsAway.OPEN:
+            return Open(decided)
+        case WhenRedisIsAway.CLOSED:
+            return Closed()
+
+
+def _away(settings: Settings) -> WhenRedisIsAway:
+    return settings.limits.when_redis_is_away
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
