@@ -14,8 +14,12 @@ __all__ = ["in_background"]
 
 @asynccontextmanager
 async def in_background() -> AsyncIterator[Spawn]:
-    """Give the means to start work that goes on beside the block; at its end what still runs is cancelled."""
+    """Give the means to start work that goes on beside the block; at its end what still runs is cancelled.
+
+    What the block raises comes out as it is, not in a group with what its work raised meanwhile.
+    """
     tasks: set[asyncio.Task[None]] = set()
+    raised: Exception | None = None
     async with asyncio.TaskGroup() as group:
 
         def spawn(work: Coroutine[Any, Any, None]) -> None:
@@ -25,6 +29,10 @@ async def in_background() -> AsyncIterator[Spawn]:
 
         try:
             yield spawn
+        except Exception as error:  # noqa: BLE001 - raised again below, whatever it is
+            raised = error
         finally:
             for task in tasks:
                 task.cancel()
+    if raised is not None:
+        raise raised

@@ -58,7 +58,13 @@ def test_the_command_of_the_service_is_one_the_command_line_takes():
 
 
 def test_variables_of_the_service_are_settings():
-    values = {"OPENAI_API_KEY": "sk-some-key", "TOLLGATE_ADMIN_HOST": "0.0.0.0", "TOLLGATE_UPSTREAM": "http://h/v1"}
+    values = {
+        "OPENAI_API_KEY": "sk-some-key",
+        "TOLLGATE_ADMIN_HOST": "0.0.0.0",
+        "TOLLGATE_UPSTREAM": "http://h/v1",
+        "TOLLGATE_REDIS_URL": "redis://redis:6379/0",
+        "TOLLGATE_WORKERS": "2",
+    }
     assert set(SERVICES["tollgate"]["environment"]) == set(values)
     load(None, values).check_servable()
 
