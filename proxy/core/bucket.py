@@ -128,9 +128,7 @@ def reserve(
     Returns the answer (see `decision`) and the states to store in the same order, None for one to leave as it is. A
     refusal stores nothing but the time of a bucket whose clock was set back, without which it would never refill.
 
-    Places are asked for last: a bucket without room has an exact wait to tell, a place has not. A cost of no requests
-    takes none.
-
+    Places are asked for last, for a bucket has an exact wait to tell; a cost of no requests takes none.
     A dimension without limit is neither checked nor charged, and what was used of it before is forgotten. One of which
     the cost takes nothing refuses nothing, be it in debt.
     """
