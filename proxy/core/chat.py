@@ -100,6 +100,8 @@ def parse_chat(body: JsonObject, raw: bytes) -> ChatRequest:
     if len(model) > _MAX_MODEL_CHARACTERS:
         raise InvalidRequest("The model's name is too long.", param="model")
     options = body.get("stream_options") or {}
+    if not isinstance(options.get("include_usage"), bool | None):
+        raise _wrong_type("stream_options.include_usage", (bool,))
     # Both names are sent by some clients; upstream lets the newer one win.
     maximum = body.get("max_completion_tokens") or body.get("max_tokens")
     return ChatRequest(
@@ -136,9 +138,10 @@ def nondeterminism(body: JsonObject) -> str | None:
     `seed` best effort, so this is a choice of the product.
     """
     for name in _STATEFUL:
-        if body.get(name):
+        # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
+        if body.get(name) is not None and body[name] is not False:
             return name
-    if "audio" in (body.get("modalities") or ()) or body.get("audio"):
+    if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
         return "audio"
     for tool in body.get("tools") or ():
         if not isinstance(tool, dict) or tool.get("type") not in _LOCAL_TOOLS:
@@ -149,8 +152,11 @@ def nondeterminism(body: JsonObject) -> str | None:
 
 
 _STATEFUL = ("store", "previous_response_id", "conversation", "background", "web_search_options")
-_LOCAL_TOOLS = frozenset({"function", "custom"})
-"""Tools the client runs itself; every other kind is run by upstream and sees the world of the moment."""
+_LOCAL_TOOLS = ("function", "custom")
+"""Tools the client runs itself; every other kind is run by upstream and sees the world of the moment.
+
+Not a set: what a client wrote for a kind may be nothing that can be looked up in one.
+"""
 
 
 def _check_type(param: str, value: object, kinds: tuple[type, ...]) -> None:
