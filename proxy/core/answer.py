@@ -31,17 +31,19 @@ class _OutputDetails(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
 
     def counted(self) -> Usage | None:
+        if self.prompt_tokens is None and self.completion_tokens is None:
+            return None  # an object without a count is not a count of nothing
         inputs = self.prompt_tokens_details or _InputDetails()
         outputs = self.completion_tokens_details or _OutputDetails()
         counts = (
-            self.prompt_tokens,
-            self.completion_tokens,
+            self.prompt_tokens or 0,
+            self.completion_tokens or 0,
             inputs.cached_tokens or 0,
             inputs.cache_write_tokens or 0,
             outputs.reasoning_tokens or 0,

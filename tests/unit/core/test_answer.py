@@ -131,7 +131,17 @@ def test_a_plain_answer():
 
 @pytest.mark.parametrize(
     "usage",
-    [None, {"prompt_tokens": -1}, {"prompt_tokens": 2**50}, {"prompt_tokens": "9"}, "lots", {"prompt_tokens": 1.5}],
+    [
+        None,
+        {},
+        {"total_tokens": 9},
+        {"prompt_tokens": None},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 2**50},
+        {"prompt_tokens": "9"},
+        "lots",
+        {"prompt_tokens": 1.5},
+    ],
 )
 def test_usage_that_no_meter_can_show_is_none(usage):
     body = {"choices": [{"finish_reason": "stop", "message": {"content": "12345678"}}], "usage": usage}
