@@ -66,7 +66,7 @@ def interrupted(dispatch: Dispatch, prices: PriceBook) -> UsageEvent:
         status=0,
         outcome=Outcome.INTERRUPTED,
         usage=usage,
-        cost_pico_usd=cost_pico_usd(price, usage) if price else 0,
+        cost_pico_usd=cost_pico_usd(price, usage, dispatch.service_tier) if price else 0,
         price_id=dispatch.price_id,
         estimated=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from proxy.core.pricing import ServiceTier
 from proxy.core.usage import NO_USAGE, Usage
 
 __all__ = ["Dispatch", "Outcome", "UsageEvent"]
@@ -56,6 +57,8 @@ class Dispatch:
     reserved_output_tokens: int
     price_id: str | None
     """Price row that held at admission, None for a model without a price."""
+    service_tier: ServiceTier = ServiceTier.DEFAULT
+    """As the client asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

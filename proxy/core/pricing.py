@@ -54,7 +54,11 @@ def service_tier_of(name: str | None) -> ServiceTier:
     return _TIERS.get(name or "", ServiceTier.DEFAULT)
 
 
-_TIERS: Mapping[str, ServiceTier] = {tier.value: tier for tier in ServiceTier}
+_TIERS: Mapping[str, ServiceTier] = {
+    **{tier.value: tier for tier in ServiceTier},
+    # Another name for it in requests (the API's specification, `service_tier`).
+    "fast": ServiceTier.PRIORITY,
+}
 
 
 @dataclass(frozen=True, slots=True)

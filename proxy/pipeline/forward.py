@@ -13,6 +13,7 @@ from proxy.core.chat import ask_for_usage
 from proxy.core.errors import UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
 from proxy.core.headers import forwardable
+from proxy.core.pricing import service_tier_of
 from proxy.core.retry import asked_wait_ms, is_retryable, next_wait_ms
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
@@ -37,6 +38,7 @@ def dispatch(exchange: Exchange, services: Services) -> None:
             reserved_input_tokens=exchange.reserved_input_tokens,
             reserved_output_tokens=exchange.reserved_output_tokens,
             price_id=exchange.price.price_id if exchange.price else None,
+            service_tier=service_tier_of(exchange.chat.service_tier),
         )
     )
     exchange.upstream = services.upstream.name

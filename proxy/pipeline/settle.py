@@ -112,7 +112,9 @@ def _write(
 ) -> None:
     _settle_limits(exchange, services, actual)
     if exchange.price is not None:
-        exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
+        # An answer that broke off before it named its tier was most likely served at the one that was asked for.
+        tier = service_tier or exchange.chat.service_tier
+        exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, tier)
     _record(exchange, services, status, outcome, usage)
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select
 
 from proxy.adapters.ledger import SpoolLedger, interrupted
-from proxy.adapters.spool import SpoolWriter
+from proxy.adapters.spool import SpoolWriter, read_slice
 from proxy.adapters.sql.engine import open_engine, reading, writing
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.migrate import migrate
@@ -17,7 +17,7 @@ from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.core.errors import Overloaded, StoreAway
 from proxy.core.event import Dispatch, Outcome, UsageEvent
 from proxy.core.ids import uuid7
-from proxy.core.pricing import PriceBook
+from proxy.core.pricing import PriceBook, ServiceTier
 from proxy.core.registry import Axis, Mismatch
 from proxy.core.usage import Usage
 
@@ -500,6 +500,17 @@ def test_an_interrupted_request_keeps_who_and_what_it_was():
     }
     assert {name: getattr(made, name) for name in shared} == {name: getattr(begun, name) for name in shared}
     assert {"event_id", "at_ms", "team", "key_id", "price_id"} <= shared
+
+
+async def test_an_interrupted_request_is_priced_at_the_tier_it_asked_for(make_ledger, engine, tmp_path):
+    sheets = {"default": {"input": 3, "output": 7}, "priority": {"input": 30, "output": 70}}
+    prices = PriceBook.from_mapping({"as_of": "2024-01-01", "models": {"m": {"prices": sheets}}})
+    assert interrupted(dispatch(1), prices).cost_pico_usd == 10 * 3 + 20 * 7
+    writer = SpoolWriter(tmp_path / "spool")
+    writer.begin(dispatch(1, service_tier=ServiceTier.PRIORITY))
+    (begun,) = read_slice(*writer.segments(), 0).begins
+    writer.close()
+    assert interrupted(begun, prices).cost_pico_usd == 10 * 30 + 20 * 70
 
 
 async def test_an_event_belongs_to_the_day_its_id_was_made_in(make_ledger, engine):

@@ -177,3 +177,4 @@ def test_no_price_for_an_unknown_model():
     assert BOOK.by_id("no-such-model@2026-11-21") is None
     assert BOOK.by_id(None) is None
     assert service_tier_of("no-such-tier") is ServiceTier.DEFAULT
+    assert service_tier_of("fast") is service_tier_of("priority") is ServiceTier.PRIORITY

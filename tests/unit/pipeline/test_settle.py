@@ -79,6 +79,25 @@ async def test_a_client_that_left_while_upstream_was_at_work(bench, exchange, er
     assert await bench.charged() == (1, 300)
 
 
+async def test_what_never_told_its_tier_is_priced_at_the_one_that_was_asked_for(bench):
+    exchange = await bench.exchange(BODY[:-1] + b', "service_tier": "priority"}')
+    await admit(exchange, bench.services)
+    dispatch(exchange, bench.services)
+    exchange.running = True
+    settle_broken(exchange, bench.services, ConnectionResetError())
+    dear = cost_pico_usd(exchange.price, Usage(*RESERVED), "priority")
+    assert dear > cost_pico_usd(exchange.price, Usage(*RESERVED))
+    assert (await only_event(bench))["cost_pico_usd"] == dear
+
+
+async def test_the_tier_upstream_named_is_the_one_that_is_paid(bench):
+    exchange = await bench.exchange(BODY[:-1] + b', "service_tier": "priority"}')
+    await admit(exchange, bench.services)
+    dispatch(exchange, bench.services)
+    settle(exchange, bench.services, status=200, outcome=Outcome.OK, usage=Usage(9, 9), service_tier="default")
+    assert (await only_event(bench))["cost_pico_usd"] == cost_pico_usd(exchange.price, Usage(9, 9))
+
+
 async def test_a_client_that_left_while_nothing_was_running(bench, exchange):
     settle_broken(exchange, bench.services, asyncio.CancelledError())
     event = await only_event(bench)
