@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
 from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
+from proxy.pipeline.single_flight import SingleFlight
 from proxy.ports import Clock, Upstream, UpstreamRequest
 
 __all__ = ["Catalogue", "Model"]
@@ -21,19 +23,27 @@ Model = dict[str, Any]
 class Catalogue:
     """The list as last seen."""
 
-    __slots__ = ("_fetched_ms", "_models")
+    __slots__ = ("_fetched_ms", "_fetches", "_models")
 
     def __init__(self) -> None:
         self._models: list[Model] = []
         self._fetched_ms: int | None = None
+        self._fetches: SingleFlight[str, None] = SingleFlight()
 
-    async def models(self, upstream: Upstream, clock: Clock) -> list[Model]:
-        """Return upstream's models. Raises `UpstreamFailure`, `UpstreamKeyRefused`; a failure is not kept."""
+    async def models(self, upstream: Upstream, clock: Clock, deadline_ms: int) -> list[Model]:
+        """Return upstream's models. Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused`; none is kept."""
         now_ms = clock.monotonic_ns() // 1_000_000
         if self._fetched_ms is None or now_ms - self._fetched_ms >= _KEPT_MS:
-            self._models = await _fetch(upstream)
-            self._fetched_ms = now_ms
+            await self._fetches.join(upstream.name, lambda: self._renew(upstream, now_ms, deadline_ms))
         return self._models
+
+    async def _renew(self, upstream: Upstream, now_ms: int, deadline_ms: int) -> None:
+        try:
+            async with asyncio.timeout(deadline_ms / 1_000):
+                self._models = await _fetch(upstream)
+        except TimeoutError:
+            raise UpstreamFailure(upstream.name, UpstreamFault.TIMEOUT) from None
+        self._fetched_ms = now_ms
 
 
 async def _fetch(upstream: Upstream) -> list[Model]:

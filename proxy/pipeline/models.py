@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.core.errors import ModelNotFound
+from proxy.core.errors import ModelNotFound, UpstreamFailure
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.catalogue import Model
 from proxy.pipeline.exchange import Exchange, Reply
@@ -17,7 +17,7 @@ _HEADERS = (("Content-Type", "application/json"), ("Cache-Control", "private, no
 
 
 async def list_models(exchange: Exchange, services: Services) -> Reply:
-    """List the models the caller may use. Raises `InvalidKey`, `UpstreamFailure`, `UpstreamKeyRefused`."""
+    """List the models the caller may use. Raises as `authenticate` and `Catalogue.models`."""
     models = await _open_models(exchange, services)
     return Reply(200, _HEADERS, msgspec.json.encode({"object": "list", "data": models}))
 
@@ -32,7 +32,12 @@ async def one_model(exchange: Exchange, name: str, services: Services) -> Reply:
 
 async def _open_models(exchange: Exchange, services: Services) -> list[Model]:
     await authenticate(exchange, services)
-    models = await services.catalogue.models(services.upstream, services.clock)
+    deadline_ms = services.policy.retry.total_deadline_ms
+    try:
+        models = await services.catalogue.models(services.upstream, services.clock, deadline_ms)
+    except UpstreamFailure as failure:
+        services.telemetry.upstream_failed(services.upstream.name, failure.fault)
+        raise
     return [model for model in models if _is_open(model.get("id"), exchange, services)]
 
 

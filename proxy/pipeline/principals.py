@@ -7,7 +7,6 @@ for `STALE_MS`, and a revoked one never comes back.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from proxy.core.errors import InvalidKey, StoreAway
 from proxy.core.keys import ParsedKey, Peppers, parse
 from proxy.core.principal import KeyRecord, Principal, Team
+from proxy.pipeline.single_flight import SingleFlight
 from proxy.ports import Clock, KeyStore
 
 __all__ = ["NEGATIVE_TTL_MS", "POSITIVE_TTL_MS", "STALE_MS", "Principals"]
@@ -42,7 +42,7 @@ class Principals:
         self._peppers = peppers
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self._lookups: dict[bytes, asyncio.Future[Principal | None]] = {}
+        self._look_ups: SingleFlight[bytes, Principal | None] = SingleFlight()
         self._generation = 0
 
     def invalidate(self) -> None:
@@ -61,36 +61,12 @@ class Principals:
         now_ms = self._clock.monotonic_ns() // 1_000_000
         entry = self._entries.get(digest)
         if entry is None or not entry.confirmed or now_ms - entry.fetched_ms >= _ttl_ms(entry):
-            principal = await self._fetch(digest, parsed, entry, now_ms)
+            principal = await self._look_ups.join(digest, lambda: self._ask_store(digest, parsed, entry, now_ms))
         else:
             principal = entry.principal
         if principal is None or not principal.key.live_at(self._clock.now_ms()):
             raise InvalidKey
         return principal
-
-    async def _fetch(self, digest: bytes, parsed: ParsedKey, old: _Entry | None, now_ms: int) -> Principal | None:
-        """Ask the store once for all who wait for the same key."""
-        while (under_way := self._lookups.get(digest)) is not None:
-            await asyncio.wait([under_way])
-            if not under_way.cancelled():
-                return under_way.result()
-        # Nobody asks for it now, or whoever did has left: it is our turn.
-        future: asyncio.Future[Principal | None] = asyncio.get_running_loop().create_future()
-        self._lookups[digest] = future
-        try:
-            principal = await self._ask_store(digest, parsed, old, now_ms)
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
-        except BaseException as error:
-            future.set_exception(error)
-            future.exception()  # marks it as seen: nobody may be waiting
-            raise
-        else:
-            future.set_result(principal)
-            return principal
-        finally:
-            del self._lookups[digest]
 
     async def _ask_store(self, digest: bytes, parsed: ParsedKey, old: _Entry | None, now_ms: int) -> Principal | None:
         generation = self._generation
