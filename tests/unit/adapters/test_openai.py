@@ -114,7 +114,9 @@ async def test_a_slash_at_the_end_of_the_base_is_one(url, session, peer):
     assert peer.seen[0][1] == "/v1/chat/completions"
 
 
-async def test_cookies_are_not_remembered(upstream, peer):
+async def test_cookies_are_not_remembered(url, session, peer):
+    # By name: of an address, no cookie is ever remembered.
+    upstream = OpenAIUpstream("openai", url.replace("127.0.0.1", "localhost"), KEY, session)
     for _ in range(2):
         await whole(upstream, CHAT)
     assert "cookie" not in peer.seen[1][2]
