@@ -33,7 +33,6 @@ _NUMBERS = {
 def _team_options(command: _Command) -> _Command:
     """Everything a team can be given, at its making and later."""
     for decorate in (
-        click.option("--allow-stateful/--no-allow-stateful", default=None, help="Open endpoints that keep state."),
         click.option("--models", type=MODELS, metavar="A,B", help="Models it may use; all: every one."),
         click.option("--shadow-tier", metavar="T|none", help="Tier to try it on, which refuses nothing."),
         click.option(
@@ -154,7 +153,7 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
 
 def _fields(options: dict[str, Any]) -> TeamFields:
     """Take what was said of the team out of the options; `none` and `all` become nothing of its own."""
-    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models", "allow_stateful"]
+    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models"]
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     if "cache_mode" in given:
         given["cache_mode"] = CacheMode(given["cache_mode"])
@@ -226,7 +225,6 @@ def _row(team: Team, limits: Limits | None) -> dict[str, object]:
         "shadow_tier": team.shadow_tier,
         "shadow_since": instant(team.shadow_since_ms) if team.shadow_tier else None,
         "cache": team.cache_mode.value,
-        "allow_stateful": team.allow_stateful,
         "models": None if team.models is None else sorted(team.models),
         "created": instant(team.created_at_ms),
     }

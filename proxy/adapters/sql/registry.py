@@ -32,7 +32,8 @@ from proxy.ports import Clock
 
 __all__ = ["SqlRegistry"]
 
-_MAX_NUMBER = 2**53
+_LAST_INSTANT_MS = 253_402_300_799_999
+"""The end of the year 9999: what lies behind it, nobody can be shown."""
 _MAX_MODEL_CHARACTERS = 256
 _NUMBERS = (*Limits.__slots__, "max_parallel")
 
@@ -175,7 +176,7 @@ class SqlRegistry:
                 raise BadValue("kid", "the key is revoked or expired; issue a new one")
             issued = self._make_key(old.team, old.label, old.expires_at_ms, old.models, old.limits, old.max_parallel)
             self._keep_key(connection, issued.record, "key.rotate")
-            ends_at_ms = min(now_ms + overlap_ms, old.expires_at_ms or _MAX_NUMBER)
+            ends_at_ms = min(now_ms + overlap_ms, old.expires_at_ms or _LAST_INSTANT_MS)
             _set_key(connection, old.kid, expires_at_ms=ends_at_ms)
             self._note(connection, "key.expire", old.kid, {"expires_at_ms": ends_at_ms, "successor": issued.record.kid})
         return issued
@@ -204,8 +205,10 @@ class SqlRegistry:
         max_parallel: int | None,
     ) -> IssuedKey:
         now_ms = self._clock.now_ms()
-        if expires_at_ms is not None and not now_ms < expires_at_ms <= _MAX_NUMBER:
+        if expires_at_ms is not None and expires_at_ms <= now_ms:
             raise BadValue("expires_at_ms", "must be in the future")
+        if expires_at_ms is not None and expires_at_ms > _LAST_INSTANT_MS:
+            raise BadValue("expires_at_ms", "is too far ahead")
         _check_label(label)
         kid, key = make_key(secrets.token_bytes(RANDOM_BYTES))
         pepper_id, secret_hash = self._peppers.hash(key)

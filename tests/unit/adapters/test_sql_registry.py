@@ -248,9 +248,17 @@ def test_an_issued_key_is_known_by_its_hash_alone(registry, engine, peppers):
 
 def test_a_key_expires_in_the_future_only(registry, clock):
     registry.add_team("growth", "free")
-    for when in (clock.ms, clock.ms - 1, 2**60):
-        with pytest.raises(BadValue, match="expires_at_ms"):
+    last_ms = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last that calendars show
+    for when, message in (
+        (clock.ms, "in the future"),
+        (clock.ms - 1, "in the future"),
+        (last_ms + 1, "too far"),
+        (2**60, "too far"),
+    ):
+        with pytest.raises(BadValue, match=f"expires_at_ms.*{message}"):
             registry.issue_key("growth", expires_at_ms=when)
+    assert registry.list_keys() == []
+    assert registry.issue_key("growth", expires_at_ms=last_ms).record.expires_at_ms == last_ms
     assert registry.issue_key("growth", expires_at_ms=clock.ms + 1).record.live_at(clock.ms)
 
 
@@ -308,6 +316,13 @@ def test_rotation_never_prolongs_a_key(registry, clock):
     old = registry.issue_key("growth", expires_at_ms=clock.ms + 10).record
     registry.rotate_key(old.kid, overlap_ms=60_000)
     assert {record.expires_at_ms for record in registry.list_keys()} == {clock.ms + 10}
+
+
+def test_the_longest_overlap_ends_with_the_calendar(registry):
+    registry.add_team("growth", "free")
+    old = registry.issue_key("growth").record
+    registry.rotate_key(old.kid, overlap_ms=2**60)
+    assert {record.expires_at_ms for record in registry.list_keys()} == {None, 253_402_300_799_999}
 
 
 def test_every_change_is_seen_and_audited(registry, engine):

@@ -60,18 +60,17 @@ def test_a_team_is_on_the_default_tier_unless_told(told):
     made = told("teams", "add", "growth")
     assert (made["name"], made["tier"], made["own_limits"], made["models"]) == ("growth", "free", None, None)
     assert (made["limits"]["requests_per_minute"], made["limits"]["tokens_per_minute"]) == (20, 40_000)
-    assert (made["cache"], made["allow_stateful"]) == ("deterministic", False)
+    assert made["cache"] == "deterministic"
 
 
 def test_a_team_is_given_everything_it_can_have(told):
     made = told(
         *("teams", "add", "research", "--tier", "payg", "--requests-per-minute", "7", "--tokens-per-minute", "70"),
         *("--request-capacity", "9", "--token-capacity", "90", "--cache", "all", "--models", "gpt-5,gpt-5-mini"),
-        "--allow-stateful",
     )
     limits = {"requests_per_minute": 7, "tokens_per_minute": 70, "request_capacity": 9, "token_capacity": 90}
     assert made["limits"] == made["own_limits"] == limits
-    assert (made["tier"], made["cache"], made["allow_stateful"]) == ("payg", "all", True)
+    assert (made["tier"], made["cache"]) == ("payg", "all")
     assert made["models"] == ["gpt-5", "gpt-5-mini"]
 
 
@@ -196,6 +195,16 @@ def test_json_has_the_key_in_the_field_key(told):
     assert (issued["team"], issued["state"], issued["models"]) == ("growth", "live", ["gpt-5"])
     lasts = timedelta(days=90).total_seconds()
     assert int(before + lasts) <= at(issued["expires"]) <= after + lasts
+
+
+@pytest.mark.parametrize("beyond", ["99999999d", "3650000d"])
+def test_a_key_that_outlives_the_calendar_is_refused_and_breaks_no_list(told, failed, beyond):
+    told("teams", "add", "growth")
+    assert "too far ahead" in failed("keys", "issue", "--team", "growth", "--expires", beyond)
+    assert told("keys", "list") == []
+    old = told("keys", "issue", "--team", "growth")
+    told("keys", "rotate", old["id"], "--overlap", beyond)
+    assert [key["expires"] for key in told("keys", "list") if key["id"] == old["id"]] == ["9999-12-31T23:59:59Z"]
 
 
 def test_a_revoked_key_says_so(told, done):
