@@ -281,6 +281,19 @@ def test_half_a_record_on_a_full_disk_is_taken_back(writer):
     assert read_all(writer.segments()[0])[1:] == ([event(1), event(3)], writer.used_bytes, Stop.END)
 
 
+@pytest.mark.parametrize(("strict", "forced"), [(True, [1, 2]), (False, [0, 0])])
+def test_strict_forces_each_record_to_disk_before_it_returns(tmp_path, monkeypatch, strict, forced):
+    writer = SpoolWriter(tmp_path, strict=strict)
+    syncs = []
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (syncs.append(fd), sync(fd)))
+    writer.begin(dispatch(1))
+    begun = len(syncs)
+    writer.end(event(1))
+    assert [begun, len(syncs)] == forced
+    writer.close()
+
+
 def test_strict_writes_the_same(tmp_path):
     writer = SpoolWriter(tmp_path, strict=True)
     writer.begin(dispatch(1))

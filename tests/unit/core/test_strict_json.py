@@ -83,6 +83,13 @@ def test_order_of_keys_blanks_and_escapes_do_not_change_the_canonical_form(value
     assert one == other
 
 
+@pytest.mark.parametrize("number", [b"1e300", b"-1e19", b"9007199254740992.0"])
+def test_a_float_beyond_exact_integers_stays_one_and_can_be_written(number):
+    value = parse_object(b'{"a": ' + number + b"}")
+    assert isinstance(value["a"], float)
+    assert json.loads(canonical(value)) == {"a": float(number)}
+
+
 @pytest.mark.parametrize(("one", "other"), [(b"0", b"0.0"), (b"1", b"1e0"), (b"-0", b"0"), (b"0.10", b"0.1")])
 def test_equal_numbers_have_one_canonical_form(one, other):
     assert canonical(parse_object(b'{"a":' + one + b"}")) == canonical(parse_object(b'{"a":' + other + b"}"))
