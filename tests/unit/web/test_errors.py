@@ -114,6 +114,12 @@ def test_a_wait_that_sdks_would_not_sit_through_is_not_retried():
     assert "x-should-retry" not in dict(reply_of(answer_of(refused(wait_ms=60_000))).headers)
 
 
+@pytest.mark.parametrize(("wait_ms", "seconds"), [(1, "1"), (250, "1"), (1_000, "1"), (1_001, "2")])
+def test_an_overload_says_when_to_come_back_in_whole_seconds_rounded_up(wait_ms, seconds):
+    headers = dict(answer_of(errors.Overloaded("draining", retry_after_ms=wait_ms)).headers)
+    assert headers == {"retry-after-ms": str(wait_ms), "Retry-After": seconds}
+
+
 def test_what_can_never_fit_has_no_wait():
     reply = reply_of(answer_of(never()))
     headers = dict(reply.headers)
