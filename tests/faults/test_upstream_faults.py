@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from proxy.adapters.memory.cache import MemoryCache
 from proxy.simulator import Behaviour
 from tests.faults.conftest import CHAT, TEAM, UPSTREAM_KEY, Answer, Gateway, Open, ScriptedUpstream
 
@@ -400,6 +401,24 @@ async def test_a_chunk_that_is_not_json_passes_and_is_not_kept(gateway: Gateway)
     await ended(gateway, Expected("ok", 200, 1, None))
     again = await told(gateway, {**STREAM, "temperature": 0})
     assert "fwd=" in again.headers["cache-status"]
+
+
+async def test_a_fault_of_ours_in_mid_stream_breaks_the_connection(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fall_over(*_: object) -> bool:
+        raise RuntimeError(gateway.key)
+
+    monkeypatch.setattr(MemoryCache, "put", fall_over)
+    answer = await told(gateway, {**STREAM, "temperature": 0})
+    assert answer.status == 200
+    assert not answer.clean
+    assert b"[DONE]" not in answer.data
+    assert not answer.data.endswith(b"0\r\n\r\n")
+    await ended(gateway, Expected("ok", 200, 1, None))
+    assert "unexpected RuntimeError" in caplog.text
+    assert gateway.key not in caplog.text
+    caplog.clear()
 
 
 async def test_a_stream_without_done_that_said_all(gateway: Gateway) -> None:

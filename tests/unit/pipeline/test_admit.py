@@ -63,6 +63,13 @@ async def test_a_key_with_places_alone_is_a_scope_too(bench):
     assert (scope.max_parallel, scope.schedule.before) == (2, Limits())
 
 
+async def test_a_team_whose_tier_is_no_more_is_held_to_the_default(bench):
+    scopes, caller = await told(bench, team={"tier": "gone", "limits": None})
+    default = bench.services.policy.tiers["free"].schedule(caller.team.tier_since_ms, bench.clock.ms)
+    assert scopes["team"].schedule == default
+    assert default.after.requests_per_minute == 20
+
+
 async def test_a_refusal_by_one_scope_charges_none_and_says_whose_it_is(bench):
     key = {"limits": Limits(1)}
     await admit(limited(await bench.exchange(BODY), key=key), bench.services)
