@@ -115,7 +115,7 @@ async def _limits(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spa
     from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
 
     shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
-    return _Limits(shared.limiter, (shared.beat,), partial(changes.hear, shared.route, spawn))
+    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn))
 
 
 def _sample(

@@ -42,7 +42,8 @@ class SharedLimits:
 
     limiter: RedisLimiter
     route: RedisRoute
-    beat: Callable[[], Coroutine[Any, Any, None]]
+    chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+    """To be run as long as the limiter: they tell others that we are alive, and what we have under way."""
 
 
 async def shared_limits(
@@ -58,7 +59,7 @@ async def shared_limits(
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
     policy = _policy(settings, clock, membership, metrics)
-    limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence)
+    limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
     try:
         await route.open()
         await limiter.load()
@@ -67,7 +68,7 @@ async def shared_limits(
             _log.warning("%s", warning)
     except RedisFailure:
         presence.silent()
-    return SharedLimits(limiter, route, membership.run)
+    return SharedLimits(limiter, route, (membership.run, limiter.renew))
 
 
 def probe(url: str) -> list[str]:

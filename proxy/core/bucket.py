@@ -246,15 +246,15 @@ def is_full(state: State, schedule: Schedule, now_ms: int) -> bool:
 def _stand(level: State, figures: Figures, schedule: Schedule, now_ms: int) -> Answer:
     _, at_ms, used_r, _, used_t, _ = level
     rate_r, capacity_r, rate_t, capacity_t = figures
-    reset_r = -(-used_r // rate_r) if rate_r else 0
-    reset_t = -(-used_t // rate_t) if rate_t else 0
+    reset_r = used_r // rate_r if rate_r else 0
+    reset_t = used_t // rate_t if rate_t else 0
     switch_ms = schedule.switch_at_ms
     if switch_ms is not None and at_ms < switch_ms <= at_ms + max(reset_r, reset_t):
         reset_r = _until(used_r, None, schedule, 0, at_ms)
         reset_t = _until(used_t, None, schedule, 1, at_ms)
     if at_ms > now_ms:
-        reset_r += at_ms - now_ms if reset_r else 0
-        reset_t += at_ms - now_ms if reset_t else 0
+        reset_r += at_ms - now_ms if rate_r and used_r else 0
+        reset_t += at_ms - now_ms if rate_t and used_t else 0
     return (
         rate_r,
         (capacity_r - used_r) // UNITS if used_r < capacity_r else 0,
@@ -319,7 +319,7 @@ def _longest(
 def _until(used: int, cost: int | None, schedule: Schedule, which: int, at_ms: int) -> int:
     """Milliseconds from `at_ms` until a dimension has room for `cost` units, or until it is full for None.
 
-    At least `_NEVER` when a full bucket would have no room either.
+    A wait is rounded up: not one earlier has room. The time until it is full is cut, as it is told. At least `_NEVER` when a full bucket would have no room either.
     """
     switch_ms = schedule.switch_at_ms
     rate, capacity = schedule.before.figures[2 * which : 2 * which + 2]
@@ -339,7 +339,7 @@ def _wait(used: int, cost: int | None, rate: int, capacity: int) -> int:
     if not rate or cost == 0:
         return 0
     if cost is None:
-        cost = capacity
+        return used // rate
     if cost > capacity:
         return _NEVER
     return max(0, -(-(used + cost - capacity) // rate))

@@ -79,7 +79,11 @@ class Scope:
 
 
 class Gauge(NamedTuple):
-    """Where one dimension of one bucket stands: `reset_ms` is the time until it is full again."""
+    """Where one dimension of one bucket stands.
+
+    `reset_ms` is the time until it is full again, cut to whole milliseconds as the OpenAI API cuts it in
+    `x-ratelimit-reset-*`: up to one later it is full, and 0 may be less than one to go.
+    """
 
     limit: int
     remaining: int

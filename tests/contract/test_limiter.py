@@ -333,7 +333,7 @@ async def test_payg_switches_on_the_millisecond_after_48_hours(limiter, clock):
     for team, scopes in (("early", early), ("ahead", ahead)):
         decision = await limiter.reserve(team, scopes, Cost(3_440, 30_000))
         assert isinstance(decision, Admitted)
-        assert decision.standing == Standing(Gauge(3_500, 0, 60_000), Gauge(90_000, 1, 60_000))
+        assert decision.standing == Standing(Gauge(3_500, 0, 59_999), Gauge(90_000, 1, 59_999))
         refused = await limiter.reserve(team, scopes, Cost(1, 1))
         assert isinstance(refused, Refused)
         assert (refused.limit, refused.dimension) == (3_500, Dimension.REQUESTS)

@@ -11,17 +11,21 @@ from collections.abc import Callable
 from proxy.adapters.redis.bucket_state import script_text
 from proxy.adapters.redis.limiter import LimiterScripts
 from proxy.adapters.redis.scripts import Script
+from proxy.core import bucket
+from proxy.core.bucket import State
+from proxy.core.tiers import Schedule
 
 __all__ = [
     "FAR_AHEAD_MS",
     "VERBS",
     "clock_command",
+    "full_at",
     "log_decisions",
     "on_hand_clock",
     "scripts_with",
 ]
 
-VERBS = ("reserve", "settle", "charge", "peek")
+VERBS = ("reserve", "settle", "charge", "peek", "renew")
 FAR_AHEAD_MS = 4_000_000_000_000
 """In 2096: no server expires a bucket of a clock that starts there."""
 
@@ -32,6 +36,21 @@ _READS_HAND = "local time = { redis.call('HGET', 'hand', 'seconds'), redis.call(
 def clock_command(now_ms: int) -> tuple[str | int, ...]:
     """The command that sets the clock; to be sent in order with those that are to see it."""
     return ("HSET", "hand", "seconds", now_ms // 1_000, "micros", now_ms % 1_000 * 1_000)
+
+
+def full_at(state: State, schedule: Schedule) -> int:
+    """The millisecond by which a bucket is full, when it expires: the one that each dimension is told, or the next."""
+    epoch, at_ms, used_r, removed_r, used_t, removed_t = state
+    latest_ms = at_ms
+    for place, lone in (
+        (0, (epoch, at_ms, used_r, removed_r, 0, removed_t)),
+        (3, (epoch, at_ms, 0, removed_r, used_t, removed_t)),
+    ):
+        limit, _, reset_ms = bucket.peek(lone, schedule, at_ms)[place : place + 3]
+        if limit:
+            told_ms = at_ms + reset_ms
+            latest_ms = max(latest_ms, told_ms + (not bucket.is_full(lone, schedule, told_ms)))
+    return latest_ms
 
 
 def on_hand_clock(verb: str, text: str) -> str:

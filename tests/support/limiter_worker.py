@@ -1,7 +1,7 @@
 """A process that reserves and settles on a shared Redis: `python -m tests.support.limiter_worker URL SEED [hand]`.
 
-Each line it reads is a round, `same N` or `wander N`; it answers with one line, how many reservations were admitted and
-how many were not. Its decisions are logged by the script that makes them.
+Each line it reads is a round, `same N`, `wander N` or `places N`; it answers with one line, how many
+reservations were admitted and how many were not. Its decisions are logged by the script that makes them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ CALLERS = 8
 FREE = (Scope("team", DEFAULT_TIERS["free"].schedule(0, 0)),)
 
 
+ATTEMPTS = 10_000
+WIDE = Schedule(Limits(600_000), Limits(600_000))
+THREE = (Scope("team", WIDE, 3), Scope("key:k", WIDE, 5))
+
+
 def scopes_at(started_ms: int) -> tuple[Scope, ...]:
     """Three buckets: steady; small; and with a switch in the middle of the round."""
     team, key, before, after = Limits(600, 60_000), Limits(None, 9_000), Limits(300, 9_000), Limits(900, 12_000)
@@ -36,6 +41,18 @@ def scopes_at(started_ms: int) -> tuple[Scope, ...]:
 async def same(limiter: RedisLimiter) -> bool:
     """The same question by everybody."""
     return isinstance(await limiter.reserve("shared", FREE, Cost(1, 100)), Admitted)
+
+
+async def take_place(limiter: RedisLimiter, chance: random.Random) -> bool:
+    """A request that comes again until it has a place, and is then under way for a moment."""
+    for _ in range(ATTEMPTS):
+        decision = await limiter.reserve("of three places", THREE, Cost(1, 0))
+        if isinstance(decision, Admitted):
+            await asyncio.sleep(chance.random() / 200)
+            limiter.settle(decision.reservation, Cost(1, 0))
+            return True
+        await asyncio.sleep(chance.random() / 20)
+    return False
 
 
 async def wander(limiter: RedisLimiter, chance: random.Random, scopes: tuple[Scope, ...]) -> bool:
@@ -76,6 +93,8 @@ async def main(url: str, seed: str, *flags: str) -> None:
             async def caller(count: int, kind: str = kind, scopes: tuple[Scope, ...] = scopes) -> int:
                 if kind == "same":
                     return sum([await same(limiter) for _ in range(count)])
+                if kind == "places":
+                    return sum([await take_place(limiter, chance) for _ in range(count)])
                 return sum([await wander(limiter, chance, scopes) for _ in range(count)])
 
             each = int(number) // CALLERS

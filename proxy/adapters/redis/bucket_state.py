@@ -7,6 +7,7 @@ number is an integer below 2^53, so that a double holds it exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
 from struct import Struct
@@ -19,10 +20,12 @@ __all__ = [
     "bucket_key",
     "pack_charge",
     "pack_cost",
+    "pack_places",
     "pack_schedule",
     "pack_settlement",
     "pack_state",
     "pack_terms",
+    "places_key",
     "script_text",
     "team_tag",
     "unpack_state",
@@ -30,17 +33,19 @@ __all__ = [
 
 _PREFIX = "tollgate:limit:1:"
 """1: the form of a state. Another form takes another number, so that two releases can share a server for a while."""
+_PLACES_PREFIX = "tollgate:places:1:"
 _STATE = Struct("<6d")
 _SCHEDULE = Struct("<9d")
 _HANDLE = Struct("<5d")
 _COST = Struct("<2d")
+_PLACES = Struct("<2d")
 _SETTLEMENT = Struct("<4d")
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 
 
 @cache
 def script_text(verb: str) -> str:
-    """The script of `reserve`, `settle`, `charge` or `peek`: the shared arithmetic, then the verb."""
+    """The script of `reserve`, `settle`, `charge`, `peek` or `renew`: the shared arithmetic, then the verb."""
     folder = files(__package__) / "lua"
     return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("bucket", verb))
 
@@ -60,6 +65,12 @@ def bucket_key(team: str, scope: str) -> str:
     return f"{_PREFIX}{team_tag(team)}{scope}"
 
 
+@lru_cache(maxsize=8_192)
+def places_key(team: str, scope: str) -> str:
+    """Where the leases of a team's scope are kept, in the slot of its bucket."""
+    return f"{_PLACES_PREFIX}{team_tag(team)}{scope}"
+
+
 def pack_schedule(schedule: Schedule) -> bytes:
     """`switch_at_ms` (infinite for none) and the figures on both sides of it."""
     switch_ms = schedule.switch_at_ms
@@ -72,6 +83,11 @@ def pack_schedule(schedule: Schedule) -> bytes:
 def pack_cost(cost: Cost) -> bytes:
     """A cost to reserve; what is above the largest of capacities stays above it."""
     return _COST.pack(_count(cost.requests, LARGEST_LIMIT + 1), _count(cost.tokens, LARGEST_LIMIT + 1))
+
+
+def pack_places(places: Iterable[tuple[int, int]]) -> bytes:
+    """Of each set of places the index of its scope, and how many there are."""
+    return b"".join(_PLACES.pack(index, _count(most, LARGEST_LIMIT)) for index, most in places)
 
 
 def pack_charge(cost: Cost) -> bytes:

@@ -2,10 +2,14 @@
 
 A decision is one round trip. Settlements and charges are queued on the same connection, in the order they were made,
 and not waited for.
+
+A place in a scope with a `max_parallel` is a lease, taken in the same step and given back by the settlement. It is
+renewed while its request goes on.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +28,12 @@ from proxy.adapters.redis.bucket_state import (
 from proxy.adapters.redis.debts import Debt, Debts
 from proxy.adapters.redis.denials import Denials
 from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback, Presence, Unwatched
+from proxy.adapters.redis.leases import RENEW_SECONDS, Leases
 from proxy.adapters.redis.multiplexer import OnFailure
 from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, Why
 from proxy.adapters.redis.scripts import Script, Scripts
 from proxy.core import bucket
-from proxy.core.bucket import STEP_BACK_MS, Cost, Decision, Refused, Reservation, Scope, Standing
+from proxy.core.bucket import STEP_BACK_MS, Admitted, Cost, Decision, Refused, Reservation, Scope, Standing
 from proxy.ports import Clock
 
 __all__ = ["DENY_MS", "LimiterScripts", "RedisLimiter"]
@@ -37,6 +42,7 @@ DENY_MS = 50
 """How long a refusal is told again without asking, at most."""
 _MS = 1_000_000
 _STANDING = 6
+_VERBS = ("reserve", "settle", "charge", "peek", "renew")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,12 @@ class LimiterScripts:
     settle: Script
     charge: Script
     peek: Script
+    renew: Script
 
     @classmethod
     def packaged(cls) -> LimiterScripts:
         """Those of this release."""
-        return cls(*(Script(verb, script_text(verb)) for verb in ("reserve", "settle", "charge", "peek")))
+        return cls(*(Script(verb, script_text(verb)) for verb in _VERBS))
 
 
 class RedisLimiter:
@@ -72,8 +79,9 @@ class RedisLimiter:
         presence: Presence | None = None,
         verbs: LimiterScripts | None = None,
         deny_ms: int = DENY_MS,
+        worker: str = "",
     ) -> None:
-        """`store_failed` counts; `deny_ms` of 0 asks the store every time."""
+        """`store_failed` counts; `deny_ms` of 0 asks the store every time; `worker` is for who reads what is stored."""
         self.clock_steps = ClockSteps()
         """Of the store's clock, by two seconds or more, as seen against our monotonic clock."""
         self._scripts = scripts
@@ -84,25 +92,44 @@ class RedisLimiter:
         self._verbs = verbs or LimiterScripts.packaged()
         self._denials = Denials(deny_ms)
         self._debts = Debts()
+        self._leases = Leases(worker)
         self._last_ms = 0
         self._offset_ms: int | None = None
 
     async def load(self) -> None:
         """Make the store know the scripts, which saves the first callers a round trip. Raises `RedisFailure`."""
         verbs = self._verbs
-        await self._scripts.load((verbs.reserve, verbs.settle, verbs.charge, verbs.peek))
+        await self._scripts.load((verbs.reserve, verbs.settle, verbs.charge, verbs.peek, verbs.renew))
+
+    async def renew(self) -> None:
+        """Renew the leases of what is under way, until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            self.renew_leases()
+
+    def renew_leases(self) -> None:
+        """Renew them once; does not wait. What was not renewed is taken again the next time."""
+        for key, leases in self._leases.by_key():
+            self._post(self._verbs.renew, [key], leases, self._not_renewed)
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
-        if team in self._denials:
-            refused = self._denials.find(team, scopes, cost, self._clock.monotonic_ns())
-            if refused is not None:
-                return refused
+        if team in self._denials and (refused := self._find_denial(team, scopes, cost)) is not None:
+            return refused
         if team in self._debts and team not in self._fallback:
             self._catch_up(team)
         mark = self._denials.mark(team)
+        first, keys, counts_places = pack_cost(cost), [], False
+        for scope in scopes:
+            keys.append(bucket_key(team, scope.name))
+            if scope.max_parallel is not None:
+                counts_places = True
+        lease = self._leases.draw(team, scopes, cost) if counts_places else None
+        if lease is not None:
+            first += lease.terms + lease.id
+            keys += lease.keys
         try:
-            answer = await self._ask(self._verbs.reserve, team, scopes, pack_cost(cost))
+            answer = await self._ask(self._verbs.reserve, keys, scopes, first)
         except RedisFailure as failure:
             self._store_failed(LIMITER_STORE, "reserve")
             self._presence.silent()
@@ -113,6 +140,8 @@ class RedisLimiter:
             self._tell(team)
         if type(decision) is Refused:
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
+        elif lease is not None and type(decision) is Admitted:
+            self._leases.hold(decision.reservation.handles[0], lease)
         return decision
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
@@ -124,11 +153,14 @@ class RedisLimiter:
             handle.settled = True
         self._denials.forget(team)
         terms = [pack_terms(scope.schedule, handle) for scope, handle in zip(scopes, handles, strict=True)]
+        first, keys = pack_settlement(reserved, actual), [bucket_key(team, scope.name) for scope in scopes]
+        if self._leases and (lease := self._leases.give_up(handles[0])) is not None:
+            first += lease.id
+            keys += lease.keys
         self._post(
             self._verbs.settle,
-            team,
-            scopes,
-            [pack_settlement(reserved, actual), *terms],
+            keys,
+            [first, *terms],
             partial(self._owe, "settle", team, scopes, _beyond(reserved, actual)),
         )
 
@@ -141,14 +173,16 @@ class RedisLimiter:
         if team in self._debts:
             self._catch_up(team)
         try:
-            numbers = await self._ask(self._verbs.peek, team, scopes)
+            numbers = await self._ask(self._verbs.peek, [bucket_key(team, scope.name) for scope in scopes], scopes)
         except RedisFailure as failure:
             self._store_failed(LIMITER_STORE, "peek")
             return await self._fallback.peek(team, scopes, failure)
         return tuple(bucket.standing(numbers[at : at + _STANDING]) for at in range(0, len(numbers), _STANDING))
 
-    async def _ask(self, verb: Script, team: str, scopes: Sequence[Scope], *first: bytes) -> list[int]:
-        keys = [bucket_key(team, scope.name) for scope in scopes]
+    def _find_denial(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Refused | None:
+        return self._denials.find(team, scopes, cost, self._clock.monotonic_ns())
+
+    async def _ask(self, verb: Script, keys: list[str], scopes: Sequence[Scope], *first: bytes) -> list[int]:
         reply = await self._scripts.run(verb, keys, [*first, *(pack_schedule(scope.schedule) for scope in scopes)])
         self._presence.answered()
         answer = cast("list[int]", reply)
@@ -158,15 +192,15 @@ class RedisLimiter:
         self._last_ms = now_ms
         return answer
 
-    def _post(self, verb: Script, team: str, scopes: Sequence[Scope], args: list[bytes], on_failure: OnFailure) -> None:
-        keys = [bucket_key(team, scope.name) for scope in scopes]
+    def _post(self, verb: Script, keys: list[str], args: list[bytes], on_failure: OnFailure) -> None:
         if not self._scripts.post(verb, keys, args, on_failure):
             on_failure(NeverSent(Why.AWAY))
 
     def _charge(self, team: str, scopes: Sequence[Scope], cost: Cost, on_failure: OnFailure) -> None:
         self._denials.forget(team)
         args = [pack_charge(cost), *(pack_schedule(scope.schedule) for scope in scopes)]
-        self._post(self._verbs.charge, team, scopes, args, on_failure)
+        keys = [bucket_key(team, scope.name) for scope in scopes]
+        self._post(self._verbs.charge, keys, args, on_failure)
 
     def _tell(self, team: str) -> None:
         """Charge the store with what was counted in its place: the decision just made did not know, the next do."""
@@ -192,6 +226,9 @@ class RedisLimiter:
         indefinite = isinstance(failure, Indefinite)
         if not (indefinite and debt.doubtful):
             self._debts.add(team, debt.scopes, debt.cost, doubtful=indefinite or debt.doubtful)
+
+    def _not_renewed(self, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
+        self._store_failed(LIMITER_STORE, "renew")
 
     def _watch(self, now_ms: int) -> None:
         """Tell a clock that was set from a time in which nothing happened."""

@@ -179,7 +179,8 @@ def _left_of(gauge: Gauge | None, rate: int | None, part: Part, passed_ms: int) 
     """Our part of what was used, rounded up, less what our part of the rate has refilled since."""
     if gauge is None or rate is None:
         return 0
-    used = -(-gauge.limit * gauge.reset_ms // _MS_PER_MINUTE)
+    # Of a reset that was cut, the millisecond it is short of at most.
+    used = -(-gauge.limit * (gauge.reset_ms + 1) // _MS_PER_MINUTE)
     return max(0, -(-used // part.workers) - rate * passed_ms // _MS_PER_MINUTE)
 
 

@@ -1,7 +1,8 @@
 """The model, the embedded limiter and the scripts on every server there is, side by side over random histories.
 
 Compared after each operation: the answer down to the handles, the state of every bucket bit by bit, and when it
-expires. The model forgets a bucket when it is full, as a server does at the expiry it was given.
+expires, and who holds which place for how long. The model forgets a bucket when it is full, as a server does at the
+expiry it was given.
 """
 
 import random
@@ -18,16 +19,19 @@ from proxy.adapters.redis.bucket_state import (
     bucket_key,
     pack_charge,
     pack_cost,
+    pack_places,
     pack_schedule,
     pack_settlement,
     pack_state,
     pack_terms,
+    places_key,
     unpack_state,
 )
+from proxy.adapters.redis.leases import LEASE_MS
 from proxy.core import bucket
-from proxy.core.bucket import EPOCH_SPAN, Admitted, Cost, Scope
+from proxy.core.bucket import ADMITTED, EPOCH_SPAN, REFUSED, Admitted, Cost, Dimension, Refused, Scope
 from proxy.core.tiers import LARGEST_LIMIT, Limits, Schedule
-from tests.support.limiter_build import FAR_AHEAD_MS, VERBS, clock_command, on_hand_clock, scripts_with
+from tests.support.limiter_build import FAR_AHEAD_MS, VERBS, clock_command, full_at, on_hand_clock, scripts_with
 from tests.support.redis_server import RedisServer, all_servers
 
 LIMITS = (
@@ -86,11 +90,18 @@ class Team:
     housekeeping of its own may write the time of one.
     """
 
-    def __init__(self, server, clock, schedules, *, steady):
+    def __init__(self, server, clock, schedules, places, *, steady):
         self.server, self.clock = server, clock
         self.name = next(teams)
-        self.scopes = tuple(Scope(f"scope-{index}", schedule) for index, schedule in enumerate(schedules))
+        self.scopes = tuple(
+            Scope(f"scope-{index}", schedule, most)
+            for index, (schedule, most) in enumerate(zip(schedules, places, strict=True))
+        )
         self.keys = [bucket_key(self.name, scope.name) for scope in self.scopes]
+        self.places = [places_key(self.name, scope.name) for scope in self.scopes]
+        self.leases = [{} for _ in self.scopes]
+        self.drawn = 0
+        self.renewed_ms = clock.wall_ms
         self.states = [None] * len(self.scopes)
         self.expiries = [None] * len(self.scopes)
         self.memory = MemoryLimiter(clock) if steady else None
@@ -102,44 +113,66 @@ class Team:
         self.clock.looks += 1
         self.server.client.execute_command(*clock_command(self.clock.wall_ms))
         self.epoch = self.clock.wall_ms * 1_000 + 1 + self.clock.looks % 998
-        self.server.client.hset("hand", "micros", self.epoch % 1_000_000 - 1)
+        self.same_micros()
         for index, expires_ms in enumerate(self.expiries):
             if expires_ms is not None and self.clock.wall_ms >= expires_ms:
                 self.server.client.delete(self.keys[index])
                 self.put(index, None)
 
+    def same_micros(self):
+        """Have the next script run in the microsecond that this operation is in."""
+        self.server.client.hset("hand", "micros", self.epoch % 1_000_000 - 1)
+
     def put(self, index, state):
         self.states[index] = self.expiries[index] = None
         if state is not None:
-            stands = bucket.peek(state, self.scopes[index].schedule, state[1])
-            if reset_ms := max(stands[2], stands[5]):
-                self.states[index], self.expiries[index] = state, state[1] + reset_ms
+            expires_ms = full_at(state, self.scopes[index].schedule)
+            if expires_ms > state[1]:
+                self.states[index], self.expiries[index] = state, expires_ms
 
     def schedules(self):
         return [pack_schedule(scope.schedule) for scope in self.scopes]
 
     async def reserve(self, cost):
         self.tick()
-        answer, after = bucket.reserve(self.states, self.scopes, cost, self.clock.wall_ms, self.epoch)
+        now_ms, taking = self.clock.wall_ms, self.taking(cost)
+        in_flight = [sum(expires_ms > now_ms for expires_ms in held.values()) for held in self.leases]
+        answer, after = bucket.reserve(self.states, self.scopes, cost, now_ms, self.epoch, in_flight if taking else ())
         for index, state in enumerate(after):
             if state is not None:
                 self.put(index, state)
-        scripted = self.server.run("reserve", self.keys, [pack_cost(cost), *self.schedules()])
-        assert scripted == [self.clock.wall_ms, *answer]
+        first, places = pack_cost(cost), [self.places[index] for index in taking]
+        self.drawn += 1
+        lease = b"lease %d" % self.drawn
+        if taking:
+            first += pack_places((index, self.scopes[index].max_parallel) for index in taking) + lease
+        scripted = self.server.run("reserve", self.keys + places, [first, *self.schedules()])
+        assert scripted == [now_ms, *answer]
+        lacking = answer[8] if answer[0] == REFUSED and answer[9] == 2 else None
+        if answer[0] == ADMITTED or lacking is not None:
+            for index in taking:
+                if lacking is None or index <= lacking:
+                    self.leases[index] = alive(self.leases[index], now_ms)
+                if lacking is None:
+                    self.leases[index][lease] = now_ms + LEASE_MS
+        if lacking is not None:
+            # Leases of before the clock was set back are cut to what they would be now.
+            held = self.leases[lacking]
+            self.leases[lacking] = {each: min(expires_ms, now_ms + LEASE_MS) for each, expires_ms in held.items()}
         decision = bucket.decision(self.name, self.scopes, cost, answer)
         embedded = None
         if self.memory is not None:
             embedded = await self.memory.reserve(self.name, self.scopes, cost)
         if isinstance(decision, Admitted):
             assert embedded is None or embedded.standing == decision.standing
-            self.open.append((decision.reservation, embedded and embedded.reservation))
+            self.open.append((decision.reservation, embedded and embedded.reservation, lease if taking else None))
         else:
             assert embedded is None or embedded == decision
         return decision
 
     def settle(self, which, actual):
         self.tick()
-        reservation, embedded = self.open.pop(which % len(self.open))
+        reservation, embedded, lease = self.open.pop(which % len(self.open))
         for index, (scope, handle) in enumerate(zip(self.scopes, reservation.handles, strict=True)):
             state = self.states[index]
             after = bucket.settle(
@@ -149,10 +182,32 @@ class Team:
         terms = [
             pack_terms(scope.schedule, handle) for scope, handle in zip(self.scopes, reservation.handles, strict=True)
         ]
-        args = [pack_settlement(reservation.cost, actual), *terms]
-        assert self.server.run("settle", self.keys, args) == self.clock.wall_ms
+        first, places = pack_settlement(reservation.cost, actual), []
+        if lease:
+            first, places = first + lease, [self.places[index] for index in taken_by(reservation)]
+        assert self.server.run("settle", self.keys + places, [first, *terms]) == self.clock.wall_ms
+        for held in self.leases:
+            held.pop(lease, None)
         if self.memory is not None:
             self.memory.settle(embedded, actual)
+
+    def taking(self, cost):
+        return [index for index, scope in enumerate(self.scopes) if scope.places_for(cost)]
+
+    def renew_in_time(self):
+        """Renew what could expire before the next time: the embedded engine's places do not."""
+        if self.clock.wall_ms - self.renewed_ms >= LEASE_MS // 2:
+            self.renewed_ms = self.clock.wall_ms
+            self.renew()
+
+    def renew(self):
+        """Renew the leases of everything under way, those included that have expired."""
+        self.tick()
+        for index, key in enumerate(self.places):
+            held = [lease for reservation, _, lease in self.open if lease and index in taken_by(reservation)]
+            if held:
+                assert self.server.run("renew", [key], held) == self.clock.wall_ms
+                self.leases[index].update(dict.fromkeys(held, self.clock.wall_ms + LEASE_MS))
 
     def charge(self, cost):
         self.tick()
@@ -195,9 +250,15 @@ class Team:
     def change(self, index, schedule):
         """Give a scope other limits."""
         if self.memory is None:
-            self.scopes = (*self.scopes[:index], Scope(self.scopes[index].name, schedule), *self.scopes[index + 1 :])
+            was = self.scopes[index]
+            now = Scope(was.name, schedule, was.max_parallel)
+            self.scopes = (*self.scopes[:index], now, *self.scopes[index + 1 :])
 
     def assert_same_states(self):
+        for key, leases in zip(self.places, self.leases, strict=True):
+            if self.drawn:
+                stored = {lease: int(score) for lease, score in self.server.client.zrange(key, 0, -1, withscores=True)}
+                assert stored == leases
         held = self.server.client.mget(self.keys)
         assert [packed and unpack_state(packed) for packed in held] == self.states
         if self.server.knows_expiry:
@@ -205,6 +266,14 @@ class Team:
             for key in self.keys:
                 pipe.execute_command("PEXPIRETIME", key)
             assert pipe.execute() == [-2 if expires is None else expires for expires in self.expiries]
+
+
+def taken_by(reservation):
+    return [index for index, scope in enumerate(reservation.scopes) if scope.places_for(reservation.cost)]
+
+
+def alive(leases, now_ms):
+    return {lease: expires_ms for lease, expires_ms in leases.items() if expires_ms > now_ms}
 
 
 def random_schedule(chance, now_ms):
@@ -241,11 +310,16 @@ async def test_a_long_random_history_is_answered_alike_by_every_engine(server, s
     chance, clock, seen = random.Random(f"history {steady}"), Clock(), set()
     for _ in range(OPERATIONS // 2 // PER_TEAM):
         schedules = [random_schedule(chance, clock.wall_ms) for _ in range(chance.randint(1, 3))]
-        team = Team(server, clock, schedules, steady=steady)
+        places = [chance.choice((None, None, 0, 1, 2, 5)) if chance.random() < 0.6 else None for _ in schedules]
+        team = Team(server, clock, schedules, places, steady=steady)
         await wander(team, chance, seen)
-        server.client.delete(*team.keys)
-    upset = set() if steady else {"renewed"}
-    assert seen == {"Admitted", "Refused", "NeverFits", "full again", "in debt"} | upset
+        server.client.delete(*team.keys, *team.places)
+    upset = set() if steady else {"renewed", "expired"}
+    assert seen == {"Admitted", "Refused", "NeverFits", "full again", "in debt", "no place"} | upset
+
+
+def is_without_place(decision):
+    return isinstance(decision, Refused) and decision.dimension is Dimension.PARALLEL
 
 
 async def wander(team, chance, seen):
@@ -259,10 +333,17 @@ async def wander(team, chance, seen):
             team.change(index, random_schedule(chance, team.clock.wall_ms))
         if chance.random() < 0.02:
             team.age(index, EPOCH_SPAN + chance.randint(-3, 3))
+        if steady:
+            team.renew_in_time()
+        elif chance.random() < 0.2:
+            team.renew()
+        if any(alive(held, team.clock.wall_ms) != held for held in team.leases):
+            seen.add("expired")
         before = list(team.states)
         verb = chance.choice("rrrrssscp")
         if verb == "r":
-            seen.add(type(await team.reserve(random_cost(chance))).__name__)
+            decision = await team.reserve(random_cost(chance))
+            seen.add("no place" if is_without_place(decision) else type(decision).__name__)
         elif verb == "s" and team.open:
             which = chance.randrange(len(team.open))
             team.settle(which, random_use(chance, team.open[which][0].cost))
@@ -305,6 +386,7 @@ operations = st.lists(
         st.tuples(st.just("charge"), costs),
         st.tuples(st.just("age"), st.tuples(st.integers(0, 2), st.integers(-2, 2))),
         st.tuples(st.just("switch"), st.tuples(st.integers(0, 2), st.integers(-1, 1))),
+        st.tuples(st.just("renew"), st.none()),
         st.tuples(st.just("peek"), st.none()),
     ),
     max_size=30,
@@ -312,10 +394,13 @@ operations = st.lists(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(schedules=schedules, history=operations)
-async def test_any_history_is_answered_alike(server, schedules, history):
-    team = Team(server, Clock(), schedules, steady=all(verb != "wait" or detail >= 0 for verb, detail in history))
+@given(schedules=schedules, places=st.tuples(*3 * [st.none() | st.integers(0, 3)]), history=operations)
+async def test_any_history_is_answered_alike(server, schedules, places, history):
+    steady = all(verb != "wait" or detail >= 0 for verb, detail in history)
+    team = Team(server, Clock(), schedules, places[: len(schedules)], steady=steady)
     for verb, detail in history:
+        if steady:
+            team.renew_in_time()
         if verb == "wait":
             team.clock.wall_ms += detail
         elif verb == "switch":
@@ -326,6 +411,8 @@ async def test_any_history_is_answered_alike(server, schedules, history):
             team.settle(*detail)
         elif verb == "charge":
             team.charge(detail)
+        elif verb == "renew":
+            team.renew()
         elif verb == "age":
             team.age(detail[0] % len(team.scopes), EPOCH_SPAN + detail[1])
         else:

@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from proxy.core import bucket
-from proxy.core.bucket import ADMITTED, UNITS, Cost, Handle, Scope
+from proxy.core.bucket import ADMITTED, REFUSED, UNITS, Cost, Handle, Scope
 from proxy.core.tiers import Limits, Schedule
-from tests.support.limiter_build import FAR_AHEAD_MS, clock_command
+from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, full_at
 from tests.support.redis_server import RedisServer, all_servers
 from tests.support.tollgate_process import ROOT
 
@@ -62,9 +62,21 @@ class Entry:
     def now_ms(self):
         return self.epoch // 1_000
 
+    @property
+    def scoped(self):
+        """The arguments of the scopes, one each."""
+        return self.args if self.verb == "peek" else self.args[1:]
+
+    @property
+    def buckets(self):
+        return self.keys[: len(self.scoped)]
+
+    @property
+    def places(self):
+        return self.keys[len(self.scoped) :]
+
     def schedule(self, index):
-        offset = 0 if self.verb == "peek" else 1
-        switch_ms, *figures = struct.unpack("<9d", self.args[index + offset][:72])
+        switch_ms, *figures = struct.unpack("<9d", self.scoped[index][:72])
         before, after = (
             Limits(*(int(rate) or None for rate in four[::2]), *(int(room) // UNITS or None for room in four[1::2]))
             for four in (figures[:4], figures[4:])
@@ -72,13 +84,24 @@ class Entry:
         return Schedule(before, after, None if switch_ms == float("inf") else int(switch_ms))
 
     def scopes(self):
-        return [Scope(key.decode(), self.schedule(index)) for index, key in enumerate(self.keys)]
+        most = dict(self.most() if self.verb == "reserve" else ())
+        return [Scope(key.decode(), self.schedule(index), most.get(index)) for index, key in enumerate(self.buckets)]
+
+    def most(self):
+        """Of each set of places the index of its scope, and how many there are."""
+        for index in range(len(self.places)):
+            yield tuple(map(int, struct.unpack_from("<2d", self.args[0], 16 + 16 * index)))
+
+    @property
+    def lease(self):
+        return self.args[0][16 + 16 * len(self.places) if self.verb == "reserve" else 32 :]
 
     def handle(self, index):
-        return Handle(*map(int, struct.unpack("<5d", self.args[index + 1][72:])))
+        return Handle(*map(int, struct.unpack("<5d", self.scoped[index][72:])))
 
     def costs(self):
-        numbers = [int(number) for (number,) in struct.iter_unpack("<d", self.args[0])]
+        count = {"reserve": 2, "settle": 4, "charge": 2}[self.verb]
+        numbers = [*map(int, struct.unpack_from(f"<{count}d", self.args[0]))]
         return [Cost(*numbers[at : at + 2]) for at in range(0, len(numbers), 2)]
 
 
@@ -102,10 +125,13 @@ class Replay:
     states: dict = field(default_factory=dict)
     expiries: dict = field(default_factory=dict)
     counts: dict = field(default_factory=dict)
+    leases: dict = field(default_factory=dict)
+    """By their set of places; none lives long enough to expire."""
+    most_at_once: int = 0
 
     def forget(self, entry):
         """Drop what had expired. In the millisecond of the expiry itself the epoch tells whether it had."""
-        for index, key in enumerate(entry.keys if self.expires else ()):
+        for index, key in enumerate(entry.buckets if self.expires else ()):
             expires_ms = self.expiries.get(key)
             if expires_ms is None or entry.now_ms < expires_ms:
                 continue
@@ -115,22 +141,37 @@ class Replay:
                 del self.states[key], self.expiries[key]
 
     def put(self, key, schedule, state):
-        stands = bucket.peek(state, schedule, state[1])
-        if reset_ms := max(stands[2], stands[5]):
-            self.states[key], self.expiries[key] = state, state[1] + reset_ms
+        expires_ms = full_at(state, schedule)
+        if expires_ms > state[1]:
+            self.states[key], self.expiries[key] = state, expires_ms
         else:
             self.states.pop(key, None)
             self.expiries.pop(key, None)
+
+    def take_places(self, entry, answer):
+        for key in entry.places if answer[0] == ADMITTED else ():
+            leases = self.leases.setdefault(key, set())
+            assert entry.lease not in leases
+            leases.add(entry.lease)
+            self.most_at_once = max(self.most_at_once, len(leases))
 
     def again(self, entry):
         """What the model answers."""
         self.forget(entry)
         now_ms, scopes = entry.now_ms, entry.scopes()
-        states = [self.states.get(key) for key in entry.keys]
+        states = [self.states.get(key) for key in entry.buckets]
         answer = ()
         if entry.verb == "reserve":
-            answer, after = bucket.reserve(states, scopes, entry.costs()[0], now_ms, entry.epoch)
+            in_flight = [0] * len(scopes)
+            for (index, _), key in zip(entry.most(), entry.places, strict=True):
+                in_flight[index] = len(self.leases.get(key, ()))
+            answer, after = bucket.reserve(
+                states, scopes, entry.costs()[0], now_ms, entry.epoch, in_flight if entry.places else ()
+            )
+            self.take_places(entry, answer)
         elif entry.verb == "settle":
+            for key in entry.places:
+                self.leases[key].remove(entry.lease)
             reserved, actual = entry.costs()
             after = [
                 bucket.settle(state, scope.schedule, entry.handle(index), reserved, actual, now_ms, entry.epoch)
@@ -144,7 +185,7 @@ class Replay:
         else:
             stands = [bucket.peek(state, scope.schedule, now_ms) for state, scope in zip(states, scopes, strict=True)]
             answer, after = tuple(number for numbers in stands for number in numbers), []
-        for key, scope, state in zip(entry.keys, scopes, after, strict=bool(after)):
+        for key, scope, state in zip(entry.buckets, scopes, after, strict=bool(after)):
             if state is not None:
                 self.put(key, scope.schedule, state)
         what = (entry.verb, answer[0]) if entry.verb == "reserve" else entry.verb
@@ -183,3 +224,16 @@ def test_eight_processes_share_twenty_requests_a_minute_as_one_would(server):
     replay = Replay(expires=False)
     for entry in read_log(server):
         assert entry.answer == replay.again(entry), entry
+
+
+def test_eight_processes_share_three_places_and_never_hold_more(server):
+    with ExitStack() as stack:
+        answers = Workers(stack, server, 8).round("places", 40)
+    replay = Replay()
+    for number, entry in enumerate(read_log(server)):
+        assert entry.answer == replay.again(entry), (number, entry)
+    assert replay.most_at_once == 3
+    assert answers == [(40, 0)] * 8
+    assert replay.counts["reserve", ADMITTED] == 320
+    assert replay.counts["reserve", REFUSED] > 0
+    assert not any(replay.leases.values())

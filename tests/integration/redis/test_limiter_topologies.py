@@ -8,7 +8,7 @@ import redis
 from redis.crc import key_slot
 
 from proxy.adapters.clock import SystemClock
-from proxy.adapters.redis.bucket_state import bucket_key
+from proxy.adapters.redis.bucket_state import bucket_key, places_key
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.scripts import Scripts
@@ -18,7 +18,7 @@ from tests.support.redis_route import open_route
 from tests.support.redis_server import RedisServer, all_servers, eventually, run_redis_cluster
 
 LIMITS = Limits(1, 1, 5, 1_000)
-SCOPES = tuple(Scope(name, Schedule(LIMITS, LIMITS)) for name in ("team", "key:k", "model:{m}"))
+SCOPES = tuple(Scope(name, Schedule(LIMITS, LIMITS), 9) for name in ("team", "key:k", "model:{m}"))
 IDS = [f"server {number}" for number in range(len(all_servers()))]
 
 
@@ -44,9 +44,14 @@ async def test_every_team_has_its_buckets_on_one_node_of_a_cluster_and_teams_spr
                     assert (standing.requests.remaining, standing.tokens.remaining) == (1, 50)
         held = [node.ask("DBSIZE") for node in nodes]
     assert not failures
-    assert sum(held) == len(teams) * len(SCOPES)
+    assert sum(held) == len(teams) * 2 * len(SCOPES)
     assert min(held) > 0
-    assert len({key_slot(bucket_key(team, scope.name).encode()) for team in teams for scope in SCOPES}) == len(teams)
+    slots = {
+        team: {key_slot(key(team, scope.name).encode()) for scope in SCOPES for key in (bucket_key, places_key)}
+        for team in teams
+    }
+    assert {len(of_team) for of_team in slots.values()} == {1}
+    assert len(set.union(*slots.values())) == len(teams)
 
 
 @pytest.mark.parametrize("binary", all_servers(), ids=IDS)
@@ -60,7 +65,7 @@ async def test_a_replica_holds_what_its_primary_holds(binary):
             for _ in range(500):
                 team, scopes = f"team {chance.randrange(9)}", SCOPES[: chance.randint(1, 3)]
                 decision = await limiter.reserve(team, scopes, Cost(1, chance.randint(0, 300)))
-                if isinstance(decision, Admitted):
+                if isinstance(decision, Admitted) and chance.random() < 0.95:
                     limiter.settle(decision.reservation, Cost(chance.randint(0, 1), chance.randint(0, 400)))
                 elif chance.random() < 0.1:
                     limiter.charge(team, scopes, Cost(0, 10))
@@ -75,4 +80,6 @@ def everything(server):
     with redis.Redis(unix_socket_path=server.socket) as client:
         keys = sorted(client.keys())
         assert keys
-        return dict(zip(keys, client.mget(keys), strict=True))
+        leases = {key: client.zrange(key, 0, -1, withscores=True) for key in keys if client.type(key) == b"zset"}
+        assert leases
+        return dict(zip(keys, client.mget(keys), strict=True)) | leases

@@ -18,7 +18,7 @@ from proxy.core.bucket import (
     Scope,
     Standing,
 )
-from proxy.core.durations import format_duration, parse_duration
+from proxy.core.durations import format_duration
 from proxy.core.tiers import DEFAULT_TIERS, LARGEST_LIMIT, Limits, Schedule
 
 VECTORS = json.loads(Path(__file__).with_name("rate_limit_vectors.json").read_text())
@@ -69,15 +69,35 @@ def test_the_formula_of_the_wait_also_gives_a_published_daily_refusal_in_units_o
 
 
 @pytest.mark.parametrize("vector", VECTORS["resets"])
-def test_resets_are_the_published_ones_rounded_up_where_openai_cuts(vector):
+def test_resets_are_the_published_ones(vector):
     limits = Limits(None, vector["limit"])
-    used = vector["limit"] - vector["remaining"]
-    gauge = bucket.standing(bucket.peek(state(tokens=used), steady(limits), NOW)).tokens
+    used = state(tokens=vector["limit"] - vector["remaining"])
+    gauge = bucket.standing(bucket.peek(used, steady(limits), NOW)).tokens
     assert gauge.remaining == vector["remaining"]
-    assert parse_duration(vector["reset"]) == used * 60_000 // vector["limit"]
-    assert gauge.reset_ms == -(-used * 60_000 // vector["limit"])
-    assert bucket.is_full(state(tokens=used), steady(limits), NOW + gauge.reset_ms)
-    assert not bucket.is_full(state(tokens=used), steady(limits), NOW + gauge.reset_ms - 1)
+    assert format_duration(gauge.reset_ms) == vector["reset"]
+    assert bucket.is_full(used, steady(limits), NOW + gauge.reset_ms + 1)
+    assert not bucket.is_full(used, steady(limits), NOW + gauge.reset_ms - 1)
+
+
+def test_a_reset_is_cut_and_fullness_is_not():
+    # 170,633 tokens of 200,000 a minute take 51,189.9 ms.
+    schedule, used = steady(Limits(None, 200_000)), state(tokens=170_633)
+    assert bucket.standing(bucket.peek(used, schedule, NOW)).tokens.reset_ms == 51_189
+    assert bucket.standing(bucket.peek(used, schedule, NOW + 51_189)).tokens == Gauge(200_000, 199_997, 0)
+    assert not bucket.is_full(used, schedule, NOW + 51_189)
+    assert bucket.is_full(used, schedule, NOW + 51_190)
+
+
+@pytest.mark.parametrize("switch_ms", [100, 51_189, 51_190, 51_191])
+def test_a_reset_is_cut_on_the_side_of_the_switch_on_which_it_falls(switch_ms):
+    schedule = Schedule(Limits(None, 200_000), Limits(None, 7), NOW + switch_ms)
+    used = state(tokens=170_633)
+    reset_ms = bucket.standing(bucket.peek(used, schedule, NOW)).tokens.reset_ms
+    # Units left at the switch take their time at the second rate.
+    left = 170_633 * UNITS - switch_ms * 200_000
+    assert reset_ms == (switch_ms + left // 7 if left > 0 else 51_189)
+    full_ms = next(ms for ms in (reset_ms, reset_ms + 1) if bucket.is_full(used, schedule, NOW + ms))
+    assert not bucket.is_full(used, schedule, NOW + full_ms - 1)
 
 
 # Deciding
@@ -312,6 +332,13 @@ def test_a_clock_a_little_behind_is_waited_for_and_the_wait_says_so():
     assert isinstance(reserve([full], (limits,), Cost(1, 0), NOW + 999)[0], Refused)
 
 
+def test_what_is_full_within_a_millisecond_of_a_clock_that_is_waited_for_is_told_so():
+    nearly = (1, NOW, 1, 0, 0, 0)
+    schedule = steady(Limits(60, 600))
+    assert bucket.standing(bucket.peek(nearly, schedule, NOW)) == Standing(Gauge(60, 59, 0), Gauge(600, 600, 0))
+    assert bucket.standing(bucket.peek(nearly, schedule, NOW - 10)) == Standing(Gauge(60, 59, 10), Gauge(600, 600, 0))
+
+
 def test_a_clock_far_behind_is_adopted_even_by_a_refusal_and_refills_nothing():
     limits = scope(Limits(60))
     hour_ago = NOW - 3_600_000
@@ -346,7 +373,7 @@ def test_a_wait_over_the_switch_is_counted_on_both_sides_of_it():
     refused, _ = reserve([full], (payg(),), Cost(1, 0), SWITCH - 100)
     assert isinstance(refused, Refused)
     assert (refused.wait_ms, refused.limit, refused.used) == (100, 60, 60)
-    assert refused.standing.requests == Gauge(60, 0, 100 + -(-(60 * UNITS - 100 * 60) // 3_500))
+    assert refused.standing.requests == Gauge(60, 0, 100 + (60 * UNITS - 100 * 60) // 3_500)
     admitted, _ = reserve([full], (payg(),), Cost(1, 0), SWITCH)
     assert isinstance(admitted, Admitted)
     assert admitted.standing.requests.limit == 3_500

@@ -4,7 +4,8 @@
 -- the same: a / b is at least 1 / b away from the nearest integer or is one, and rounds by less than that while
 -- a < 2^53. A product too large to be exact is only ever compared with a bound far below it.
 --
--- KEYS: one bucket each, all in one slot. ARGV: packed doubles, see bucket_state.py. A state is one string:
+-- KEYS: one bucket each, then what the verb says, all in one slot. ARGV: packed doubles, see bucket_state.py. A state is
+-- one string:
 -- epoch, last_ms, used and removed units of requests, used and removed units of tokens. A schedule is
 -- switch_at_ms (inf: never), then rate and capacity of requests and of tokens, before the switch and after it.
 --
@@ -20,6 +21,7 @@ local EPOCH_SPAN = 2 ^ 51
 local MOST_USED = 2 ^ 52
 local NEVER = 2 ^ 53
 local NOT_CHARGED = -1
+local LEASE_MS = 60000
 local STATE = '<dddddd'
 local SCHEDULE = '<ddddddddd'
 
@@ -35,11 +37,11 @@ local new_epoch = time[1] * 1000000 + time[2]
 local EPOCH, AT, USED, REMOVED = 1, 2, 3, 4
 local SWITCH, BEFORE, AFTER = 1, 2, 6
 
-local function held_of(keys)
-  if #keys == 1 then
+local function held_of(keys, scopes)
+  if scopes == 1 then
     return { redis.call('GET', keys[1]) }
   end
-  return redis.call('MGET', unpack(keys))
+  return redis.call('MGET', unpack(keys, 1, scopes))
 end
 
 local function level_of(packed)
@@ -84,7 +86,7 @@ local function advance(level, schedule, at_ms)
   return phase
 end
 
-local function wait_for(used, cost, rate, capacity)
+local function wait_for(used, cost, rate, capacity, round)
   if rate == 0 or cost == 0 then
     return 0
   end
@@ -92,42 +94,46 @@ local function wait_for(used, cost, rate, capacity)
   if cost > capacity then
     return NEVER
   end
-  return max(0, ceil((used + cost - capacity) / rate))
+  return max(0, round((used + cost - capacity) / rate))
 end
 
--- From `at_ms` until a dimension has room for `cost` units, or until it is full for nil.
-local function wait_across(used, cost, schedule, which, at_ms)
+-- From `at_ms` until a dimension has room for `cost` units, or until it is full for nil; `round` is ceil for what has to
+-- be over then, floor for what is told of a reset.
+local function wait_across(used, cost, schedule, which, at_ms, round)
   local until_switch_ms, place = 0, AFTER + which * 2
   if at_ms < schedule[SWITCH] then
     local before = BEFORE + which * 2
-    local wait_ms = wait_for(used, cost, schedule[before], schedule[before + 1])
+    local wait_ms = wait_for(used, cost, schedule[before], schedule[before + 1], round)
     until_switch_ms = schedule[SWITCH] - at_ms
     if wait_ms < until_switch_ms then
       return wait_ms
     end
     used = max(0, used - until_switch_ms * schedule[before])
   end
-  return until_switch_ms + wait_for(used, cost, schedule[place], schedule[place + 1])
+  return until_switch_ms + wait_for(used, cost, schedule[place], schedule[place + 1], round)
 end
 
--- From the level's own time until each dimension is full.
+-- From the level's own time until all of it is full, and what is told of each dimension, cut to whole milliseconds.
 local function resets(level, schedule, phase)
   local at_ms, used_r, used_t = level[AT], level[USED], level[USED + 2]
   local rate_r, rate_t = schedule[phase], schedule[phase + 2]
-  local reset_r = rate_r > 0 and ceil(used_r / rate_r) or 0
-  local reset_t = rate_t > 0 and ceil(used_t / rate_t) or 0
-  if at_ms < schedule[SWITCH] and schedule[SWITCH] <= at_ms + max(reset_r, reset_t) then
-    return wait_across(used_r, nil, schedule, 0, at_ms), wait_across(used_t, nil, schedule, 1, at_ms)
+  local full_r = rate_r > 0 and used_r / rate_r or 0
+  local full_t = rate_t > 0 and used_t / rate_t or 0
+  local full = full_r > full_t and full_r or full_t
+  if at_ms < schedule[SWITCH] and schedule[SWITCH] <= at_ms + full then
+    return max(wait_across(used_r, nil, schedule, 0, at_ms, ceil), wait_across(used_t, nil, schedule, 1, at_ms, ceil)),
+      wait_across(used_r, nil, schedule, 0, at_ms, floor),
+      wait_across(used_t, nil, schedule, 1, at_ms, floor)
   end
-  return reset_r, reset_t
+  return ceil(full), floor(full_r), floor(full_t)
 end
 
--- The six numbers of a standing.
-local function stand(level, schedule, phase, reset_r, reset_t)
+-- The six numbers of a standing; the rest of its arguments are what `resets` returned.
+local function stand(level, schedule, phase, full_ms, reset_r, reset_t)
   local ahead_ms = level[AT] - now
-  if ahead_ms > 0 then
-    reset_r = reset_r > 0 and reset_r + ahead_ms or 0
-    reset_t = reset_t > 0 and reset_t + ahead_ms or 0
+  if ahead_ms > 0 and full_ms > 0 then
+    reset_r = schedule[phase] > 0 and level[USED] > 0 and reset_r + ahead_ms or 0
+    reset_t = schedule[phase + 2] > 0 and level[USED + 2] > 0 and reset_t + ahead_ms or 0
   end
   local left_r = floor((schedule[phase + 1] - level[USED]) / UNITS)
   local left_t = floor((schedule[phase + 3] - level[USED + 2]) / UNITS)
@@ -140,11 +146,10 @@ local function stand(level, schedule, phase, reset_r, reset_t)
 end
 
 -- An absent bucket is a full one, so a bucket lives until it is full.
-local function keep(key, level, reset_r, reset_t)
-  local reset_ms = reset_r > reset_t and reset_r or reset_t
-  if reset_ms > 0 then
+local function keep(key, level, full_ms)
+  if full_ms > 0 then
     local state = pack(STATE, level[1], level[2], level[3], level[4], level[5], level[6])
-    redis.call('SET', key, state, 'PXAT', format('%.0f', level[AT] + reset_ms))
+    redis.call('SET', key, state, 'PXAT', format('%.0f', level[AT] + full_ms))
   else
     redis.call('DEL', key)
   end

@@ -1,6 +1,6 @@
 -- ARGV[1]: requests, tokens. ARGV[2..]: the schedule of each scope. Answers now_ms.
 local cost = { unpack_from('<dd', ARGV[1]) }
-local held = held_of(KEYS)
+local held = held_of(KEYS, #KEYS)
 for i = 1, #KEYS do
   local level, schedule = level_of(held[i]), { unpack_from(SCHEDULE, ARGV[i + 1]) }
   local phase = advance(level, schedule, now)

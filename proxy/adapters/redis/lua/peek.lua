@@ -1,5 +1,5 @@
 -- ARGV: the schedule of each scope. Answers now_ms and six numbers for each scope; writes nothing.
-local held = held_of(KEYS)
+local held = held_of(KEYS, #KEYS)
 local answer = { now }
 for i = 1, #KEYS do
   local level, schedule = level_of(held[i]), { unpack_from(SCHEDULE, ARGV[i]) }

@@ -1,10 +1,12 @@
--- ARGV[1]: requests and tokens reserved, requests and tokens used. ARGV[2..]: schedule and handle of each scope.
--- Answers now_ms. The caller runs it once for a reservation.
+-- ARGV[1]: requests and tokens reserved, requests and tokens used, then the lease. ARGV[2..]: schedule and handle of each
+-- scope. KEYS after those of the scopes: places, to be given back. Answers now_ms. The caller runs it once for a
+-- reservation.
+local scopes = #ARGV - 1
 local reserved = { 0, 0 }
 local actual = { 0, 0 }
 reserved[1], reserved[2], actual[1], actual[2] = unpack_from('<dddd', ARGV[1])
-local held = held_of(KEYS)
-for i = 1, #KEYS do
+local held = held_of(KEYS, scopes)
+for i = 1, scopes do
   local level, schedule = level_of(held[i]), { unpack_from(SCHEDULE, ARGV[i + 1]) }
   local handle = { unpack_from('<ddddd', ARGV[i + 1], 73) }
   local phase = advance(level, schedule, now)
@@ -22,5 +24,8 @@ for i = 1, #KEYS do
   end
   renew(level)
   keep(KEYS[i], level, resets(level, schedule, phase))
+end
+for i = scopes + 1, #KEYS do
+  redis.call('ZREM', KEYS[i], string.sub(ARGV[1], 33))
 end
 return now
