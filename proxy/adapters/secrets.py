@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from proxy.core.keys import Peppers
+from proxy.core.registry import DataUnusable
 
 __all__ = ["PEPPER_FILE", "SecretsInvalid", "load_or_create_pepper"]
 
@@ -17,7 +18,7 @@ PEPPER_FILE = "peppers.json"
 _PEPPER_BYTES = 32
 
 
-class SecretsInvalid(Exception):
+class SecretsInvalid(DataUnusable):
     """The file is there and is not what it should be; the message names the file and nothing in it."""
 
 

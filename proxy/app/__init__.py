@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
-from proxy.app.database import open_database, open_registry, open_reports
+from proxy.app.database import alone_in, open_database, open_registry, open_reports
 from proxy.app.logging import log_to_stderr
 from proxy.settings import Settings
 
@@ -19,5 +20,6 @@ def serve(settings: Settings, *, demo: bool = False) -> int:
     from proxy.app.run import run  # noqa: PLC0415
 
     log_to_stderr()
-    with open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    alone = alone_in(settings.data_dir) if settings.redis_url is None else nullcontext()
+    with alone, open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(settings, engine, demo=demo))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -14,12 +17,13 @@ from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
-from proxy.core.registry import Registry, UsageReports
+from proxy.core.registry import DataUnusable, Registry, UsageReports
 from proxy.settings import Settings
 
-__all__ = ["open_database", "open_registry", "open_reports"]
+__all__ = ["alone_in", "open_database", "open_registry", "open_reports"]
 
 _SQLITE_FILE = "tollgate.sqlite3"
+_LOCK_FILE = "serving.lock"
 
 
 @contextmanager
@@ -37,9 +41,32 @@ def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
 
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[UsageReports]:
-    """Open the ledger for reading."""
+    """Open the ledger for reading. Raises `DataUnusable` where there is none: reading makes no directory."""
+    if settings.database_url is None and not (settings.data_dir / _SQLITE_FILE).exists():
+        raise DataUnusable(f"{settings.data_dir} holds no ledger")
     with open_database(settings) as engine:
         yield SqlUsageReports(engine)
+
+
+@contextmanager
+def alone_in(data_dir: Path) -> Iterator[None]:
+    """Keep other servers out of a data directory for as long as the block runs.
+
+    Two servers that each hold limits in process would give every team twice its limit. Raises `DataUnusable`.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataUnusable(
+                f"another server uses {data_dir}: two would each count limits for themselves; share them in Redis with "
+                "redis_url (TOLLGATE_REDIS_URL), or give this one a data directory of its own"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ __all__ = ["TEAM", "simulated", "welcome"]
 
 TEAM = "demo"
 _MODEL = "gpt-4o-mini"
+_KEY_LIVES_MS = 30 * 86_400_000
 
 
 _SIMULATED = "simulated"
@@ -73,4 +74,6 @@ def _issue_key(settings: Settings, engine: Engine) -> str:
     # A second start: the team, its keys and its ledger are as they were left.
     with contextlib.suppress(TeamExists):
         registry.add_team(TEAM, settings.limits.default_tier)
-    return registry.issue_key(TEAM, label="demo").key
+    # Every start makes one; none is to outlive the trying out by much.
+    expires_at_ms = SystemClock().now_ms() + _KEY_LIVES_MS
+    return registry.issue_key(TEAM, label="demo", expires_at_ms=expires_at_ms).key

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.options import SettingsRefused, config_option, option, settings_from
+from proxy.cli.stores import failures
 from proxy.settings import SettingsError
 
 __all__ = ["serve"]
@@ -46,4 +47,5 @@ def serve(ctx: click.Context, /, config: Path | None, *, demo: bool, **flags: ob
 
     import proxy.app  # noqa: PLC0415  # the whole server; a refusal and --help do without it
 
-    ctx.exit(proxy.app.serve(settings, demo=demo))
+    with failures():
+        ctx.exit(proxy.app.serve(settings, demo=demo))

@@ -35,11 +35,19 @@ __all__ = ["simulate_openai"]
 @click.option(
     "--tpm", "tokens_per_minute", type=click.IntRange(min=1), help="Tokens per minute and model; default: no limit."
 )
+@click.option(
+    "--fault",
+    "faults",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Disturb every request: cut-after=3, no-usage=1, malformed=1, delay-ms=500, hang=1, reset=1... A request can "
+    "ask for its own instead, with a header: x-simulate-cut-after: 3.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives other texts and failures.")
 @click.option(
     "--api-key-env", metavar="NAME", help="Environment variable with the key it takes; default: any key will do."
 )
-def simulate_openai(host: str, port: int, api_key_env: str | None, **options: Any) -> None:
+def simulate_openai(host: str, port: int, api_key_env: str | None, faults: tuple[str, ...], **options: Any) -> None:
     """Run a simulated OpenAI API and print its base URL.
 
     It answers chat completions, plain and streamed, with made-up text and exact usage. It runs until it is
@@ -50,13 +58,15 @@ def simulate_openai(host: str, port: int, api_key_env: str | None, **options: An
       tollgate simulate-openai --port 9000
       tollgate simulate-openai --ttft-ms 300 --chunk-ms 20 --tokens 200
       tollgate simulate-openai --error-rate 0.05 --error-status 503
+      tollgate simulate-openai --fault cut-after=3 --fault chunk-ms=20
       tollgate simulate-openai --rpm 500 --tpm 30000
       OPENAI_BASE_URL=http://127.0.0.1:9000/v1 OPENAI_API_KEY=any python your_program.py
     """
     from proxy.simulator import Behaviour  # noqa: PLC0415 - other commands start without aiohttp
 
     try:
-        behaviour = Behaviour(**options, api_key=_key_from(api_key_env))
+        wishes = tuple((name, value) for name, _, value in (fault.partition("=") for fault in faults))
+        behaviour = Behaviour(**options, api_key=_key_from(api_key_env), faults=wishes)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:

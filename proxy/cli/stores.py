@@ -14,7 +14,7 @@ from proxy.core.registry import Registry, RegistryError, UsageReports
 from proxy.settings import Settings
 from proxy.settings.problem import nearest
 
-__all__ = ["now_ms", "registry_of", "reports_of", "require_tier"]
+__all__ = ["failures", "now_ms", "registry_of", "reports_of", "require_tier"]
 
 
 def now_ms() -> int:
@@ -27,7 +27,7 @@ def registry_of(settings: Settings) -> Iterator[Registry]:
     """Teams and keys of the configured database; what goes wrong ends the command with a sentence."""
     import proxy.app  # noqa: PLC0415  # --help and refusals do without the database
 
-    with _failures(), proxy.app.open_registry(settings) as registry:
+    with failures(), proxy.app.open_registry(settings) as registry:
         yield registry
 
 
@@ -36,7 +36,7 @@ def reports_of(settings: Settings) -> Iterator[UsageReports]:
     """The ledger of the configured database; what goes wrong ends the command with a sentence."""
     import proxy.app  # noqa: PLC0415  # as above
 
-    with _failures(), proxy.app.open_reports(settings) as reports:
+    with failures(), proxy.app.open_reports(settings) as reports:
         yield reports
 
 
@@ -49,7 +49,8 @@ def require_tier(settings: Settings, tier: str) -> None:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def failures() -> Iterator[None]:
+    """Turn what teams, keys and ledger are refused with into a sentence and an exit of 1."""
     try:
         yield
     except RegistryError as error:

@@ -10,7 +10,7 @@ import click
 
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import Cell, echo_csv, echo_json, echo_table
-from proxy.cli.stores import now_ms, reports_of
+from proxy.cli.stores import now_ms, registry_of, reports_of
 from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.registry import Axis, UsageRow
 from proxy.settings import parse_duration_ms
@@ -96,8 +96,15 @@ def usage(
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
-    with reports_of(settings_from(config, options)) as reports:
+    if until is not None and until < since:
+        raise click.UsageError("--until is before --since")
+    settings = settings_from(config, options)
+    with reports_of(settings) as reports:
         rows = list(reports.usage(by, since, until, team))
+    if team is not None and not rows:
+        # Nothing to show and a name that was mistyped look alike: only one of them is an answer.
+        with registry_of(settings) as registry:
+            registry.get_team(team)
     header = (*(axis.value for axis in by), *_MEASURES, "cost_usd", "saved_usd")
     if as_json:
         echo_json([dict(zip(header, _cells(row, PICO_DIGITS), strict=True)) for row in rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from proxy.core.bucket import Gauge, Standing
+from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
 __all__ = ["forwardable", "rate_limit_headers", "returnable"]
@@ -52,16 +52,20 @@ def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tupl
 
 
 def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
-    """Write where the team's bucket stands, as OpenAI does; a dimension without a limit has no headers."""
-    requests, tokens = standing.requests, standing.tokens
-    return (*_gauge_headers("requests", requests), *_gauge_headers("tokens", tokens))
+    """Write where the team's bucket stands, as OpenAI does and as the IETF draft does (ratelimit-headers-10).
 
-
-def _gauge_headers(dimension: str, gauge: Gauge | None) -> tuple[tuple[str, str], ...]:
-    if gauge is None:
+    A dimension without a limit has no headers.
+    """
+    named = (("requests", standing.requests), ("tokens", standing.tokens))
+    gauges = [(name, gauge) for name, gauge in named if gauge is not None]
+    if not gauges:
         return ()
-    return (
-        (f"x-ratelimit-limit-{dimension}", str(gauge.limit)),
-        (f"x-ratelimit-remaining-{dimension}", str(gauge.remaining)),
-        (f"x-ratelimit-reset-{dimension}", format_duration(gauge.reset_ms)),
-    )
+    told: list[tuple[str, str]] = []
+    policies, levels = [], []
+    for name, (limit, remaining, reset_ms) in gauges:
+        told.append((f"x-ratelimit-limit-{name}", str(limit)))
+        told.append((f"x-ratelimit-remaining-{name}", str(remaining)))
+        told.append((f"x-ratelimit-reset-{name}", format_duration(reset_ms)))
+        policies.append(f'"{name}";q={limit};w=60')
+        levels.append(f'"{name}";r={remaining};t={-(-reset_ms // 1_000)}')
+    return (*told, ("RateLimit-Policy", ", ".join(policies)), ("RateLimit", ", ".join(levels)))

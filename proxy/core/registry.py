@@ -1,4 +1,4 @@
-"""Managing teams and keys, and reading what they used: what the command line and the admin API ask for.
+"""Managing teams and keys, and reading what they used: what the command line asks for.
 
 Every method is synchronous and talks to the database; a caller on an event loop uses a thread. Each one raises
 `StoreAway` when the database does not answer.
@@ -19,6 +19,7 @@ __all__ = [
     "Axis",
     "BadName",
     "BadValue",
+    "DataUnusable",
     "IssuedKey",
     "KeyChanges",
     "KeyLimits",
@@ -39,7 +40,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 
 class RegistryError(Exception):
-    """Root of the errors a change of teams or keys is refused with; never raised itself."""
+    """Root of the errors teams, keys and ledger are refused with; never raised itself."""
+
+
+class DataUnusable(RegistryError):
+    """What is kept cannot be used by this process; the message says why, and quotes nothing of it."""
 
 
 @dataclass(eq=False)

@@ -51,11 +51,12 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     No byte has gone to the client yet, which is what makes trying again safe for it.
     """
     chat, policy, clock = exchange.chat, services.policy.retry, services.clock
+    asking = chat.stream and not chat.include_usage and services.policy.ask_for_stream_usage
     request = UpstreamRequest(
         method=exchange.method,
         path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
         headers=forwardable(exchange.headers.items()),
-        body=ask_for_usage(chat) if chat.stream and not chat.include_usage else chat.raw,
+        body=ask_for_usage(chat) if asking else chat.raw,
     )
     begun_ns = clock.monotonic_ns()
     try:

@@ -33,6 +33,8 @@ class Policy:
     allow_unknown_models: bool = False
     extra_models: frozenset[str] = frozenset()
     max_json_depth: int = 64
+    ask_for_stream_usage: bool = True
+    """Whether upstream is asked for the usage of a stream where the client did not."""
 
 
 @dataclass(frozen=True, slots=True)

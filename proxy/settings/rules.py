@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from proxy.adapters.price_file import load_prices
+from proxy.core.pricing import PricesInvalid
 from proxy.settings.decode import Finding
 from proxy.settings.problem import nearest
 from proxy.settings.schema import Settings
@@ -104,8 +106,15 @@ def _ledger_sizes(settings: Settings) -> Iterator[Finding]:
 
 def _prices(settings: Settings) -> Iterator[Finding]:
     file = settings.prices.file
-    if file is not None and not file.is_file():
+    if file is None:
+        return
+    if not file.is_file():
         yield Finding(("prices", "file"), "no such file")
+        return
+    try:
+        load_prices(file)
+    except PricesInvalid as error:
+        yield Finding(("prices", "file"), str(error))
 
 
 def _stores(settings: Settings) -> Iterator[Finding]:

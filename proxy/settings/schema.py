@@ -33,7 +33,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """The whole of it; made by `load`, which has checked what one field means to another."""
 
     data_dir: Path = msgspec.field(default_factory=lambda: platformdirs.user_data_path("tollgate"))
-    """Directory of the SQLite file, the spool, the admin token and generated secrets; created with mode 0700."""
+    """Directory of the SQLite file, the spool and generated secrets; created with mode 0700."""
     redis_url: Secret | None = None
     """Redis for limits: what lets several workers and replicas hold teams to one limit."""
     cache_redis_url: Secret | None = None

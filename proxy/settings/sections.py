@@ -27,7 +27,6 @@ __all__ = [
     "LogFormat",
     "LogSettings",
     "ModelSettings",
-    "OnDisconnect",
     "PhaseSettings",
     "PriceSettings",
     "Section",
@@ -83,12 +82,6 @@ class LedgerSync(StrEnum):
     """Many records at once, shortly after; survives the process, and all but the last moments before a power cut."""
     STRICT = "strict"
     """Each record before its request goes on."""
-
-
-class OnDisconnect(StrEnum):
-    """What becomes of the call upstream when the client of a stream leaves."""
-
-    CANCEL = "cancel"
 
 
 class LogFormat(StrEnum):
@@ -250,8 +243,9 @@ class LedgerSettings(Section, frozen=True, kw_only=True):
 class StreamSettings(Section, frozen=True, kw_only=True):
     """`[streams]`: streamed answers."""
 
-    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
-    """What becomes of the call upstream when the client leaves."""
+    ask_for_usage: bool = True
+    """Whether upstream is asked for the usage of a stream where the client did not; off for an upstream that refuses
+    the option: tokens are then counted here, and flagged as estimated."""
 
 
 class LogSettings(Section, frozen=True, kw_only=True):

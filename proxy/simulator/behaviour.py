@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from proxy.simulator.faults import Faults
+
 __all__ = ["Behaviour"]
 
 
@@ -34,6 +36,9 @@ class Behaviour:
     api_key: str | None = field(default=None, repr=False)
     """The bearer token it takes; None: any that is not empty."""
 
+    faults: tuple[tuple[str, str], ...] = ()
+    """What befalls every request that asks for no fault itself; names and values as in `x-simulate-*` headers."""
+
     def __post_init__(self) -> None:
         ranges = (
             ("latency_ms", self.latency_ms, 0, 3_600_000),
@@ -48,3 +53,4 @@ class Behaviour:
         for name, value, least, most in ranges:
             if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} must be within {least}..{most}, not {value}")
+        Faults.named(self.faults)

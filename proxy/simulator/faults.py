@@ -56,15 +56,26 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     content_type: str | None = None
 
     @classmethod
-    def of(cls, headers: Iterable[tuple[bytes, bytes]]) -> Faults:
-        """Read them from raw headers. Raises `Refusal` 400 for a name or value that means nothing."""
+    def named(cls, wishes: Iterable[tuple[str, str]]) -> Faults:
+        """Make them of names as in the headers, without their beginning. Raises `ValueError`."""
+        try:
+            return cls.of((_PREFIX + name.encode(), value.encode()) for name, value in wishes)
+        except Refusal as refusal:
+            raise ValueError(refusal.message) from None
+
+    @classmethod
+    def of(cls, headers: Iterable[tuple[bytes, bytes]], otherwise: Faults | None = None) -> Faults:
+        """Read them from raw headers; `otherwise` holds for a request without any.
+
+        Raises `Refusal` 400 for a name or value that means nothing.
+        """
         found: dict[str, str] = {}
         for name, value in headers:
             lowered = name.lower()
             if lowered.startswith(_PREFIX):
                 found[lowered[len(_PREFIX) :].decode("latin-1")] = value.decode("latin-1")
         if not found:
-            return NO_FAULTS
+            return otherwise or NO_FAULTS
         try:
             faults = msgspec.convert(found, cls, strict=False)
         except msgspec.ValidationError as error:

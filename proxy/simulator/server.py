@@ -74,6 +74,7 @@ class _Simulator:
         self._time = time
         self._serials = Serials(behaviour.seed)
         self._limits = Limits(behaviour.requests_per_minute, behaviour.tokens_per_minute)
+        self._faults = Faults.named(behaviour.faults)
         self._attempts = Attempts()
         self._draws = 0
         self._stopping = False
@@ -126,7 +127,7 @@ class _Simulator:
         request = exchange.request
         body = await request.read()
         self.stats.last_body = body
-        faults = exchange.faults = self._attempts.still_faulty(Faults.of(request.raw_headers))
+        faults = exchange.faults = self._attempts.still_faulty(Faults.of(request.raw_headers, self._faults))
         if faults.reset:
             reset(request)
             return web.Response()

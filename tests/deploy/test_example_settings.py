@@ -47,7 +47,7 @@ def test_values_in_the_example_are_the_defaults():
 
 def test_the_example_is_accepted_with_every_setting_in_force(tmp_path):
     (tmp_path / "openai.key").write_text("sk-some-key")
-    (tmp_path / "prices.json").write_text("{}")
+    (tmp_path / "prices.json").write_text('{"models": {}}')
     file = tmp_path / "tollgate.toml"
     file.write_text(uncommented())
     settings = load(file, {})

@@ -100,9 +100,18 @@ def test_variables_take_the_type_of_their_setting():
 
 
 def test_paths_in_a_file_are_relative_to_it(written, tmp_path):
-    (tmp_path / "prices.json").write_text("{}")
+    (tmp_path / "prices.json").write_text('{"models": {}}')
     settings = load(written("data_dir = 'state'\n[prices]\nfile = 'prices.json'\n"), {})
     assert (settings.data_dir, settings.prices.file) == (tmp_path / "state", tmp_path / "prices.json")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"models": {"m": {"prices": {"input": 1}}}}'])
+def test_a_price_file_that_cannot_be_used_is_refused(written, tmp_path, content):
+    (tmp_path / "prices.json").write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load(written("[prices]\nfile = 'prices.json'\n"), {})
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.line) == ("prices.file", 2)
 
 
 def test_settings_are_frozen():
@@ -122,7 +131,7 @@ prot = 80
 workers = 0
 
 [streams]
-on_disconnect = "cancle"
+ask_for_usage = "yes"
 
 [stream]
 """
@@ -133,7 +142,7 @@ on_disconnect = "cancle"
         (4, "server.port"),
         (5, "server.prot"),
         (7, "server.workers"),
-        (10, "streams.on_disconnect"),
+        (10, "streams.ask_for_usage"),
         (12, "stream"),
     ]
     assert {problem.file for problem in problems} == {str(file)}
@@ -143,7 +152,7 @@ on_disconnect = "cancle"
         None,
         "did you mean port?",
         None,
-        "did you mean cancel?",
+        None,
         "did you mean streams?",
     ]
     assert problems[1].message == "expected int, got str"

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 
 from proxy.adapters.sql.engine import reading, writing
+from proxy.core.registry import DataUnusable
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate"]
 
@@ -16,7 +17,7 @@ HEAD = "0002"
 _POSTGRES_LOCK = 7_450_862_012_519_237_021
 
 
-class SchemaUnknown(Exception):
+class SchemaUnknown(DataUnusable):
     """The database was made by another version of the package, newer than this one."""
 
 

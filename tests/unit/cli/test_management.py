@@ -296,3 +296,13 @@ def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
     result = CliRunner().invoke(main, ["teams", "list", "--data-dir", str(tmp_path / "file" / "data")])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: Not a directory: ")
+
+
+def test_reading_makes_nothing(failed, tmp_path):
+    assert "holds no ledger" in failed("usage")
+    assert not (tmp_path / "data").exists()
+
+
+def test_usage_of_nobody_and_of_no_time_is_said_so(spent, failed, run):
+    assert "nobody" in failed("usage", "--team", "nobody")
+    assert run("usage", "--since", "2026-11-02", "--until", "2026-11-01").exit_code == 2

@@ -50,5 +50,7 @@ def test_where_the_limits_stand():
         "x-ratelimit-limit-tokens": "40000",
         "x-ratelimit-remaining-tokens": "0",
         "x-ratelimit-reset-tokens": "51.189s",
+        "RateLimit-Policy": '"requests";q=20;w=60, "tokens";q=40000;w=60',
+        "RateLimit": '"requests";r=19;t=3, "tokens";r=0;t=52',
     }
     assert rate_limit_headers(Standing()) == ()

@@ -59,3 +59,12 @@ def test_without_times_a_fault_stays():
     attempts = Attempts()
     faults = Faults(status=503)
     assert all(attempts.still_faulty(faults) is faults for _ in range(3))
+
+
+def test_options_disturb_whoever_asks_for_nothing_else():
+    otherwise = Faults.named([("cut-after", "3")])
+    assert Faults.of([(b"Accept", b"*/*")], otherwise).cut_after == 3
+    own = Faults.of([(b"X-Simulate-No-Usage", b"1")], otherwise)
+    assert (own.cut_after, own.no_usage) == (None, True)
+    with pytest.raises(ValueError, match="nonsense"):
+        Faults.named([("nonsense", "1")])
