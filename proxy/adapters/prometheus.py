@@ -241,6 +241,11 @@ class Metrics:
             for limit in (Dimension.REQUESTS, Dimension.TOKENS):
                 self._shadow_limited(team, limit.value)
 
+    def prepare_models(self, in_use: Iterable[tuple[str, str, str]]) -> None:
+        """Create the children of (team, model, endpoint) that the ledger knows, at 0, before the next one counts."""
+        for team, model, endpoint in in_use:
+            self._in_use(team, self._model(model), endpoint)
+
     def started(self) -> None:
         """Count a request in."""
         self.in_flight_requests.inc()

@@ -25,9 +25,10 @@ from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.telemetry import Telemetry
 from proxy.core.record import RequestRecord
-from proxy.core.registry import Registry
+from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.principals import Principals
@@ -97,6 +98,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         status_of=status_of,
     )
     sample = partial(_sample, metrics, ledger, cache, pacer, limits.limiter.clock_steps, ClockSteps())
+    metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     chores = (ledger.run, *limits.chores)
     return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
@@ -116,6 +118,13 @@ async def _limits(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spa
 
     shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
     return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn))
+
+
+def _models_in_use(engine: Engine) -> list[tuple[str, str, str]]:
+    axes = (Axis.TEAM, Axis.MODEL, Axis.ENDPOINT)
+    return [
+        (team, model, endpoint) for team, model, endpoint in (row.group for row in SqlUsageReports(engine).usage(axes))
+    ]
 
 
 def _sample(
@@ -154,6 +163,7 @@ def _policy(settings: Settings) -> Policy:
         allow_unknown_models=settings.models.unknown is UnknownModels.ALLOW,
         extra_models=frozenset(settings.models.extra),
         max_json_depth=settings.server.max_json_depth,
+        ask_for_stream_usage=settings.streams.ask_for_usage,
     )
 
 

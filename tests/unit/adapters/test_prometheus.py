@@ -154,3 +154,12 @@ def test_every_name_is_ours_and_every_help_a_sentence(metrics):
     for family in families:
         assert family.name.startswith("tollgate_")
         assert family.documentation.endswith(".")
+
+
+def test_what_the_ledger_knows_is_there_before_it_counts():
+    metrics = Metrics({"gpt-4o-mini"}.__contains__)
+    metrics.prepare_models([("growth", "gpt-4o-mini", "chat"), ("growth", "made-up", "chat")])
+    for model in ("gpt-4o-mini", "_other"):
+        labels = {"team": "growth", "model": model}
+        assert metrics.registry.get_sample_value("tollgate_spend_usd_total", labels) == 0
+        assert metrics.registry.get_sample_value("tollgate_tokens_total", {**labels, "kind": "input"}) == 0
