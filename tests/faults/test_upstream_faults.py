@@ -572,3 +572,14 @@ async def test_the_list_of_models_when_upstream_is_away(open_gateway: Open) -> N
         assert await gateway.events() == []
         assert await gateway.charged() == (0, 0)
         assert gateway.total("tollgate_requests_total", endpoint="models", outcome="upstream_error") == 1
+
+
+async def test_an_upstream_that_refuses_stream_options_is_not_asked_for_usage(open_gateway: Open) -> None:
+    gateway = await open_gateway(**{"streams.ask_for_usage": False})
+    async with gateway.stream() as response:
+        assert response.status == 200
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+    assert b"stream_options" not in gateway.stats.last_body
+    (event,) = await gateway.events()
+    assert (event["outcome"], event["estimated"]) == ("ok", True)
+    assert event["output_tokens"] >= 16
