@@ -1,6 +1,8 @@
 """Places in the store: whose they are, for how long, and what becomes of them when something goes wrong."""
 
 import asyncio
+import os
+import socket
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -15,10 +17,13 @@ from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.wire import Bounds
+from proxy.app import open_database
+from proxy.app.worker import serving
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import Admitted, Cost, Dimension, Refused, Scope
 from proxy.core.errors import StoreAway
 from proxy.core.tiers import Limits, Schedule
+from proxy.settings import load
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
 from tests.support.redis_route import PATIENT, open_route, until_true
 from tests.support.redis_server import RedisServer, all_servers
@@ -222,6 +227,20 @@ async def test_renewals_go_on_until_they_are_cancelled(server, monkeypatch):
         with pytest.raises(asyncio.CancelledError):
             await renewing
     assert not failures
+
+
+async def test_a_worker_renews_what_it_has_under_way(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(limiter_module, "RENEW_SECONDS", 0.0)
+    patient = {"limits.redis_deadline_ms": 5_000, "redis_url": server.url, "data_dir": str(tmp_path)}
+    settings = load(None, {}, {"server.port": 0, "server.admin_port": 0} | patient)
+    with open_database(settings) as engine:
+        async with serving(settings, engine) as worker:
+            reservation = await admit(worker.services.limiter)
+            first_ms = server.ask("ZSCORE", PLACES[0], lease_of(server))
+            await until_true(lambda: server.ask("ZSCORE", PLACES[0], lease_of(server)) > first_ms, "renewed")
+            assert lease_of(server).startswith(f"{socket.gethostname()}:{os.getpid()}:")
+            worker.services.limiter.settle(reservation, ONE)
+            await until_true(lambda: server.ask("EXISTS", *PLACES) == 0, "given back")
 
 
 async def test_what_is_stored_of_places_goes_by_itself_and_only_where_there_are_some(server):
