@@ -14,6 +14,7 @@ from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.event import Dispatch, UsageEvent
 from proxy.core.principal import KeyRecord, Team
 from proxy.core.record import RequestRecord
+from proxy.core.replay import Form
 
 __all__ = [
     "Cache",
@@ -94,7 +95,11 @@ class Limiter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A complete answer as it is kept: what a client is given again, byte for byte."""
+    """A complete answer as it is kept.
+
+    The body of a plain one is what upstream sent, byte for byte, or what its stream told; it answers requests in
+    either form. A streamed one is upstream's stream, kept only where it tells what a plain answer has no place for.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -106,6 +111,7 @@ class CachedAnswer:
     output_tokens: int
     cost_pico_usd: int
     """What the answer cost when it was made: what a hit saves."""
+    form: Form = Form.PLAIN
 
     @property
     def size_bytes(self) -> int:

@@ -67,7 +67,9 @@ class Exchange:
     cache: CacheResult | None = None
     cache_detail: str = ""
     digest: bytes | None = None
+    """Where in the cache the answer is, or is to be."""
     hit: CachedAnswer | None = None
+    """In the form that is asked for."""
     # admit
     admitted: Admitted = field(init=False, repr=False)
     reserved_input_tokens: int = 0

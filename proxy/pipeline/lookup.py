@@ -6,8 +6,11 @@ from proxy.core import fingerprint
 from proxy.core.chat import ChatRequest, nondeterminism
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
+from proxy.core.replay import Form
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
+from proxy.ports import CachedAnswer
 
 __all__ = ["cache_status", "look_up"]
 
@@ -25,7 +28,6 @@ async def look_up(exchange: Exchange, services: Services) -> None:
         method=exchange.method,
         path=f"{exchange.path}?{exchange.query}",
         upstream=services.upstream.identity,
-        form=_form(chat),
         body=chat.body,
     )
     exchange.cache = CacheResult.MISS
@@ -33,7 +35,7 @@ async def look_up(exchange: Exchange, services: Services) -> None:
         exchange.cache_detail = "request"
         return
     exchange.cache_detail = "uri-miss"
-    hit = await services.cache.get(principal.team.name, exchange.digest)
+    hit = await _find(exchange, services)
     if hit is not None:
         exchange.hit, exchange.cache, exchange.cache_detail = hit, CacheResult.HIT, ""
 
@@ -50,6 +52,25 @@ def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
             return f"tollgate; fwd=bypass; detail={exchange.cache_detail or 'request'}"
 
 
+async def _find(exchange: Exchange, services: Services) -> CachedAnswer | None:
+    """Find the entry for both forms, or, where that one cannot be told in the form asked for, the entry of this form.
+
+    In the latter case `exchange.digest` becomes that of this form, so that the answer to come is kept beside the other.
+    """
+    team, chat, digest = exchange.principal.team.name, exchange.chat, exchange.digest
+    if digest is None:
+        return None
+    entry = await services.cache.get(team, digest)
+    if entry is None:
+        return None
+    told = await tell(entry, chat)
+    if told is None:
+        exchange.digest = fingerprint.in_form(digest, Form.STREAM if chat.stream else Form.PLAIN)
+        entry = await services.cache.get(team, exchange.digest)
+        told = None if entry is None else await tell(entry, chat)
+    return told
+
+
 def _bypass(chat: ChatRequest, mode: CacheMode, directives: frozenset[str]) -> str | None:
     if mode is CacheMode.OFF:
         return "off"
@@ -61,12 +82,3 @@ def _bypass(chat: ChatRequest, mode: CacheMode, directives: frozenset[str]) -> s
 
 def _directives(cache_control: str) -> frozenset[str]:
     return frozenset(part.strip().lower() for part in cache_control.split(",")) if cache_control else frozenset()
-
-
-def _form(chat: ChatRequest) -> str:
-    """How the answer is framed: each form has an entry of its own."""
-    if not chat.stream:
-        return "plain"
-    # Options such as obfuscation change the bytes of a stream.
-    options = chat.body.get("stream_options") or {}
-    return "stream:" + ",".join(f"{name}={options[name]!r}" for name in sorted(options))

@@ -13,11 +13,12 @@ from proxy.core.event import Outcome
 from proxy.core.headers import rate_limit_headers, returnable
 from proxy.core.sse import EventTooLongError
 from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.keep import Copy, keep, keep_stream
 from proxy.pipeline.lookup import cache_status
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
 from proxy.pipeline.shadow import SHADOW_HEADER, shadow_status
-from proxy.ports import CachedAnswer, Clock, Downstream, UpstreamAnswer
+from proxy.ports import Clock, Downstream, UpstreamAnswer
 
 __all__ = ["relay", "replay"]
 
@@ -85,7 +86,7 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
         service_tier=completion.service_tier,
     )
     kept = returnable(answer.headers.items(), error=False)
-    stored = completion.storable and await _store(exchange, services, answer.status, kept, body)
+    stored = completion.storable and await keep(exchange, services, answer.status, kept, body)
     return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_governed(exchange, stored=stored)), body)
 
 
@@ -93,17 +94,17 @@ async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Down
     stream = ChatStream(choices=exchange.chat.choices, hide_usage=not exchange.chat.include_usage)
     exchange.stream, exchange.status = stream, answer.status
     kept = returnable(answer.headers.items(), error=False)
-    copy = _Copy(services.policy.cache_entry_max_bytes if exchange.digest is not None else 0)
+    copy = Copy(services.policy.cache_entry_max_bytes if exchange.digest is not None else 0)
     await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_governed(exchange)))
     try:
         async for chunk in _timed(exchange, answer, services.clock):
             passed = stream.feed(chunk)
-            copy.add(passed)
+            copy.add(chunk)
             if stream.done and not exchange.settled:
                 # SDKs hang up at [DONE]: the account and the cache come before it.
                 _settle_stream(exchange, services, stream)
-                if stream.storable and copy.pieces is not None:
-                    await _store(exchange, services, answer.status, kept, b"".join(copy.pieces))
+                if stream.storable:
+                    await keep_stream(exchange, services, answer.status, kept, copy)
             if passed:
                 exchange.first_byte_ns = exchange.first_byte_ns or services.clock.monotonic_ns()
                 await client.write(passed)
@@ -128,23 +129,6 @@ async def _end(exchange: Exchange, client: Downstream, services: Services, strea
     else:
         await client.close()
     return Reply(exchange.status, body=None)
-
-
-class _Copy:
-    """What has passed of a stream, for the cache; None once it is more than an entry may hold."""
-
-    __slots__ = ("_room_bytes", "pieces")
-
-    def __init__(self, room_bytes: int) -> None:
-        self._room_bytes = room_bytes
-        self.pieces: list[bytes] | None = []
-
-    def add(self, piece: bytes) -> None:
-        self._room_bytes -= len(piece)
-        if self._room_bytes < 0:
-            self.pieces = None
-        elif self.pieces is not None:
-            self.pieces.append(piece)
 
 
 async def _timed(exchange: Exchange, answer: UpstreamAnswer, clock: Clock) -> AsyncIterator[bytes]:
@@ -194,25 +178,6 @@ async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) 
         raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
     finally:
         exchange.upstream_ns += services.clock.monotonic_ns() - begun_ns
-
-
-async def _store(
-    exchange: Exchange, services: Services, status: int, headers: tuple[tuple[str, str], ...], body: bytes
-) -> bool:
-    if exchange.digest is None or status != 200 or len(body) > services.policy.cache_entry_max_bytes:
-        return False
-    entry = CachedAnswer(
-        status=status,
-        headers=headers,
-        body=body,
-        model=exchange.chat.model,
-        stored_at_ms=services.clock.now_ms(),
-        ttl_ms=services.policy.cache_ttl_ms,
-        input_tokens=exchange.usage.input_tokens,
-        output_tokens=exchange.usage.output_tokens,
-        cost_pico_usd=exchange.cost_pico_usd,
-    )
-    return await services.cache.put(exchange.principal.team.name, exchange.digest, entry)
 
 
 def _governed(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, str], ...]:

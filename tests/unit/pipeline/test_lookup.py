@@ -4,6 +4,7 @@ import pytest
 
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
+from proxy.core.replay import Form, explode
 from proxy.pipeline.lookup import cache_status, look_up
 from proxy.ports import CachedAnswer
 
@@ -48,7 +49,7 @@ async def test_a_miss_and_then_a_hit(bench, clock):
     assert (await looked_up(bench, body())).cache is CacheResult.MISS
 
 
-async def test_another_order_and_another_spelling_are_the_same_question(bench):
+async def test_another_order_spelling_or_form_is_the_same_question(bench):
     digests = {
         (await looked_up(bench, raw)).digest
         for raw in (
@@ -58,6 +59,9 @@ async def test_another_order_and_another_spelling_are_the_same_question(bench):
             body().replace(b'"hi"', b'"\\u0068i"'),
             json.dumps(BASE, indent=4).encode(),
             body(user="somebody"),
+            body(stream=True),
+            body(stream=True, stream_options={"include_usage": True}),
+            body(stream=True, stream_options={"include_obfuscation": False}),
         )
     }
     assert len(digests) == 1
@@ -71,9 +75,6 @@ async def test_another_order_and_another_spelling_are_the_same_question(bench):
         {"messages": [{"role": "system", "content": "hi"}]},
         {"max_tokens": 5},
         {"n": 2},
-        {"stream": True},
-        {"stream": True, "stream_options": {"include_usage": True}},
-        {"stream": True, "stream_options": {"include_obfuscation": False}},
         {"a field nobody knows": 1},
         {"seed": 7},
         {"top_p": 0.5},
@@ -150,3 +151,103 @@ async def test_a_client_that_wants_it_fresh_renews_the_entry(bench, clock):
 async def test_the_digest_is_told_to_nobody(bench):
     exchange = await looked_up(bench, body())
     assert exchange.digest.hex() not in cache_status(exchange, stored=True)
+
+
+WHOLE = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1_741_570_283,
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+}
+STRANGE = {**WHOLE, "a member of tomorrow": 1}
+HEADERS = (("content-type", "application/json; charset=utf-8"), ("openai-version", "2020-10-01"))
+
+
+def events(chunks) -> bytes:
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+def chunks_in(stream: bytes):
+    return [json.loads(event.removeprefix(b"data: ")) for event in stream.split(b"\n\n")[:-2]]
+
+
+STRANGE_CHUNKS = [{**chunk, "a member of tomorrow": 1} for chunk in explode(WHOLE, include_usage=True)]
+STREAMED = {"stream": True}
+STREAMED_WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}}
+
+
+@pytest.mark.parametrize("changes", [STREAMED, STREAMED_WITH_USAGE], ids=["bare", "usage"])
+async def test_a_plain_entry_is_told_as_a_stream(bench, clock, changes):
+    plain = await looked_up(bench, body())
+    kept = entry(clock, body=json.dumps(WHOLE).encode(), headers=HEADERS)
+    await bench.services.cache.put("growth", plain.digest, kept)
+    streamed = await looked_up(bench, body(**changes))
+    assert streamed.cache is CacheResult.HIT
+    assert streamed.hit.headers == (("Content-Type", "text/event-stream; charset=utf-8"), HEADERS[1])
+    assert streamed.hit.body.endswith(b"data: [DONE]\n\n")
+    assert chunks_in(streamed.hit.body) == explode(WHOLE, include_usage=changes is STREAMED_WITH_USAGE)
+    assert (streamed.hit.cost_pico_usd, streamed.hit.stored_at_ms) == (kept.cost_pico_usd, kept.stored_at_ms)
+    assert (await looked_up(bench, body())).hit == kept
+
+
+async def test_a_plain_answer_that_no_stream_can_tell_is_never_one(bench, clock):
+    plain = await looked_up(bench, body())
+    kept = entry(clock, body=json.dumps(STRANGE).encode(), headers=HEADERS)
+    await bench.services.cache.put("growth", plain.digest, kept)
+    streamed = await looked_up(bench, body(**STREAMED))
+    assert (streamed.cache, streamed.hit, cache_status(streamed)) == (CacheResult.MISS, None, "tollgate; fwd=uri-miss")
+    # What it is answered with has a place of its own, and takes none away.
+    assert streamed.digest != plain.digest
+    told = entry(clock, body=events(STRANGE_CHUNKS), form=Form.STREAM)
+    await bench.services.cache.put("growth", streamed.digest, told)
+    assert (await looked_up(bench, body())).hit == kept
+    again = await looked_up(bench, body(**STREAMED))
+    assert chunks_in(again.hit.body) == [
+        {name: value for name, value in chunk.items() if name != "usage"} for chunk in STRANGE_CHUNKS[:-1]
+    ]
+    assert chunks_in((await looked_up(bench, body(**STREAMED_WITH_USAGE))).hit.body) == STRANGE_CHUNKS
+
+
+async def test_a_stream_that_no_plain_answer_can_tell_is_never_one(bench, clock):
+    streamed = await looked_up(bench, body(**STREAMED_WITH_USAGE))
+    told = entry(clock, body=events(STRANGE_CHUNKS), form=Form.STREAM)
+    await bench.services.cache.put("growth", streamed.digest, told)
+    plain = await looked_up(bench, body())
+    assert (plain.cache, plain.hit) == (CacheResult.MISS, None)
+    assert plain.digest != streamed.digest
+    kept = entry(clock, body=json.dumps(STRANGE).encode())
+    await bench.services.cache.put("growth", plain.digest, kept)
+    assert (await looked_up(bench, body())).hit == kept
+    assert chunks_in((await looked_up(bench, body(**STREAMED_WITH_USAGE))).hit.body) == STRANGE_CHUNKS
+
+
+@pytest.mark.parametrize("form", Form)
+async def test_an_entry_bound_to_a_form_does_not_serve_the_other_wherever_it_lies(bench, clock, form):
+    """Even were it under the digest of the other form."""
+    asked = body() if form is Form.STREAM else body(**STREAMED)
+    strange = events(STRANGE_CHUNKS) if form is Form.STREAM else json.dumps(STRANGE).encode()
+    bound = entry(clock, body=strange, form=form)
+    for _ in range(2):
+        exchange = await looked_up(bench, asked)
+        assert exchange.hit is None
+        await bench.services.cache.put("growth", exchange.digest, bound)
+    assert (await looked_up(bench, asked)).hit is None
+
+
+async def test_garbage_is_a_miss_for_a_stream(bench, clock):
+    plain = await looked_up(bench, body())
+    for form in Form:
+        await bench.services.cache.put("growth", plain.digest, entry(clock, body=b"\xff{", form=form))
+        assert (await looked_up(bench, body(**STREAMED))).cache is CacheResult.MISS
+
+
+async def test_a_large_entry_is_told_all_the_same(bench, clock):
+    content = "žluť" * 100_000
+    choice = {**WHOLE["choices"][0], "message": {"role": "assistant", "content": content}}
+    plain = await looked_up(bench, body())
+    kept = entry(clock, body=json.dumps({**WHOLE, "choices": [choice]}, ensure_ascii=False).encode())
+    await bench.services.cache.put("growth", plain.digest, kept)
+    told = chunks_in((await looked_up(bench, body(**STREAMED))).hit.body)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in told) == content
