@@ -123,6 +123,19 @@ async def test_who_lives_keeps_its_place_for_as_long_as_its_request_takes(server
     assert not failures
 
 
+async def test_places_live_as_long_as_their_last_lease(server):
+    time = HandTime(server)
+    async with workers(server, 1) as (limiter, failures):
+        await admit(limiter)
+        before_ms = server.ask("PTTL", PLACES[0])
+        time.go_on(LEASE_MS - 1)
+        limiter.renew_leases()
+        await limiter.peek("a", SCOPES)
+        # A little of it has passed meanwhile, by the clock that keys expire by.
+        assert before_ms + LEASE_MS - 20_000 < server.ask("PTTL", PLACES[0]) < before_ms + LEASE_MS
+    assert not failures
+
+
 async def test_leases_of_two_processes_of_one_name_are_two(server):
     HandTime(server)
     async with workers(server, 3) as (first, second, other, failures):
