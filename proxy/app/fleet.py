@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from sqlalchemy import Engine
 
 from proxy.adapters.prometheus import CONTENT_TYPE, forget_process, render_shared
 from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.app.background import in_background
+from proxy.app.figures import own_figures
 from proxy.app.listen import listen, runner_of, url_of
 from proxy.app.supervisor import Supervisor
 from proxy.settings import Settings
@@ -19,8 +19,6 @@ from proxy.web.openai import VERSION_PREFIX
 from proxy.web.operations import Operations
 
 __all__ = ["Fleet", "serving_fleet"]
-
-_METRICS_DIRECTORY = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +34,29 @@ class Fleet:
 async def serving_fleet(settings: Settings, engine: Engine) -> AsyncIterator[Fleet]:
     """Start all workers and wait until the first one serves; leaving the block drains them all.
 
-    Raises `OSError` when the ports are taken.
+    Raises `OSError` when the ports are taken, `NeverReady` when no worker comes to serve.
     """
     server = settings.server
-    metrics_dir = settings.data_dir / _METRICS_DIRECTORY
-    # What an earlier run counted there was its own; the ledger is what lasts.
-    shutil.rmtree(metrics_dir, ignore_errors=True)
-    metrics_dir.mkdir(mode=0o700)
-    supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
-    operations = Operations(
-        render_metrics=lambda: render_shared(metrics_dir),
-        metrics_content_type=CONTENT_TYPE,
-        checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
-    )
-    runner = runner_of(operations.application(), shutdown_seconds=1.0)
-    try:
-        operations_url = await listen(runner, server.admin_host, server.admin_port)
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(supervisor.run())
-            try:
-                await supervisor.until_ready()
-                base_url = f"{url_of(server.host, supervisor.port)}{VERSION_PREFIX}"
-                yield Fleet(supervisor, base_url, operations_url)
-            finally:
-                operations.draining = True
-                supervisor.stop()
-                await asyncio.shield(running)
-    finally:
-        await runner.cleanup()
+    with own_figures(settings.data_dir) as metrics_dir:
+        supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
+        operations = Operations(
+            render_metrics=lambda: render_shared(metrics_dir),
+            metrics_content_type=CONTENT_TYPE,
+            checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
+        )
+        runner = runner_of(operations.application(), shutdown_seconds=1.0)
+        try:
+            operations_url = await listen(runner, server.admin_host, server.admin_port)
+            async with in_background() as spawn:
+                spawn(supervisor.run())
+                try:
+                    await supervisor.until_ready()
+                    base_url = f"{url_of(server.host, supervisor.port)}{VERSION_PREFIX}"
+                    yield Fleet(supervisor, base_url, operations_url)
+                finally:
+                    operations.draining = True
+                    supervisor.stop()
+                    await supervisor.until_ended()
+        finally:
+            supervisor.close()
+            await runner.cleanup()

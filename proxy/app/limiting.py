@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
 from proxy.app.background import in_background
+from proxy.core.bucket import Admitted, Cost
+from proxy.core.errors import StoreAway
 from proxy.ports import Clock, Spawn
 from proxy.settings import Settings, WhenRedisIsAway
 
@@ -55,11 +58,14 @@ async def shared_limits(
     stack.push_async_callback(route.close)
     scripts = Scripts(route)
     presence = _Presence(metrics, _away(settings))
-    worker = f"{socket.gethostname()}:{os.getpid()}"
+    # Two containers may share a host's name and number their processes alike.
+    worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
     policy = _policy(settings, clock, membership, metrics)
     limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
+    if isinstance(policy, Share):
+        presence.on_return = lambda: spawn(_tell_all(limiter, policy))
     try:
         await route.open()
         await limiter.load()
@@ -89,6 +95,17 @@ def probe(url: str) -> list[str]:
         raise TimeoutError from failure
 
 
+async def _tell_all(limiter: RedisLimiter, share: Share) -> None:
+    """Charge the store with what was counted here, without waiting for the teams: they may go on at other workers."""
+    for team, scopes in share.untold():
+        nothing = Cost(0, 0)
+        with suppress(StoreAway):
+            decision = await limiter.reserve(team, scopes, nothing)
+            if isinstance(decision, Admitted) and share.settle(decision.reservation, nothing):
+                # Away once more; its next return starts over.
+                return
+
+
 class _Presence:
     """Whether Redis is there, told to the log and the metric when it changes."""
 
@@ -97,12 +114,14 @@ class _Presence:
         self._policy = policy
         self._away = False
         self._gauge.set(0)
+        self.on_return: Callable[[], None] = lambda: None
 
     def answered(self) -> None:
         if self._away:
             self._away = False
             self._gauge.set(0)
             _log.warning("Redis answers again")
+            self.on_return()
 
     def silent(self) -> None:
         if not self._away:

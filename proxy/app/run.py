@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from proxy.app.demo import simulated, welcome
 from proxy.app.fleet import Fleet, serving_fleet
+from proxy.app.supervisor import NeverReady
 from proxy.app.worker import Worker, serving
 from proxy.settings import Settings
 
@@ -35,6 +36,9 @@ async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
                 server = await stack.enter_async_context(serving(settings, engine))
         except OSError as error:
             _log.error("cannot listen: %s", error)
+            return 1
+        except NeverReady as error:
+            _log.error("%s", error)
             return 1
         _log.info("operations on %s", server.operations_url)
         if demo:

@@ -7,6 +7,7 @@ descriptor FD says that it serves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
@@ -17,19 +18,34 @@ from sqlalchemy import Engine
 
 from proxy.adapters.prometheus import share_between_processes
 from proxy.app.database import open_database
+from proxy.app.figures import held
 from proxy.app.logging import log_to_stderr
 from proxy.app.worker import Seat, serving
 
 __all__: list[str] = []
 
+_log = logging.getLogger(__name__)
+
 
 def main(ready_fd: int) -> int:
     """Take the seat and serve until told to stop, or until the supervisor is gone."""
-    seat: Seat = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own supervisor's pipe, private to the two of us
+    try:
+        seat: Seat = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own supervisor's pipe, private to the two of us
+    except EOFError:
+        # The supervisor was gone before it could say what to serve.
+        return 1
     log_to_stderr(f"worker {seat.number}")
     share_between_processes(seat.metrics_dir, seat.number)
-    with open_database(seat.settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(seat, engine, ready_fd))
+    try:
+        with (
+            held(seat.metrics_dir),
+            open_database(seat.settings) as engine,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(_serve(seat, engine, ready_fd))
+    except OSError as error:
+        _log.error("cannot serve: %s", error)
+        return 1
 
 
 async def _serve(seat: Seat, engine: Engine, ready_fd: int) -> int:

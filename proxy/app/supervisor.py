@@ -3,6 +3,9 @@
 Every worker binds a socket of its own to the same port (`SO_REUSEPORT`) and the kernel deals connections out. The
 supervisor serves no traffic. It keeps one end of each worker's standard input open: a worker that reads the end of it
 has lost its supervisor, and drains.
+
+A worker that dies is started again for ever, as long as one of them has ever served; where none has, what keeps them
+from it will not mend by itself, and the supervisor gives up.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pathlib import Path
 from proxy.app.worker import Seat
 from proxy.settings import Settings
 
-__all__ = ["Supervisor"]
+__all__ = ["NeverReady", "Supervisor"]
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 10.0
@@ -30,7 +33,13 @@ _SETTLED_SECONDS = 60.0
 _KILL_AFTER_DRAIN_SECONDS = 15.0
 """Beyond the drain itself: flushing the spool to a slow database."""
 _READY = b"r"
+_MOST_TRIES = 3
+"""Starts of one worker while none has ever served."""
 _log = logging.getLogger(__name__)
+
+
+class NeverReady(Exception):
+    """No worker has come to serve, and none will."""
 
 
 class _Slot:
@@ -54,8 +63,11 @@ class Supervisor:
         self.port: int = self._port_holder.getsockname()[1]
         self._slots = [_Slot(Seat(number, self.port, metrics_dir, settings)) for number in range(server.workers)]
         self._forget_dead = forget_dead
-        self._stopping = False
-        self._someone_ready = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._was_ready = False
+        self._decided = asyncio.Event()
+        """Set when a worker serves for the first time, and when none is going to."""
+        self._ended = asyncio.Event()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -63,8 +75,14 @@ class Supervisor:
         return tuple(slot.process.pid for slot in self._slots if slot.process is not None)
 
     async def until_ready(self) -> None:
-        """Return when the first worker takes connections."""
-        await self._someone_ready.wait()
+        """Return when the first worker takes connections. Raises `NeverReady` when it gives up on that."""
+        await self._decided.wait()
+        if not self._was_ready:
+            raise NeverReady(f"no worker came to serve in {_MOST_TRIES} attempts")
+
+    async def until_ended(self) -> None:
+        """Return when every worker has ended after a `stop`."""
+        await self._ended.wait()
 
     async def someone_ready(self) -> None:
         """Raise `LookupError` while no worker takes connections."""
@@ -78,14 +96,22 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep every seat taken until `stop`; returns when the last worker has ended."""
-        async with asyncio.TaskGroup() as seats:
-            for slot in self._slots:
-                seats.create_task(self._keep(slot))
+        try:
+            async with asyncio.TaskGroup() as seats:
+                for slot in self._slots:
+                    seats.create_task(self._keep(slot))
+        finally:
+            self.close()
+            self._ended.set()
+            self._decided.set()
+
+    def close(self) -> None:
+        """Let go of the port. Idempotent."""
         self._port_holder.close()
 
     def stop(self) -> None:
         """Ask every worker to drain."""
-        self._stopping = True
+        self._stopping.set()
         for slot in self._slots:
             if slot.process is not None:
                 _signal(slot.process, signal.SIGTERM)
@@ -93,21 +119,23 @@ class Supervisor:
     async def _keep(self, slot: _Slot) -> None:
         backoff_seconds = _FIRST_BACKOFF_SECONDS
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while not self._stopping.is_set():
             born = loop.time()
             status = await self._run_once(slot)
-            if self._was_stopped():
+            if self._stopping.is_set():
+                return
+            if not self._was_ready and slot.restarts + 1 >= _MOST_TRIES:
+                _log.error("worker %d ended with status %d; giving up", slot.seat.number, status)
+                self.stop()
                 return
             _log.error("worker %d ended with status %d; starting another", slot.seat.number, status)
             if loop.time() - born > _SETTLED_SECONDS:
                 backoff_seconds = _FIRST_BACKOFF_SECONDS
-            await asyncio.sleep(backoff_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff_seconds):
+                    await self._stopping.wait()
             backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
             slot.restarts += 1
-
-    def _was_stopped(self) -> bool:
-        # A method, because a type checker takes an attribute for unchanged while we waited.
-        return self._stopping
 
     async def _run_once(self, slot: _Slot) -> int:
         """Run one process in a seat to its end."""
@@ -116,16 +144,19 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "proxy.app.seated", str(theirs), stdin=asyncio.subprocess.PIPE, pass_fds=(theirs,)
             )  # fmt: skip
-        except BaseException:
+        except OSError as error:
             os.close(ready_end)
-            raise
+            # Out of processes or memory for now, which is no reason to end the other workers.
+            _log.error("cannot start a process: %s", error)
+            return -1
         finally:
             os.close(theirs)
         slot.process = process
         try:
             await self._seat(process, slot, ready_end)
-            return await self._ended(process)
+            return await self._end_of(process)
         finally:
+            os.close(ready_end)
             slot.ready, slot.process = False, None
             self._forget_dead(slot.seat.number)
 
@@ -137,15 +168,15 @@ class Supervisor:
         with suppress(ConnectionResetError, BrokenPipeError):
             process.stdin.write(pickle.dumps(slot.seat))
             await process.stdin.drain()
-        if self._stopping:
+        if self._stopping.is_set():
             _signal(process, signal.SIGTERM)
-        with os.fdopen(ready_end, "rb", buffering=0) as pipe:
-            slot.ready = await asyncio.to_thread(pipe.read, 1) == _READY
+        slot.ready = await _first_byte(ready_end) == _READY
         if slot.ready:
-            self._someone_ready.set()
+            self._was_ready = True
+            self._decided.set()
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> int:
-        while not self._stopping:
+    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
+        while not self._stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     return await process.wait()
@@ -161,10 +192,25 @@ class Supervisor:
 def _bind(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     holder = socket.socket(family, kind, protocol)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    holder.bind(address)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError:
+        holder.close()
+        raise
     return holder
+
+
+async def _first_byte(pipe: int) -> bytes:
+    """Read one byte of a pipe, or none at its end; a thread for each worker would leave none for the metrics."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pipe, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(pipe)
+    return os.read(pipe, 1)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

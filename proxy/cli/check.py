@@ -39,7 +39,8 @@ def check(config: Path | None, *, as_json: bool) -> None:
         problems = error.problems
     for note in keyless:
         click.echo(f"note: {note}", err=True)
-    if settings is not None and settings.redis_url is not None:
+    usable = not any(problem.key == "redis_url" for problem in problems)
+    if settings is not None and settings.redis_url is not None and usable:
         for warning in _about_redis(settings.redis_url.reveal()):
             click.echo(f"warning: {warning}", err=True)
     if as_json:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import ROOT, clean_environment, run_tollgate
+from tests.support.workers import ask, has_ended, until_all_serve, workers_of
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -84,6 +88,29 @@ def run_js(text, server, team, node):
     assert run(["node", "--input-type=module"], text, server, team, cwd=node()).strip()
 
 
+def serve_with_workers(text, simulator, place):
+    """The options of the example, with our own Redis, upstream, ports and data: it serves, and it ends."""
+    (line,) = text.splitlines()
+    command, *options = shlex.split(line)
+    assert command == "tollgate"
+    assert options.pop(0) == "serve"
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert set(given) == {"--workers", "--redis-url", "--upstream"}
+    assert int(given["--workers"]) > 1
+    with RedisServer() as redis:
+        given["--redis-url"] = redis.url
+        del given["--upstream"]
+        flat = [word for pair in given.items() for word in pair]
+        with run_tollgate(place, simulator.base_url, simulator.key, options=flat) as running:
+            until_all_serve(running, int(given["--workers"]))
+            assert ask(running, running.add_team("reader")).status_code == 200
+            assert redis.calls("evalsha") > 0
+            processes = workers_of(running)
+            running.signal(signal.SIGTERM)
+            assert running.wait() == 0
+            assert all(has_ended(process) for process in processes)
+
+
 def meet_the_refusal(text, server, team, node):
     """The 429 that is shown is the 429 that comes, but for the part of three seconds that is left to wait."""
     shown = json.loads(text)
@@ -116,6 +143,7 @@ RUNNERS = [
     ("sh", r"curl http", run_curl),
     ("sh", r"tollgate teams add growth\b", run_team_commands),
     ("sh", r"tollgate check --config deploy/", run_commands),
+    ("sh", r"tollgate serve --workers ", serve_with_workers),
     ("python", r"from openai import OpenAI\n", run_python),
     ("js", r'import OpenAI from "openai";\n', run_js),
     ("json", r'\{"error": ', meet_the_refusal),
@@ -136,8 +164,11 @@ def test_there_are_blocks_and_all_of_them_are_read():
 
 
 @pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[text.splitlines()[0][:40] for _, text in BLOCKS])
-def test_a_block(language, text, server, reader, request):
+def test_a_block(language, text, server, reader, request, tmp_path):
     run_it = runner_of(language, text)
+    if run_it is serve_with_workers:
+        run_it(text, request.getfixturevalue("simulator"), tmp_path)
+        return
     # Only what needs Node asks for it, so that its absence skips nothing else.
     run_it(text, server, reader, lambda: request.getfixturevalue("node"))
 

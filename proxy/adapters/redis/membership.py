@@ -34,7 +34,7 @@ class Membership:
         store_failed: Callable[[str, str], None],
         presence: Presence,
     ) -> None:
-        """`presence` hears of answers here too: it may be a while until somebody asks for a decision."""
+        """`presence` hears of it here too: it may be a while until somebody asks for a decision."""
         self.part = Part(rank=declared_workers - 1, workers=declared_workers)
         self._scripts = scripts
         self._worker = worker
@@ -55,6 +55,7 @@ class Membership:
             reply = await self._scripts.run(self._beat, [_KEY], [self._worker, GONE_MS])
         except RedisFailure:
             self._store_failed(LIMITER_STORE, "heartbeat")
+            self._presence.silent()
             return
         self._presence.answered()
         alive = [name.decode() for name in cast("list[bytes]", reply)]

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.fallback import LIMITER_STORE
 from proxy.adapters.redis.outcomes import RedisFailure
-from proxy.core.bucket import Admitted, Cost, Decision, Gauge, Handle, NeverFits, Reservation, Scope, Standing
+from proxy.core.bucket import (
+    Admitted,
+    Cost,
+    Decision,
+    Dimension,
+    Gauge,
+    Handle,
+    Refused,
+    Reservation,
+    Scope,
+    Standing,
+)
 from proxy.core.errors import StoreAway
-from proxy.core.share import Part, part_of_scope
+from proxy.core.share import Part, part_of, part_of_scope
 from proxy.core.tiers import Limits
 from proxy.ports import Clock
 
@@ -21,6 +33,8 @@ __all__ = ["Open", "Share"]
 
 _MOST_TEAMS = 10_000
 _MS_PER_MINUTE = 60_000
+_TEAM = "team"
+"""The scope whose standing every decision tells."""
 
 
 class Open:
@@ -68,8 +82,9 @@ class Share:
     """Each worker holds teams to its part of their limits, in buckets of its own.
 
     A bucket starts at this worker's part of the level last seen in the store, and empty where none was: others may have
-    used it up. So the workers together admit at most the limit, and a burst more only where the number of workers was
-    out of date. When the store is back it is charged with what is still in use here.
+    used it up. So the workers together admit at most what was left, and a burst more only where what they saw was out
+    of date: their number, or a level that others have raised since. When the store is back it is charged with what was
+    used here, and not with what was assumed at the start.
     """
 
     def __init__(self, clock: Clock, part: Callable[[], Part], decided: Callable[[], None]) -> None:
@@ -78,14 +93,20 @@ class Share:
         self._part = part
         self._decided = decided
         self._local = MemoryLimiter(clock)
+        self._assumed = MemoryLimiter(clock)
+        """The same buckets as they would be had nobody used them here."""
         self._seen: OrderedDict[str, tuple[int, Standing]] = OrderedDict()
-        self._scopes: dict[str, dict[str, Scope]] = {}
-        """The scopes that were counted here, whole, by team and name."""
-        self._mine: set[Handle] = set()
+        self._counted: dict[str, dict[str, tuple[Scope, Scope]]] = {}
+        """What was counted here, by team and name: the scope, and this worker's part of it."""
+        self._mine: dict[Handle, Reservation] = {}
 
     def __contains__(self, team: str) -> bool:
         """Whether anything was counted here that the store has not been told."""
-        return team in self._scopes
+        return team in self._counted
+
+    def untold(self) -> list[tuple[str, tuple[Scope, ...]]]:
+        """Every team of which something was counted here that the store has not been told, with the scopes."""
+        return [(team, tuple(whole for whole, _ in counted.values())) for team, counted in self._counted.items()]
 
     def seen(self, team: str, standing: Standing) -> None:
         """Remember where a team's bucket stood; the team not seen for longest is forgotten."""
@@ -101,22 +122,36 @@ class Share:
         if parts is None:
             raise StoreAway(LIMITER_STORE, "reserve") from failure
         decision = await self._local.reserve(team, parts, cost)
-        if isinstance(decision, NeverFits):
+        standing = _of_whole(decision.standing, scopes[0], self._clock.now_ms())
+        if isinstance(decision, Admitted):
+            # Given out with the whole scopes: once the store has been told, it is the store's to settle.
+            local = decision.reservation
+            self._mine[local.handles[0]] = local
+            return Admitted(local._replace(scopes=tuple(scopes)), standing)
+        whole, own = next(pair for pair in zip(scopes, parts, strict=True) if pair[0].name == decision.scope)
+        now_ms = self._clock.now_ms()
+        (limit, capacity), (_, own_capacity) = (_bound(each, decision.dimension, now_ms) for each in (whole, own))
+        if isinstance(decision, Refused):
+            return replace(decision, limit=limit, used=decision.used + capacity - own_capacity, standing=standing)
+        if decision.requested <= capacity:
             # The whole bucket may hold it; a part of it cannot tell.
             raise StoreAway(LIMITER_STORE, "reserve") from failure
-        if isinstance(decision, Admitted):
-            self._mine.add(decision.reservation.handles[0])
-            return Admitted(decision.reservation, _of_whole(decision.standing, scopes[0], self._clock.now_ms()))
-        return decision
+        return replace(decision, limit=capacity, standing=standing)
 
     def settle(self, reservation: Reservation, actual: Cost) -> bool:
-        """Settle what was admitted here."""
-        handle = reservation.handles[0]
-        if handle not in self._mine:
+        """Settle what was admitted here; False when the store has been told of it since, and is to settle it.
+
+        There nothing comes back, the handle being of no epoch of the store's, and what was used beyond is charged.
+        """
+        local = self._mine.pop(reservation.handles[0], None)
+        if local is None:
             return False
-        self._mine.discard(handle)
-        self._local.settle(reservation, actual)
-        return True
+        self._local.settle(local, actual)
+        counted = self._counted.get(local.team, {})
+        told = [scope.name for scope in local.scopes if scope.name not in counted]
+        for name in told:
+            self._local.forget(local.team, name)
+        return not told
 
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
         """Count what the store could not be told."""
@@ -125,16 +160,14 @@ class Share:
             self._local.charge(team, parts, cost)
 
     def owed(self, team: str) -> Iterator[tuple[Scope, Cost]]:
-        """Give up what is in use here, for the store to be charged with; this worker no longer counts the team."""
-        part = self._part()
-        for scope in self._scopes.pop(team, {}).values():
-            own = part_of_scope(scope, part)
-            if own is None:
-                continue
-            used = self._local.used(team, own)
-            self._local.forget(team, scope.name)
-            if used.requests or used.tokens:
-                yield scope, used
+        """Give up what was used here, for the store to be charged with; this worker no longer counts the team."""
+        for name, (whole, own) in self._counted.pop(team, {}).items():
+            used, assumed = self._local.used(team, own), self._assumed.used(team, own)
+            self._local.forget(team, name)
+            self._assumed.forget(team, name)
+            cost = Cost(max(0, used.requests - assumed.requests), max(0, used.tokens - assumed.tokens))
+            if cost.requests or cost.tokens:
+                yield whole, cost
 
     async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
         """Where this worker's buckets stand. Raises `StoreAway` where its part is nothing."""
@@ -154,34 +187,50 @@ class Share:
             if own is None:
                 return None
             parts.append(own)
-        counted = self._scopes.setdefault(team, {})
-        for index, (scope, own) in enumerate(zip(scopes, parts, strict=True)):
+        counted = self._counted.setdefault(team, {})
+        for scope, own in zip(scopes, parts, strict=True):
             if scope.name not in counted:
-                standing = self._seen.get(team) if index == 0 else None
-                self._local.charge(team, (own,), self._level(own, standing, part))
-            counted[scope.name] = scope
+                level = self._level(scope, own, self._seen.get(team) if scope.name == _TEAM else None, part)
+                self._local.charge(team, (own,), level)
+                self._assumed.charge(team, (own,), level)
+            counted[scope.name] = (scope, own)
         return parts
 
-    def _level(self, own: Scope, seen: tuple[int, Standing] | None, part: Part) -> Cost:
+    def _level(self, whole: Scope, own: Scope, seen: tuple[int, Standing] | None, part: Part) -> Cost:
         """What a bucket of ours starts with as used."""
-        limits = own.schedule.limits_at(self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        limits, of_all = own.schedule.limits_at(now_ms), whole.schedule.limits_at(now_ms)
+        requests, tokens = limits.effective_request_capacity or 0, limits.effective_token_capacity or 0
         if seen is None:
-            return Cost(limits.effective_request_capacity or 0, limits.effective_token_capacity or 0)
-        seen_ms, standing = seen
+            return Cost(requests, tokens)
+        seen_ms, (of_requests, of_tokens) = seen
         passed_ms = self._clock.monotonic_ns() // 1_000_000 - seen_ms
-        return Cost(
-            _left_of(standing.requests, limits.requests_per_minute, part, passed_ms),
-            _left_of(standing.tokens, limits.tokens_per_minute, part, passed_ms),
-        )
+        # A standing under other limits says nothing of this bucket.
+        if of_requests is not None and of_requests.limit == of_all.requests_per_minute:
+            requests = _left_of(of_requests, of_all.effective_request_capacity or 0, part, passed_ms)
+        if of_tokens is not None and of_tokens.limit == of_all.tokens_per_minute:
+            tokens = _left_of(of_tokens, of_all.effective_token_capacity or 0, part, passed_ms)
+        return Cost(requests, tokens)
 
 
-def _left_of(gauge: Gauge | None, rate: int | None, part: Part, passed_ms: int) -> int:
-    """Our part of what was used, rounded up, less what our part of the rate has refilled since."""
-    if gauge is None or rate is None:
-        return 0
-    # Of a reset that was cut, the millisecond it is short of at most.
-    used = -(-gauge.limit * (gauge.reset_ms + 1) // _MS_PER_MINUTE)
-    return max(0, -(-used // part.workers) - rate * passed_ms // _MS_PER_MINUTE)
+def _left_of(gauge: Gauge, capacity: int, part: Part, passed_ms: int) -> int:
+    """Our part of what was used, rounded up, less what our part of the rate has refilled since, rounded down."""
+    # The reset alone tells of a debt; it may be short of a millisecond.
+    due_ms = gauge.reset_ms + 1 if gauge.reset_ms else 0
+    used = max(capacity - gauge.remaining, -(-gauge.limit * due_ms // _MS_PER_MINUTE))
+    return max(0, -(-used // part.workers) - part_of(gauge.limit, part) * passed_ms // _MS_PER_MINUTE)
+
+
+def _bound(scope: Scope, dimension: Dimension, now_ms: int) -> tuple[int, int]:
+    """What a refusal names as the limit, and what the bucket holds."""
+    limits = scope.schedule.limits_at(now_ms)
+    match dimension:
+        case Dimension.REQUESTS:
+            return limits.requests_per_minute or 0, limits.effective_request_capacity or 0
+        case Dimension.TOKENS:
+            return limits.tokens_per_minute or 0, limits.effective_token_capacity or 0
+        case Dimension.PARALLEL:
+            return scope.max_parallel or 0, scope.max_parallel or 0
 
 
 def _of_whole(standing: Standing, scope: Scope, now_ms: int) -> Standing:

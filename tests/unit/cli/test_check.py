@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
+from tests.support.redis_server import RedisServer, eventually, free_port
 
 
 @pytest.fixture
@@ -65,3 +66,47 @@ def test_json_names_the_same_problems(check):
 def test_json_of_a_good_file(check):
     _, result = check("", "--json", OPENAI_API_KEY="sk-some-key")
     assert (result.exit_code, json.loads(result.stdout)) == (0, {"ok": True, "problems": []})
+
+
+# Redis
+
+
+def about(check, url):
+    _, result = check("", OPENAI_API_KEY="sk-some-key", TOLLGATE_REDIS_URL=url)
+    return result.exit_code, result.stderr
+
+
+def test_a_redis_that_answers_and_is_fit_needs_no_word(check):
+    with RedisServer() as redis:
+        assert about(check, redis.url) == (0, "")
+
+
+def test_a_redis_that_evicts_is_warned_of(check):
+    with RedisServer("maxmemory-policy allkeys-lru") as redis:
+        status, said = about(check, redis.url)
+        assert status == 0
+        assert said.startswith("warning: redis ")
+        assert said.endswith(
+            f" at 127.0.0.1:{redis.port} throws keys away when memory is short (allkeys-lru): set noeviction\n"
+        )
+
+
+def test_a_replica_is_warned_of(check):
+    with RedisServer() as primary, RedisServer(f"replicaof 127.0.0.1 {primary.port}") as replica:
+        eventually(lambda: replica.ask("INFO")["master_link_status"] == "up", "the replica follows")
+        status, said = about(check, replica.url)
+        assert status == 0
+        assert "is a replica and takes no writes: name its primary, or use redis+sentinel://" in said
+
+
+def test_a_redis_that_does_not_answer_is_warned_of(check):
+    status, said = about(check, f"redis://:a-password@127.0.0.1:{free_port()}")
+    assert (status, said) == (0, "warning: Redis does not answer from here\n")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "redis://:a-password@127.0.0.1:port", "redis+sentinel://h:1"])
+def test_a_url_that_is_no_redis_url_is_a_problem(check, url):
+    _, result = check("", OPENAI_API_KEY="sk-some-key", TOLLGATE_REDIS_URL=url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "redis_url: " in result.stderr.lower()
+    assert "a-password" not in result.stderr

@@ -1,0 +1,145 @@
+"""Limits shared in Redis, put together as a worker does it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from proxy.adapters.clock import SystemClock
+from proxy.adapters.prometheus import Metrics
+from proxy.adapters.redis.fallback import Closed
+from proxy.adapters.redis.policies import Open, Share
+from proxy.adapters.redis.route import Facts
+from proxy.app import limiting
+from proxy.app.background import in_background
+from proxy.core.bucket import Admitted, Cost, Scope
+from proxy.core.tiers import Limits, Schedule
+from proxy.settings import WhenRedisIsAway, load
+from tests.support.redis_route import until_true
+from tests.support.redis_server import RedisServer, free_port
+
+LIMITS = Limits(1, None, 100)
+SCOPES = (Scope("team", Schedule(LIMITS, LIMITS)),)
+
+
+def fact(**changes):
+    fit = {
+        "address": "127.0.0.1:6379",
+        "server": "redis",
+        "version": "6.2.0",
+        "role": "master",
+        "maxmemory_policy": "noeviction",
+        "maxmemory_bytes": 0,
+        "is_cluster": False,
+    }
+    return Facts(**fit | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"server": "valkey", "version": "8.0.1"}, None),
+        # Valkey counts its own versions; what it says to those who ask for Redis' is no matter.
+        ({"server": "valkey", "version": "1.0"}, None),
+        ({"version": "10.0.1"}, None),
+        ({"role": "", "maxmemory_policy": ""}, None),
+        ({"version": "6.0.16"}, "redis 6.0.16 at 127.0.0.1:6379 is too old: 6.2 or newer is needed"),
+        ({"version": ""}, "is too old"),
+        ({"role": "slave"}, "is a replica and takes no writes"),
+        ({"maxmemory_policy": "volatile-lru"}, "throws keys away when memory is short (volatile-lru)"),
+    ],
+)
+def test_what_is_wrong_with_a_server(changes, said):
+    warnings = limiting.redis_warnings((fact(**changes),))
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
+def test_each_server_and_fault_is_named():
+    warnings = limiting.redis_warnings((fact(address="a:1"), fact(address="b:2", role="slave", version="5.0")))
+    assert len(warnings) == 2
+    assert all(" at b:2 " in warning for warning in warnings)
+
+
+def test_nobody_there_is_a_timeout():
+    with pytest.raises(TimeoutError):
+        limiting.probe(f"redis://127.0.0.1:{free_port()}")
+
+
+def test_a_server_that_accepts_and_says_nothing_is_a_timeout(monkeypatch):
+    monkeypatch.setattr(limiting, "_PATIENCE_SECONDS", 0.2)
+    with RedisServer() as redis, redis.frozen(), pytest.raises(TimeoutError):
+        limiting.probe(redis.url)
+
+
+@asynccontextmanager
+async def shared(url, policy=WhenRedisIsAway.SHARE):
+    settings = load(
+        environ={"OPENAI_API_KEY": "sk-upstream", "TOLLGATE_REDIS_URL": url},
+        overrides={"limits.when_redis_is_away": policy.value},
+    )
+    metrics = Metrics(lambda _: True)
+    async with in_background() as spawn, AsyncExitStack() as stack:
+        made = await limiting.shared_limits(settings, url, SystemClock(), metrics, spawn, stack)
+        for chore in made.chores:
+            spawn(chore())
+        yield made.limiter, lambda: metrics.registry.get_sample_value("tollgate_degraded", {"store": "limiter"})
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind"),
+    [(WhenRedisIsAway.SHARE, Share), (WhenRedisIsAway.OPEN, Open), (WhenRedisIsAway.CLOSED, Closed)],
+)
+async def test_the_policy_is_the_one_of_the_settings(policy, kind):
+    with RedisServer() as redis:
+        async with shared(redis.url, policy) as (limiter, _):
+            assert isinstance(limiter._fallback, kind)
+
+
+async def test_a_redis_that_is_away_is_told_of_though_nobody_asks_and_so_is_its_return(caplog):
+    caplog.set_level(logging.WARNING)
+    with RedisServer() as redis:
+        async with shared(redis.url) as (_, degraded):
+            assert degraded() == 0
+            redis.kill()
+            await until_true(degraded, "it is degraded")
+            redis.start()
+            await until_true(lambda: not degraded(), "it is not")
+    assert [record.message for record in caplog.records] == [
+        "Redis does not answer; limits are held by the policy 'share'",
+        "Redis answers again",
+    ]
+
+
+async def test_a_redis_that_is_away_at_the_start_is_waited_for():
+    redis = RedisServer(port=free_port())
+    async with shared(redis.url) as (_, degraded):
+        assert degraded() == 1
+        with redis:
+            await until_true(lambda: not degraded(), "it is found")
+
+
+async def test_its_return_is_charged_with_what_was_used_without_the_team_asking_again():
+    with RedisServer() as redis:
+        async with shared(redis.url) as (limiter, degraded):
+            assert isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+            redis.kill()
+            await until_true(degraded, "it is degraded")
+            for _ in range(30):
+                assert isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+            redis.start()
+            await until_true(lambda: not degraded(), "it is not")
+            await until_true(lambda: "a" not in limiter._fallback, "it is told")
+            (standing,) = await limiter.peek("a", SCOPES)
+            assert standing.requests.remaining == 70
+
+
+async def test_workers_of_one_host_and_number_are_two():
+    with RedisServer() as redis:
+        async with shared(redis.url), shared(redis.url):
+            await asyncio.sleep(0)
+            assert redis.ask("ZCARD", "tollgate:workers") == 2
