@@ -371,6 +371,13 @@ def test_what_one_upstream_says_twice_or_leaves_out():
     assert assemble(chunks) == completion(message, service_tier="flex")
 
 
+def test_parallel_calls_are_in_the_order_of_their_indices():
+    first, *_, finish, usage = chunks_of(content=None)
+    whole = completion({"content": None, "tool_calls": [call(number, arguments="{}") for number in range(3)]})
+    pieces = explode(whole, include_usage=True)[1:-2]
+    assert assemble([first, *reversed(pieces), finish, usage]) == whole
+
+
 def test_comments_and_other_line_ends_are_read_over():
     stream = stream_of(json.dumps(completion()).encode(), include_usage=True)
     assert (
