@@ -319,7 +319,8 @@ def _longest(
 def _until(used: int, cost: int | None, schedule: Schedule, which: int, at_ms: int) -> int:
     """Milliseconds from `at_ms` until a dimension has room for `cost` units, or until it is full for None.
 
-    A wait is rounded up: not one earlier has room. The time until it is full is cut, as it is told. At least `_NEVER` when a full bucket would have no room either.
+    A wait is rounded up: not one earlier has room. The time until it is full is cut, as it is told. At least `_NEVER`
+    when a full bucket would have no room either.
     """
     switch_ms = schedule.switch_at_ms
     rate, capacity = schedule.before.figures[2 * which : 2 * which + 2]
