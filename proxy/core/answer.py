@@ -96,6 +96,8 @@ class _Full(msgspec.Struct):
     service_tier: str | None = None
 
 
+_UNREADABLE = (msgspec.MsgspecError, RecursionError)
+"""What decoding raises for what is no chunk and no completion; the second for nesting by the thousand."""
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_full = msgspec.json.Decoder(_Full).decode
 
@@ -116,7 +118,7 @@ def parse_completion(body: bytes) -> Completion:
     """Read a plain answer; one that is not a completion has no usage and is not storable."""
     try:
         full = _decode_full(body)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return Completion(None, None, storable=False, counted_output_tokens=text_tokens(len(body)))
     usage = full.usage.counted() if full.usage else None
     reasons = [choice.finish_reason for choice in full.choices or ()]
@@ -219,7 +221,7 @@ class ChatStream:
             return None
         try:
             chunk = _decode_chunk(data)
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             self.malformed = True
             return None
         if chunk.error is not None:

@@ -148,6 +148,6 @@ async def _error_code(answer: UpstreamAnswer) -> str | None:
         raise
     try:
         error = _decode_error(body).error
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     return error.code if error else None

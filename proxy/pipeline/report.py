@@ -43,7 +43,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         method=exchange.method,
         endpoint=exchange.endpoint,
         status=exchange.status or ending.status,
-        outcome=exchange.outcome if exchange.settled and ending.outcome is not Outcome.FAILED else ending.outcome,
+        outcome=exchange.outcome if exchange.settled else ending.outcome,
         duration_ms=total_ns / _NS_PER_MS,
         overhead_ms=max(0, total_ns - exchange.upstream_ns) / _NS_PER_MS,
         upstream_ms=exchange.upstream_ns / _NS_PER_MS,

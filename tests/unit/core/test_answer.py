@@ -149,3 +149,11 @@ def test_usage_that_no_meter_can_show_is_none(usage):
     assert completion.usage is None
     assert not completion.storable
     assert completion.counted_output_tokens > 0
+
+
+def test_nesting_by_the_thousand_is_no_answer():
+    deep = b'{"choices":' + b"[" * 100_000
+    assert not parse_completion(deep + b"]" * 100_000 + b"}").storable
+    stream = ChatStream(choices=1, hide_usage=True)
+    stream.feed(b"data: " + deep + b"\n\n")
+    assert stream.malformed
