@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import prometheus_client  # noqa: TID251 - their one home
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values  # noqa: TID251 - same
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, values  # noqa: TID251 - same
+from prometheus_client.registry import Collector  # noqa: TID251 - same
 
 from proxy import __version__
 from proxy.core.bucket import Dimension
@@ -51,8 +53,25 @@ def forget_process(directory: Path, number: int) -> None:
 def render_shared(directory: Path) -> bytes:
     """Write the figures of all processes as one, in the text format."""
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]  # as above
+    registry.register(_Shared(directory))
     return prometheus_client.generate_latest(registry)
+
+
+class _Shared(Collector):
+    """The figures in the files of a directory, added up."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = []
+        for path in self._directory.glob("*.db"):
+            # One that is being made is empty for a moment, one of a dead process may be gone: neither tells anything.
+            with suppress(FileNotFoundError):
+                if path.stat().st_size:
+                    files.append(str(path))
+        merged: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # as above
+        return merged
 
 
 class Metrics:

@@ -11,6 +11,7 @@ import socket
 import psutil
 import pytest
 
+from proxy.adapters.prometheus import render_shared
 from proxy.app import open_database
 from proxy.app.figures import held, own_figures
 from proxy.app.fleet import serving_fleet
@@ -119,3 +120,8 @@ def test_what_a_killed_run_left_goes_with_the_next_and_not_while_a_worker_is_at_
         assert (left / "counter_0.db").exists()
     with own_figures(tmp_path):
         assert not left.exists()
+
+
+def test_a_file_that_is_just_being_made_is_no_reason_to_tell_nothing(tmp_path):
+    (tmp_path / "counter_0.db").touch()
+    assert render_shared(tmp_path) == b""

@@ -100,7 +100,7 @@ def test_figures_tie_out_and_no_counter_goes_back_over_five_deaths(gateway):
     seen, stop = [], threading.Event()
 
     def watch():
-        while not stop.is_set():
+        while not stop.wait(0.01):
             seen.append(requests_told())
 
     watcher = threading.Thread(target=watch)
