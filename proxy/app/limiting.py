@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
 from proxy.app.background import in_background
-from proxy.core.bucket import Admitted, Cost
-from proxy.core.errors import StoreAway
 from proxy.ports import Clock, Spawn
 from proxy.settings import Settings, WhenRedisIsAway
 
@@ -64,8 +62,7 @@ async def shared_limits(
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
     policy = _policy(settings, clock, membership, metrics)
     limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
-    if isinstance(policy, Share):
-        presence.on_return = lambda: spawn(_tell_all(limiter, policy))
+    presence.on_return = limiter.tell_all
     try:
         await route.open()
         await limiter.load()
@@ -93,17 +90,6 @@ def probe(url: str) -> list[str]:
         return asyncio.run(look())
     except RedisFailure as failure:
         raise TimeoutError from failure
-
-
-async def _tell_all(limiter: RedisLimiter, share: Share) -> None:
-    """Charge the store with what was counted here, without waiting for the teams: they may go on at other workers."""
-    for team, scopes in share.untold():
-        nothing = Cost(0, 0)
-        with suppress(StoreAway):
-            decision = await limiter.reserve(team, scopes, nothing)
-            if isinstance(decision, Admitted) and share.settle(decision.reservation, nothing):
-                # Away once more; its next return starts over.
-                return
 
 
 class _Presence:

@@ -14,6 +14,7 @@ __all__ = [
     "NEVER_FITS",
     "PARALLEL_WAIT_MS",
     "REFUSED",
+    "TEAM_SCOPE",
     "Admitted",
     "Cost",
     "Decision",
@@ -34,6 +35,10 @@ ADMITTED, REFUSED, NEVER_FITS = range(3)
 
 PARALLEL_WAIT_MS = 1_000
 """What is told to a request that finds every place taken: when one falls free cannot be known."""
+
+
+TEAM_SCOPE = "team"
+"""Name of the scope that is a team's own; always the first."""
 
 
 class Dimension(StrEnum):

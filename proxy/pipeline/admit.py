@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.core.bucket import Admitted, Cost, NeverFits, Refused, Scope
+from proxy.core.decision import TEAM_SCOPE
 from proxy.core.errors import LimitReached, NeverAdmissible
 from proxy.core.estimate import estimate_input, estimate_output
 from proxy.core.principal import Principal
@@ -48,7 +49,7 @@ def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> 
     team, key = principal.team, principal.key
     tier = policy.tiers.get(team.tier) or policy.tiers[policy.default_tier]
     scopes: tuple[Scope, ...] = (
-        Scope("team", tier.schedule(team.tier_since_ms, now_ms, team.limits), team.max_parallel),
+        Scope(TEAM_SCOPE, tier.schedule(team.tier_since_ms, now_ms, team.limits), team.max_parallel),
     )
     if key.limits is not None or key.max_parallel is not None:
         scopes += (_steady(f"key:{key.kid}", key.limits or _UNLIMITED, key.max_parallel),)

@@ -39,6 +39,10 @@ class Debts:
         """Whether a team owes anything."""
         return team in self._of_team
 
+    def teams(self) -> tuple[str, ...]:
+        """Every team that owes anything."""
+        return tuple(self._of_team)
+
     def add(self, team: str, scopes: Sequence[Scope], cost: Cost, *, doubtful: bool) -> None:
         """Note a charge; nothing negative counts."""
         if len(self._of_team) >= _MOST and team not in self._of_team:

@@ -53,6 +53,10 @@ class Fallback(Protocol):
         """Hear where a team's own bucket stood in the store."""
         ...
 
+    def untold(self) -> tuple[str, ...]:
+        """Every team of which it has counted something that the store has not been told."""
+        ...
+
     def owed(self, team: str) -> Iterable[tuple[Scope, Cost]]:
         """Give up what it has counted of a team, now that the store is back: it is charged with this."""
         ...
@@ -83,6 +87,10 @@ class Closed:
 
     def seen(self, team: str, standing: Standing) -> None:
         """Nothing to do: it keeps no buckets."""
+
+    def untold(self) -> tuple[str, ...]:
+        """Name nobody."""
+        return ()
 
     def owed(self, team: str) -> Iterable[tuple[Scope, Cost]]:  # noqa: ARG002 - whatever was asked
         """Give nothing."""

@@ -34,6 +34,7 @@ from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, W
 from proxy.adapters.redis.scripts import Script, Scripts
 from proxy.core import bucket
 from proxy.core.bucket import STEP_BACK_MS, Admitted, Cost, Decision, Refused, Reservation, Scope, Standing
+from proxy.core.decision import TEAM_SCOPE
 from proxy.ports import Clock
 
 __all__ = ["DENY_MS", "LimiterScripts", "RedisLimiter"]
@@ -135,9 +136,7 @@ class RedisLimiter:
             self._presence.silent()
             return await self._fallback.reserve(team, scopes, cost, failure)
         decision = bucket.decision(team, scopes, cost, answer)
-        self._fallback.seen(team, decision.standing)
-        if team in self._fallback:
-            self._tell(team)
+        self._hear(team, scopes, decision.standing)
         if type(decision) is Refused:
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
         elif lease is not None and type(decision) is Admitted:
@@ -201,6 +200,20 @@ class RedisLimiter:
         args = [pack_charge(cost), *(pack_schedule(scope.schedule) for scope in scopes)]
         keys = [bucket_key(team, scope.name) for scope in scopes]
         self._post(self._verbs.charge, keys, args, on_failure)
+
+    def tell_all(self) -> None:
+        """Charge a store that is back with all it has not been told, without waiting for the teams to come again."""
+        for team in self._fallback.untold():
+            self._tell(team)
+        for team in self._debts.teams():
+            self._catch_up(team)
+
+    def _hear(self, team: str, scopes: Sequence[Scope], standing: Standing) -> None:
+        """Let the fallback know where a team's own bucket stands, and the store what the fallback counted of it."""
+        if scopes[0].name == TEAM_SCOPE:
+            self._fallback.seen(team, standing)
+        if team in self._fallback:
+            self._tell(team)
 
     def _tell(self, team: str) -> None:
         """Charge the store with what was counted in its place: the decision just made did not know, the next do."""

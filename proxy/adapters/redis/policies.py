@@ -69,6 +69,10 @@ class Open:
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
         """Nothing to do: it keeps no buckets."""
 
+    def untold(self) -> tuple[str, ...]:
+        """Name nobody."""
+        return ()
+
     def owed(self, team: str) -> Iterator[tuple[Scope, Cost]]:  # noqa: ARG002 - nothing was counted
         """Give nothing."""
         return iter(())
@@ -104,9 +108,9 @@ class Share:
         """Whether anything was counted here that the store has not been told."""
         return team in self._counted
 
-    def untold(self) -> list[tuple[str, tuple[Scope, ...]]]:
-        """Every team of which something was counted here that the store has not been told, with the scopes."""
-        return [(team, tuple(whole for whole, _ in counted.values())) for team, counted in self._counted.items()]
+    def untold(self) -> tuple[str, ...]:
+        """Every team of which something was counted here that the store has not been told."""
+        return tuple(self._counted)
 
     def seen(self, team: str, standing: Standing) -> None:
         """Remember where a team's bucket stood; the team not seen for longest is forgotten."""
