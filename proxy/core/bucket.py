@@ -155,10 +155,20 @@ def reserve(
             level[0] if state is not None and level[0][1] < state[1] else None
             for state, level in zip(states, levels, strict=True)
         ]
-    taken = [_take(level, units_r, units_t, epoch) for level in levels]
-    after = [state for state, _ in taken]
-    stands = _stand(after[0], levels[0][1], scopes[0].schedule, now_ms)
-    return (ADMITTED, *stands, *(number for _, handle in taken for number in handle)), after
+    return _admit(levels, units_r, units_t, scopes[0].schedule, now_ms, epoch)
+
+
+def _admit(
+    levels: Sequence[_Level], units_r: int, units_t: int, schedule: Schedule, now_ms: int, epoch: int
+) -> tuple[Answer, Sequence[State | None]]:
+    """The answer and the states after a charge that every level has room for; `schedule` is the first one's."""
+    after: list[State] = []
+    handles: Answer = ()
+    for level in levels:
+        charged, handle = _take(level, units_r, units_t, epoch)
+        after.append(charged)
+        handles += handle
+    return (ADMITTED, *_stand(after[0], levels[0][1], schedule, now_ms), *handles), after
 
 
 def _take(level: _Level, units_r: int, units_t: int, epoch: int) -> tuple[State, Answer]:
