@@ -24,6 +24,7 @@ from proxy.core.bucket import (
     Scope,
     Standing,
 )
+from proxy.core.decision import TEAM_SCOPE
 from proxy.core.errors import StoreAway
 from proxy.core.share import Part, part_of, part_of_scope
 from proxy.core.tiers import Limits
@@ -33,8 +34,6 @@ __all__ = ["Open", "Share"]
 
 _MOST_TEAMS = 10_000
 _MS_PER_MINUTE = 60_000
-_TEAM = "team"
-"""The scope whose standing every decision tells."""
 
 
 class Open:
@@ -171,6 +170,8 @@ class Share:
             self._assumed.forget(team, name)
             cost = Cost(max(0, used.requests - assumed.requests), max(0, used.tokens - assumed.tokens))
             if cost.requests or cost.tokens:
+                if name == TEAM_SCOPE:
+                    self._see_told(team, whole, cost)
                 yield whole, cost
 
     async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
@@ -181,6 +182,21 @@ class Share:
         now_ms = self._clock.now_ms()
         stands = await self._local.peek(team, parts)
         return tuple(_of_whole(standing, scope, now_ms) for standing, scope in zip(stands, scopes, strict=True))
+
+    def _see_told(self, team: str, whole: Scope, cost: Cost) -> None:
+        """Count what the store is told in what was last seen of it: it may go away again before anybody asks."""
+        if team not in self._seen:
+            return
+        seen_ms, (requests, tokens) = self._seen[team]
+        now_ms = self._clock.monotonic_ns() // 1_000_000
+        limits = whole.schedule.limits_at(self._clock.now_ms())
+        if requests is not None:
+            capacity = limits.effective_request_capacity or 0
+            requests = _charged(requests, capacity, cost.requests, now_ms - seen_ms)
+        if tokens is not None:
+            capacity = limits.effective_token_capacity or 0
+            tokens = _charged(tokens, capacity, cost.tokens, now_ms - seen_ms)
+        self._seen[team] = (now_ms, Standing(requests, tokens))
 
     def _parts(self, team: str, scopes: Sequence[Scope]) -> list[Scope] | None:
         """This worker's part of each scope, its bucket there; None when one part is nothing."""
@@ -194,7 +210,7 @@ class Share:
         counted = self._counted.setdefault(team, {})
         for scope, own in zip(scopes, parts, strict=True):
             if scope.name not in counted:
-                level = self._level(scope, own, self._seen.get(team) if scope.name == _TEAM else None, part)
+                level = self._level(scope, own, self._seen.get(team) if scope.name == TEAM_SCOPE else None, part)
                 self._local.charge(team, (own,), level)
                 self._assumed.charge(team, (own,), level)
             counted[scope.name] = (scope, own)
@@ -215,6 +231,16 @@ class Share:
         if of_tokens is not None and of_tokens.limit == of_all.tokens_per_minute:
             tokens = _left_of(of_tokens, of_all.effective_token_capacity or 0, part, passed_ms)
         return Cost(requests, tokens)
+
+
+def _charged(gauge: Gauge, capacity: int, cost: int, passed_ms: int) -> Gauge:
+    """The gauge as it is after `passed_ms` and a charge, with nothing rounded in our favour; `remaining` may be < 0."""
+    refilled = gauge.limit * passed_ms // _MS_PER_MINUTE
+    due_ms = max(0, gauge.reset_ms + 1 - passed_ms) if gauge.reset_ms else 0
+    return gauge._replace(
+        remaining=min(capacity, gauge.remaining + refilled) - cost,
+        reset_ms=due_ms - (-cost * _MS_PER_MINUTE // gauge.limit),
+    )
 
 
 def _left_of(gauge: Gauge, capacity: int, part: Part, passed_ms: int) -> int:

@@ -276,6 +276,40 @@ def test_what_ends_before_the_store_was_told_is_settled_here():
     assert list(worker.owed("a")) == [(scope, Cost(2, 1_000))]
 
 
+@given(
+    rate=st.integers(1, 400),
+    capacity=st.integers(1, 400),
+    used=st.integers(0, 600),
+    outages=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 400)), max_size=8),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_store_that_comes_and_goes_unasked_gives_no_burst_twice(rate, capacity, used, outages):
+    clock = HandClock()
+    scope = scope_of("team", None, rate, None, capacity)
+    store = store_with(clock, scope, Cost(0, used))
+    (worker,) = shares(clock, 1, seen=standing_in(store, scope))
+    left_units, began_ms, charged = (capacity - used) * UNITS, clock.ms, 0
+    for passed_ms, tokens in outages:
+        clock.ms += passed_ms
+        if isinstance(reserve(worker, (scope,), Cost(0, tokens)), Admitted):
+            charged += tokens * UNITS
+        list(worker.owed("a"))
+        assert charged <= max(0, left_units + rate * (clock.ms - began_ms))
+
+
+def test_what_the_store_was_told_decays_here_as_it_does_there():
+    clock = HandClock()
+    scope = scope_of("team", 20, 40_000)
+    (worker,) = shares(clock, 1, seen=standing_in(MemoryLimiter(clock), scope))
+    clock.ms += 3_600_000
+    assert admitted_at_once(worker, scope) == 20
+    list(worker.owed("a"))
+    assert admitted_at_once(worker, scope) == 0
+    list(worker.owed("a"))
+    clock.ms += 6_000
+    assert admitted_at_once(worker, scope) == 1
+
+
 # Everybody, and nobody
 
 
