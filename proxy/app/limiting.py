@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from proxy.adapters.prometheus import Metrics
@@ -34,6 +35,7 @@ __all__ = ["SharedLimits", "probe", "redis_warnings", "shared_limits"]
 
 _OLDEST_REDIS = (6, 2)
 _PATIENCE_SECONDS = 3.0
+_CALM_MS = 500
 _log = logging.getLogger(__name__)
 
 
@@ -55,20 +57,22 @@ async def shared_limits(
     route = route_for(url, spawn, MultiplexerOptions(bounds=bounds))
     stack.push_async_callback(route.close)
     scripts = Scripts(route)
-    presence = _Presence(metrics, _away(settings))
+    presence = _Presence(metrics, _away(settings), clock)
     # Two containers may share a host's name and number their processes alike.
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
     policy = _policy(settings, clock, membership, metrics)
     limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
-    presence.on_return = limiter.tell_all
+    # In a turn of its own: the answer that shows the return was given before the store is told, and is noted first.
+    presence.on_return = partial(asyncio.get_running_loop().call_soon, limiter.tell_all)
     try:
         await route.open()
-        await limiter.load()
-        await membership.beat()
+        # Before anything is written: a replica that refuses a write is hung up on.
         for warning in redis_warnings(await route.facts()):
             _log.warning("%s", warning)
+        await limiter.load()
+        await membership.beat()
     except RedisFailure:
         presence.silent()
     return SharedLimits(limiter, route, (membership.run, limiter.renew))
@@ -93,23 +97,29 @@ def probe(url: str) -> list[str]:
 
 
 class _Presence:
-    """Whether Redis is there, told to the log and the metric when it changes."""
+    """Whether Redis is there, told to the log and the metric when it changes.
 
-    def __init__(self, metrics: Metrics, policy: WhenRedisIsAway) -> None:
+    Part of a cluster may be away, or every other answer late: it is back when none was missing for a while.
+    """
+
+    def __init__(self, metrics: Metrics, policy: WhenRedisIsAway, clock: Clock) -> None:
         self._gauge = metrics.degraded.labels(LIMITER_STORE)
         self._policy = policy
+        self._clock = clock
         self._away = False
+        self._silent_ns = 0
         self._gauge.set(0)
-        self.on_return: Callable[[], None] = lambda: None
+        self.on_return: Callable[[], object] = lambda: None
 
     def answered(self) -> None:
-        if self._away:
+        if self._away and self._clock.monotonic_ns() - self._silent_ns >= _CALM_MS * 1_000_000:
             self._away = False
             self._gauge.set(0)
             _log.warning("Redis answers again")
             self.on_return()
 
     def silent(self) -> None:
+        self._silent_ns = self._clock.monotonic_ns()
         if not self._away:
             self._away = True
             self._gauge.set(1)

@@ -19,10 +19,20 @@ from proxy.core.bucket import Admitted, Cost, Scope
 from proxy.core.tiers import Limits, Schedule
 from proxy.settings import WhenRedisIsAway, load
 from tests.support.redis_route import until_true
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer, eventually, free_port
 
 LIMITS = Limits(1, None, 100)
 SCOPES = (Scope("team", Schedule(LIMITS, LIMITS)),)
+
+
+class HandClock:
+    ms = 0
+
+    def now_ms(self):
+        return self.ms
+
+    def monotonic_ns(self):
+        return self.ms * 1_000_000
 
 
 def fact(**changes):
@@ -136,6 +146,53 @@ async def test_its_return_is_charged_with_what_was_used_without_the_team_asking_
             await until_true(lambda: "a" not in limiter._fallback, "it is told")
             (standing,) = await limiter.peek("a", SCOPES)
             assert standing.requests.remaining == 70
+
+
+async def test_a_replica_is_warned_of_at_the_start(caplog):
+    caplog.set_level(logging.WARNING)
+    with RedisServer() as primary, RedisServer(f"replicaof 127.0.0.1 {primary.port}") as replica:
+        eventually(lambda: replica.ask("INFO")["master_link_status"] == "up", "the replica follows")
+        async with shared(replica.url):
+            pass
+    assert " is a replica and takes no writes" in caplog.records[0].message
+
+
+async def test_a_redis_that_comes_and_goes_is_told_each_time_and_no_share_is_given_twice():
+    with RedisServer() as redis:
+        async with shared(redis.url) as (limiter, degraded):
+
+            async def admits():
+                return isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+
+            admitted = int(await admits())
+            for _ in range(2):
+                with redis.frozen():
+                    await until_true(degraded, "it is degraded")
+                    admitted += sum([await admits() for _ in range(120)])
+                while degraded():
+                    admitted += await admits()
+                    await asyncio.sleep(0.005)
+                await until_true(lambda: "a" not in limiter._fallback, "it is told")
+            # Its first answer does not know yet what it is told next; a share is much more than that.
+            assert admitted <= 110
+
+
+def test_a_store_that_is_away_in_part_is_told_of_once(caplog):
+    caplog.set_level(logging.WARNING)
+    metrics, clock, returns = Metrics(lambda _: True), HandClock(), []
+    presence = limiting._Presence(metrics, WhenRedisIsAway.SHARE, clock)
+    presence.on_return = lambda: returns.append(clock.ms)
+    for _ in range(1_000):
+        presence.silent()
+        clock.ms += 1
+        presence.answered()
+    assert metrics.registry.get_sample_value("tollgate_degraded", {"store": "limiter"}) == 1
+    clock.ms += limiting._CALM_MS
+    presence.answered()
+    presence.answered()
+    assert len(caplog.records) == 2
+    assert len(returns) == 1
+    assert metrics.registry.get_sample_value("tollgate_degraded", {"store": "limiter"}) == 0
 
 
 async def test_workers_of_one_host_and_number_are_two():

@@ -65,6 +65,8 @@ async def test_shares_hold_the_limit_through_every_outage_and_are_charged_afterw
         async with run_tcp_proxy(("127.0.0.1", redis.port)) as proxy:
             with workers(simulator, tmp_path, f"redis://127.0.0.1:{proxy.port}") as gateway:
                 for outage, how in enumerate(("killed", "frozen", "cut"), start=1):
+                    # The proxy answers nobody while its own loop waits for the workers to start.
+                    await in_thread(until_recovered, gateway)
                     team = await in_thread(limited_team, gateway, how)
                     began = time.monotonic()
                     # Both workers have seen the bucket used up when Redis goes away.
