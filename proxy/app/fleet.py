@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,10 +32,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def serving_fleet(settings: Settings, engine: Engine) -> AsyncIterator[Fleet]:
+async def serving_fleet(
+    settings: Settings, engine: Engine, *, stop: asyncio.Event | None = None
+) -> AsyncIterator[Fleet]:
     """Start all workers and wait until the first one serves; leaving the block drains them all.
 
-    Raises `OSError` when the ports are taken, `NeverReady` when no worker comes to serve.
+    Raises `OSError` when the ports are taken, `NeverReady` when no worker comes to serve; where `stop` is set before
+    one does, none will.
     """
     server = settings.server
     with own_figures(settings.data_dir) as metrics_dir:
@@ -49,6 +53,8 @@ async def serving_fleet(settings: Settings, engine: Engine) -> AsyncIterator[Fle
             operations_url = await listen(runner, server.admin_host, server.admin_port)
             async with in_background() as spawn:
                 spawn(supervisor.run())
+                if stop is not None:
+                    spawn(_stop_at(stop, supervisor))
                 try:
                     await supervisor.until_ready()
                     base_url = f"{url_of(server.host, supervisor.port)}{VERSION_PREFIX}"
@@ -60,3 +66,8 @@ async def serving_fleet(settings: Settings, engine: Engine) -> AsyncIterator[Fle
         finally:
             supervisor.close()
             await runner.cleanup()
+
+
+async def _stop_at(stop: asyncio.Event, supervisor: Supervisor) -> None:
+    await stop.wait()
+    supervisor.stop()

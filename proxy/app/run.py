@@ -31,13 +31,15 @@ async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
         server: Worker | Fleet
         try:
             if settings.server.workers > 1:
-                server = await stack.enter_async_context(serving_fleet(settings, engine))
+                server = await stack.enter_async_context(serving_fleet(settings, engine, stop=stop))
             else:
                 server = await stack.enter_async_context(serving(settings, engine))
         except OSError as error:
             _log.error("cannot listen: %s", error)
             return 1
         except NeverReady as error:
+            if stop.is_set():
+                return 0
             _log.error("%s", error)
             return 1
         _log.info("operations on %s", server.operations_url)

@@ -51,7 +51,7 @@ def main(ready_fd: int) -> int:
 async def _serve(seat: Seat, engine: Engine, ready_fd: int) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # A terminal's interrupt goes to the whole group: the supervisor alone decides when to drain.
+    # The supervisor alone decides when to drain.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(sys.stdin.fileno(), _on_input, stop)

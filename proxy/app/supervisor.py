@@ -50,6 +50,8 @@ class _Slot:
         self.process: asyncio.subprocess.Process | None = None
         self.ready = False
         self.restarts = 0
+        self.told = asyncio.Event()
+        """Set when its process has said something or has ended, and when there is no use in waiting for that."""
 
 
 class Supervisor:
@@ -65,6 +67,7 @@ class Supervisor:
         self._forget_dead = forget_dead
         self._stopping = asyncio.Event()
         self._was_ready = False
+        self._why_never = "stopped before a worker served"
         self._decided = asyncio.Event()
         """Set when a worker serves for the first time, and when none is going to."""
         self._ended = asyncio.Event()
@@ -78,7 +81,7 @@ class Supervisor:
         """Return when the first worker takes connections. Raises `NeverReady` when it gives up on that."""
         await self._decided.wait()
         if not self._was_ready:
-            raise NeverReady(f"no worker came to serve in {_MOST_TRIES} attempts")
+            raise NeverReady(self._why_never)
 
     async def until_ended(self) -> None:
         """Return when every worker has ended after a `stop`."""
@@ -113,6 +116,7 @@ class Supervisor:
         """Ask every worker to drain."""
         self._stopping.set()
         for slot in self._slots:
+            slot.told.set()
             if slot.process is not None:
                 _signal(slot.process, signal.SIGTERM)
 
@@ -126,6 +130,7 @@ class Supervisor:
                 return
             if not self._was_ready and slot.restarts + 1 >= _MOST_TRIES:
                 _log.error("worker %d ended with status %d; giving up", slot.seat.number, status)
+                self._why_never = f"no worker came to serve in {_MOST_TRIES} attempts"
                 self.stop()
                 return
             _log.error("worker %d ended with status %d; starting another", slot.seat.number, status)
@@ -142,8 +147,12 @@ class Supervisor:
         ready_end, theirs = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "proxy.app.seated", str(theirs), stdin=asyncio.subprocess.PIPE, pass_fds=(theirs,)
-            )  # fmt: skip
+                *(sys.executable, "-m", "proxy.app.seated", str(theirs)),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(theirs,),
+                # A terminal's interrupt goes to the whole group, and would end a worker in the middle of its start.
+                start_new_session=True,
+            )
         except OSError as error:
             os.close(ready_end)
             # Out of processes or memory for now, which is no reason to end the other workers.
@@ -161,16 +170,18 @@ class Supervisor:
             self._forget_dead(slot.seat.number)
 
     async def _seat(self, process: asyncio.subprocess.Process, slot: _Slot, ready_end: int) -> None:
-        """Hand a worker its seat, and wait until it serves or has given up."""
+        """Hand a worker its seat, and wait until it serves or has given up, or until all are to stop."""
         if process.stdin is None:
             raise RuntimeError("a worker is started with a pipe")
         # Settings go through the pipe, not the command line or the environment: they hold secrets.
         with suppress(ConnectionResetError, BrokenPipeError):
             process.stdin.write(pickle.dumps(slot.seat))
             await process.stdin.drain()
+        slot.told.clear()
         if self._stopping.is_set():
             _signal(process, signal.SIGTERM)
-        slot.ready = await _first_byte(ready_end) == _READY
+            return
+        slot.ready = await _first_byte(ready_end, slot.told) == _READY
         if slot.ready:
             self._was_ready = True
             self._decided.set()
@@ -202,15 +213,22 @@ def _bind(host: str, port: int) -> socket.socket:
     return holder
 
 
-async def _first_byte(pipe: int) -> bytes:
-    """Read one byte of a pipe, or none at its end; a thread for each worker would leave none for the metrics."""
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pipe, readable.set)
+async def _first_byte(pipe: int, told: asyncio.Event) -> bytes:
+    """Read one byte of a pipe, none at its end or where `told` is set from elsewhere.
+
+    A thread for each worker would leave none for the metrics.
+    """
+    loop = asyncio.get_running_loop()
+    os.set_blocking(pipe, False)
+    loop.add_reader(pipe, told.set)
     try:
-        await readable.wait()
+        await told.wait()
     finally:
         loop.remove_reader(pipe)
-    return os.read(pipe, 1)
+    try:
+        return os.read(pipe, 1)
+    except BlockingIOError:
+        return b""
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from proxy.adapters.prometheus import render_shared
 from proxy.app import open_database
+from proxy.app import supervisor as supervisor_module
 from proxy.app.figures import held, own_figures
 from proxy.app.fleet import serving_fleet
 from proxy.app.supervisor import NeverReady, Supervisor
@@ -86,6 +87,29 @@ async def test_it_ends_at_once_while_it_waits_to_start_another(tmp_path):
             await supervisor.until_ended()
             with pytest.raises(NeverReady):
                 await supervisor.until_ready()
+
+
+def seated():
+    return [child for child in psutil.Process().children() if "proxy.app.seated" in child.cmdline()]
+
+
+async def test_a_worker_that_hangs_in_its_start_does_not_keep_it_from_ending(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_KILL_AFTER_DRAIN_SECONDS", 0.1)
+    settings = settings_in(tmp_path, workers=1, **{"server.drain_seconds": 0.1, "server.ready_grace_seconds": 0})
+    stop = asyncio.Event()
+
+    async def freeze():
+        await until(seated, "a worker")
+        seated()[0].suspend()
+        stop.set()
+
+    with open_database(settings) as engine:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(freeze())
+            with pytest.raises(NeverReady, match="stopped"):
+                async with asyncio.timeout(30), serving_fleet(settings, engine, stop=stop):
+                    pytest.fail("it serves")
+    assert seated() == []
 
 
 @pytest.mark.parametrize("which", ["server.port", "server.admin_port"])

@@ -193,18 +193,26 @@ def test_workers_that_cannot_start_end_the_start(redis, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_survives_a_start_that_is_interrupted(redis, tmp_path):
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_nothing_survives_a_start_that_is_interrupted(redis, tmp_path, interrupt):
     arguments = (*COMMAND, "serve", "--workers", "2", "--redis-url", redis.url, "--data-dir", str(tmp_path))
     with subprocess.Popen(
         (*arguments, "--port", "0", "--admin-port", "0"),
         env=clean_environment(OPENAI_API_KEY="sk-upstream"),
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     ) as server:
         try:
             children = eventually(lambda: psutil.Process(server.pid).children(), what="a worker")
-            server.terminate()
-            assert server.wait(30) == 0
+            if interrupt:
+                # As a terminal does it.
+                os.killpg(server.pid, signal.SIGINT)
+            else:
+                server.terminate()
+            _, said = server.communicate(timeout=30)
+            assert server.returncode == 0
+            assert "Traceback" not in said
             assert all(has_ended(child) for child in children)
         finally:
             with suppress(ProcessLookupError):
