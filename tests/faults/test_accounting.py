@@ -114,8 +114,10 @@ async def test_any_mixture_of_requests(gateway: Gateway, seed: int) -> None:
     assert sorted(event["request_id"] for event in events) == sorted(
         record["request_id"] for record in (*sent, *cached)
     )
-    assert gateway.stats.requests == sum(event["attempts"] for event in events)
     found = Counter(event["outcome"] for event in events)
+    # A client may leave between our write and upstream's read: that call has an event, and upstream never counts it.
+    unread = sum(event["attempts"] for event in events) - gateway.stats.requests
+    assert 0 <= unread <= found["client_gone"]
     least = Counter(next(iter(OUTCOMES[kind])) for kind in kinds if kind in OUTCOMES and len(OUTCOMES[kind]) == 1)
     assert least <= found
     assert found.keys() <= {"ok", "cached", "client_gone", "upstream_error"}
