@@ -69,8 +69,8 @@ class Fallback(Protocol):
         """Settle a reservation that this policy admitted; False for one it did not."""
         ...
 
-    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
-        """Hear of a charge the store has not been told. The limiter sends it itself once it can."""
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> bool:
+        """Count a charge the store has not been told, to be given up with `owed`; False where it does not."""
         ...
 
     async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:
@@ -104,8 +104,9 @@ class Closed:
         """Tell that it admitted nothing."""
         return False
 
-    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
-        """Nothing to do: it keeps no buckets."""
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> bool:  # noqa: ARG002 - it keeps no buckets
+        """Count nothing."""
+        return False
 
     async def peek(self, team: str, scopes: Sequence[Scope], failure: RedisFailure) -> tuple[Standing, ...]:  # noqa: ARG002 - as above
         """Know nothing of any dimension."""

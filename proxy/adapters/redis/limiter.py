@@ -117,8 +117,9 @@ class RedisLimiter:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
         if team in self._denials and (refused := self._find_denial(team, scopes, cost)) is not None:
             return refused
-        if team in self._debts and team not in self._fallback:
-            self._catch_up(team)
+        # Before the question, on the same connection: the answer knows of it.
+        if (team in self._fallback or team in self._debts) and self._scripts.reaches(bucket_key(team, TEAM_SCOPE)):
+            self._tell(team)
         mark = self._denials.mark(team)
         first, keys, counts_places = pack_cost(cost), [], False
         for scope in scopes:
@@ -216,18 +217,16 @@ class RedisLimiter:
             self._tell(team)
 
     def _tell(self, team: str) -> None:
-        """Charge the store with what was counted in its place: the decision just made did not know, the next do."""
-        # The fallback heard of the debts too; what is left of them is in what it gives up.
-        self._debts.take(team)
+        """Charge the store with what was counted in its place, and with what it could not be told."""
+        self._catch_up(team)
         for scope, cost in self._fallback.owed(team):
             self.charge(team, (scope,), cost)
 
     def _owe(self, verb: str, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> None:
         """Keep what a command that failed would have charged."""
         self._store_failed(LIMITER_STORE, verb)
-        if cost.requests > 0 or cost.tokens > 0:
+        if (cost.requests > 0 or cost.tokens > 0) and not self._fallback.charge(team, scopes, cost):
             self._debts.add(team, scopes, cost, doubtful=isinstance(failure, Indefinite))
-            self._fallback.charge(team, scopes, cost)
 
     def _catch_up(self, team: str) -> None:
         for debt in self._debts.take(team):

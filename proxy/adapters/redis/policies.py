@@ -65,8 +65,9 @@ class Open:
         self._mine.discard(reservation.handles[0])
         return True
 
-    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
-        """Nothing to do: it keeps no buckets."""
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> bool:  # noqa: ARG002 - it keeps no buckets
+        """Count nothing."""
+        return False
 
     def untold(self) -> tuple[str, ...]:
         """Name nobody."""
@@ -156,11 +157,13 @@ class Share:
             self._local.forget(local.team, name)
         return not told
 
-    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
-        """Count what the store could not be told."""
+    def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> bool:
+        """Count what the store could not be told; False where this worker's part is nothing."""
         parts = self._parts(team, scopes)
-        if parts is not None:
-            self._local.charge(team, parts, cost)
+        if parts is None:
+            return False
+        self._local.charge(team, parts, cost)
+        return True
 
     def owed(self, team: str) -> Iterator[tuple[Scope, Cost]]:
         """Give up what was used here, for the store to be charged with; this worker no longer counts the team."""

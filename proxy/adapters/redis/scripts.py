@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 from proxy.adapters.redis.multiplexer import OnFailure
-from proxy.adapters.redis.outcomes import ErrorReply, RedisFailure, Reply
+from proxy.adapters.redis.outcomes import ErrorReply, NeverSent, RedisFailure, Reply
 from proxy.adapters.redis.route import RedisRoute
 from proxy.adapters.redis.wire import Argument
 
@@ -57,6 +57,13 @@ class Scripts:
             if reply.code != "NOSCRIPT":
                 raise
         return await self._route.execute(keys[0], "EVAL", script.text, len(keys), *keys, *args)
+
+    def reaches(self, key: str) -> bool:
+        """Whether a call for `key` would be written now."""
+        try:
+            return self._route.route(key).is_up
+        except NeverSent:
+            return False
 
     def post(
         self, script: Script, keys: Sequence[str], args: Sequence[Argument], on_failure: OnFailure | None = None

@@ -1,5 +1,6 @@
 """What is charged, and how often, when the server is slow, gone, full, or has forgotten the scripts."""
 
+import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import Definite, ErrorReply, Indefinite, NeverSent
+from proxy.adapters.redis.policies import Share
 from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import UNITS, Admitted, Cost, Gauge, Refused, Scope, Standing
 from proxy.core.errors import StoreAway
+from proxy.core.share import Part
 from proxy.core.tiers import Limits, Schedule
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
 from tests.support.redis_route import PATIENT, open_route, until_true
@@ -158,6 +161,36 @@ async def test_what_a_policy_admits_is_settled_there_and_what_the_store_admitted
 
 
 # Slow
+
+
+async def test_who_asks_when_it_is_back_is_answered_with_what_was_used_meanwhile():
+    share = Share(SystemClock(), lambda: Part(0, 1), lambda: None)
+    team = SCOPES[:1]
+    async with store(fallback=share) as held:
+        await admit(held.limiter, Cost(0, 100), team)
+        (primary,) = held.route.primaries()
+        primary.leave()
+        away = [await held.limiter.reserve("a", team, Cost(0, 100)) for _ in range(120)]
+        await until_true(lambda: primary.is_up, "it is back")
+        back = await asyncio.gather(*(held.limiter.reserve("a", team, Cost(0, 100)) for _ in range(120)))
+        assert sum(isinstance(decision, Admitted) for decision in away) >= 98
+        assert sum(isinstance(decision, Admitted) for decision in (*away, *back)) <= 99
+
+
+async def test_what_a_part_cannot_count_is_not_forgotten_beside_what_it_can():
+    share = Share(SystemClock(), lambda: Part(1, 2), lambda: None)
+    many, few = Limits(2, 2, 100, 10_000), Limits(1, 2, 1, 10_000)
+    team = (Scope("team", Schedule(many, many)),)
+    both = (*team, Scope("key:few", Schedule(few, few)))
+    async with store(fallback=share) as held:
+        over = await admit(held.limiter, Cost(1, 100), both)
+        (primary,) = held.route.primaries()
+        primary.leave()
+        held.limiter.settle(over, Cost(1, 400))
+        await admit(held.limiter, Cost(0, 1), team)
+        await until_true(lambda: primary.is_up, "it is back")
+        await admit(held.limiter, Cost(0, 1), team)
+        assert held.tokens_used() == 402
 
 
 async def test_a_reservation_without_an_answer_is_not_sent_again():
