@@ -15,8 +15,8 @@ from tests.support.redis_server import eventually as until_redis
 from tests.support.tollgate_process import eventually, run_tollgate
 from tests.support.workers import ask, burst, figure, standing_in_redis, until_all_serve
 
-RATE, WORKERS = 2
-CAPACITY = 600, 30
+WORKERS = 2
+RATE, CAPACITY = 600, 30
 
 
 @contextmanager
