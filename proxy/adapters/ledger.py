@@ -178,7 +178,7 @@ class SpoolLedger:
             # Kept until the disk takes it; should the process end before that, the begin record stands for it.
             self._unwritten.append(event)
             self._telemetry.store_failed("spool", "end")
-        except Exception:  # noqa: BLE001 - see below
+        except Exception:  # noqa: BLE001 - whatever it is, the answer has been served
             # The answer has been served: whatever is wrong with its event must not become an error of the request.
             self._telemetry.store_failed("spool", "end")
             _log.exception("event %s has no form in the spool", event.event_id)
@@ -212,6 +212,7 @@ class SpoolLedger:
         try:
             new = await asyncio.to_thread(self._ship, segments)
         except BaseException:
+            # A cancellation too: what was not shipped goes on waiting from when it began to.
             self._waiting_since_ns = since
             raise
         self._taken_over += new

@@ -155,3 +155,10 @@ async def test_another_content_type(simulate):
     for answer in (await harness.post(content_type="text/html"), await harness.stream(content_type="text/html")):
         assert answer.headers["Content-Type"] == "text/html"
         await answer.read()
+
+
+async def test_options_disturb_every_request_that_asks_for_nothing_else(simulate):
+    harness = await simulate(faults=(("no-usage", "1"),))
+    assert "usage" not in await (await harness.post()).json()
+    assert (await harness.post(status=503)).status == 503
+    assert "usage" not in await (await harness.post()).json()
