@@ -31,7 +31,8 @@ bench: $(VENV)/.test-installed ## Measure
 
 lock: ## Resolve dependencies anew (needs uv)
 	$(UV_COMPILE) --output-file deploy/requirements.lock pyproject.toml
-	$(UV_COMPILE) --output-file tests/requirements.lock --group dev pyproject.toml
+	$(UV_COMPILE) --output-file deploy/requirements-server.lock --extra server pyproject.toml
+	$(UV_COMPILE) --output-file tests/requirements.lock --extra server --group dev pyproject.toml
 
 clean: ## Remove the environment and everything that tools leave behind
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -18,9 +18,11 @@ from proxy.core.replay import Form
 
 __all__ = [
     "Cache",
+    "CacheAddress",
     "CachedAnswer",
     "Clock",
     "Downstream",
+    "Fill",
     "KeyStore",
     "Ledger",
     "Limiter",
@@ -119,22 +121,46 @@ class CachedAnswer:
         return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + 256
 
 
-class Cache(Protocol):
-    """Complete answers by (team, digest).
+@dataclass(frozen=True, slots=True)
+class CacheAddress:
+    """Where one team's answer to one request is kept. Cannot be made without a team."""
 
-    Away, slow, full or holding garbage: `get` returns None, `put` does nothing, both count it; neither raises.
+    team: str
+    secret: bytes = field(repr=False)
+    """The team's own: what lies outside this process is sealed under a key derived from it. A new one forgets all."""
+    digest: bytes = field(repr=False)
+    """32 bytes of `core.fingerprint`; never shown, for it would let a stranger ask what was asked."""
+
+
+class Fill(Protocol):
+    """The right to fill one address, held by one caller of all processes until it stores or lets go."""
+
+    async def store(self, answer: CachedAnswer) -> bool:
+        """Keep the answer and give the right back; False when it was not kept, the right having been lost included."""
+        ...
+
+    async def release(self) -> None:
+        """Give the right back with nothing kept. Idempotent, and nothing after `store`."""
+        ...
+
+
+class Cache(Protocol):
+    """Complete answers by address.
+
+    Away, slow, full or holding garbage: `get` returns None, `claim` a right that keeps nothing, `filled` returns at
+    once; all count it, none raises.
     """
 
-    async def get(self, team: str, digest: bytes) -> CachedAnswer | None:
-        """The live entry under this digest of this team."""
+    async def get(self, address: CacheAddress) -> CachedAnswer | None:
+        """The live entry at this address."""
         ...
 
-    async def put(self, team: str, digest: bytes, answer: CachedAnswer) -> bool:
-        """Keep an answer for its `ttl_ms`; False when it was not kept."""
+    async def claim(self, address: CacheAddress) -> Fill | None:
+        """The right to fill this address, or None while another process has it."""
         ...
 
-    async def purge(self, team: str) -> None:
-        """Forget everything of a team, fills in flight included."""
+    async def filled(self, address: CacheAddress, timeout_seconds: float) -> None:
+        """Wait until whoever fills this address has stored or let go, or has died, or the time is up."""
         ...
 
 
