@@ -13,7 +13,7 @@ from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
-from proxy.ports import CachedAnswer
+from proxy.ports import CacheAddress, CachedAnswer
 
 __all__ = ["Exchange", "Reply", "Shadow"]
 
@@ -66,7 +66,7 @@ class Exchange:
     # look up
     cache: CacheResult | None = None
     cache_detail: str = ""
-    digest: bytes | None = None
+    address: CacheAddress | None = None
     """Where in the cache the answer is, or is to be."""
     hit: CachedAnswer | None = None
     """In the form that is asked for."""

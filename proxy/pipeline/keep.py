@@ -61,7 +61,7 @@ async def tell(entry: CachedAnswer, chat: ChatRequest) -> CachedAnswer | None:
 async def keep_stream(exchange: Exchange, services: Services, status: int, headers: Headers, copy: Copy) -> bool:
     """Keep what a whole stream told, in both forms where that can be; False when it was not kept."""
     stream = copy.whole()
-    if exchange.digest is None or stream is None:
+    if exchange.address is None or stream is None:
         return False
     try:
         body = await _converted(completion_of, stream)
@@ -74,7 +74,7 @@ async def keep(
     exchange: Exchange, services: Services, status: int, headers: Headers, body: bytes, form: Form = Form.PLAIN
 ) -> bool:
     """Keep an answer that may be given again; False when it was not kept."""
-    if exchange.digest is None or status != 200 or len(body) > services.policy.cache_entry_max_bytes:
+    if exchange.address is None or status != 200 or len(body) > services.policy.cache_entry_max_bytes:
         return False
     entry = CachedAnswer(
         status=status,
@@ -88,7 +88,8 @@ async def keep(
         cost_pico_usd=exchange.cost_pico_usd,
         form=form,
     )
-    return await services.cache.put(exchange.principal.team.name, exchange.digest, entry)
+    fill = await services.cache.claim(exchange.address)
+    return fill is not None and await fill.store(entry)
 
 
 async def _converted(convert: Callable[[bytes], bytes], body: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from proxy.core import fingerprint
 from proxy.core.chat import ChatRequest, nondeterminism
 from proxy.core.principal import CacheMode
@@ -10,7 +12,7 @@ from proxy.core.replay import Form
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
-from proxy.ports import CachedAnswer
+from proxy.ports import CacheAddress, CachedAnswer
 
 __all__ = ["cache_status", "look_up"]
 
@@ -23,13 +25,15 @@ async def look_up(exchange: Exchange, services: Services) -> None:
     if detail is not None:
         exchange.cache, exchange.cache_detail = CacheResult.BYPASS, detail
         return
-    exchange.digest = fingerprint.digest(
-        principal.team.cache_secret,
+    team = principal.team
+    digest = fingerprint.digest(
+        team.cache_secret,
         method=exchange.method,
         path=f"{exchange.path}?{exchange.query}",
         upstream=services.upstream.identity,
         body=chat.body,
     )
+    exchange.address = CacheAddress(team.name, team.cache_secret, digest)
     exchange.cache = CacheResult.MISS
     if "no-cache" in directives:
         exchange.cache_detail = "request"
@@ -55,18 +59,19 @@ def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
 async def _find(exchange: Exchange, services: Services) -> CachedAnswer | None:
     """Find the entry for both forms, or, where that one cannot be told in the form asked for, the entry of this form.
 
-    In the latter case `exchange.digest` becomes that of this form, so that the answer to come is kept beside the other.
+    In the latter case `exchange.address` becomes that of this form: the answer to come is kept beside the other.
     """
-    team, chat, digest = exchange.principal.team.name, exchange.chat, exchange.digest
-    if digest is None:
+    chat, address = exchange.chat, exchange.address
+    if address is None:
         return None
-    entry = await services.cache.get(team, digest)
+    entry = await services.cache.get(address)
     if entry is None:
         return None
     told = await tell(entry, chat)
     if told is None:
-        exchange.digest = fingerprint.in_form(digest, Form.STREAM if chat.stream else Form.PLAIN)
-        entry = await services.cache.get(team, exchange.digest)
+        digest = fingerprint.in_form(address.digest, Form.STREAM if chat.stream else Form.PLAIN)
+        exchange.address = replace(address, digest=digest)
+        entry = await services.cache.get(exchange.address)
         told = None if entry is None else await tell(entry, chat)
     return told
 

@@ -94,7 +94,7 @@ async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Down
     stream = ChatStream(choices=exchange.chat.choices, hide_usage=not exchange.chat.include_usage)
     exchange.stream, exchange.status = stream, answer.status
     kept = returnable(answer.headers.items(), error=False)
-    copy = Copy(services.policy.cache_entry_max_bytes if exchange.digest is not None else 0)
+    copy = Copy(services.policy.cache_entry_max_bytes if exchange.address is not None else 0)
     await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_governed(exchange)))
     try:
         async for chunk in _timed(exchange, answer, services.clock):

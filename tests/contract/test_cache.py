@@ -1,11 +1,12 @@
 """What every cache promises, whatever is behind it."""
 
+import asyncio
 import dataclasses
 
 import pytest
 
 from proxy.adapters.memory.cache import MemoryCache
-from proxy.ports import CachedAnswer
+from proxy.ports import CacheAddress, CachedAnswer
 
 ONE, OTHER = b"1" * 32, b"2" * 32
 MAX_BYTES = 10_000
@@ -32,58 +33,102 @@ def cache(clock):
     return MemoryCache(clock, max_bytes=MAX_BYTES)
 
 
+def at(digest, team="a", secret=b"s" * 32):
+    return CacheAddress(team, secret, digest)
+
+
+async def put(cache, address, answer):
+    fill = await cache.claim(address)
+    return await fill.store(answer)
+
+
 def answer(clock, body=b"{}", ttl_ms=5_000):
     return CachedAnswer(200, (("Content-Type", "application/json"),), body, "m", clock.ms, ttl_ms, 3, 4, 5)
 
 
 async def test_what_is_put_comes_back_whole(cache, clock):
-    assert await cache.get("a", ONE) is None
-    assert await cache.put("a", ONE, answer(clock, b"x\x00y"))
-    assert await cache.get("a", ONE) == answer(clock, b"x\x00y")
+    assert await cache.get(at(ONE)) is None
+    assert await put(cache, at(ONE), answer(clock, b"x\x00y"))
+    assert await cache.get(at(ONE)) == answer(clock, b"x\x00y")
 
 
 async def test_teams_never_meet(cache, clock):
-    await cache.put("a", ONE, answer(clock))
-    assert await cache.get("b", ONE) is None
-    await cache.purge("b")
-    assert await cache.get("a", ONE) is not None
+    await put(cache, at(ONE), answer(clock))
+    assert await cache.get(at(ONE, team="b")) is None
+    await put(cache, at(ONE, team="b"), answer(clock, b"other"))
+    assert (await cache.get(at(ONE))).body == b"{}"
 
 
 async def test_an_entry_lives_to_the_millisecond(cache, clock):
-    await cache.put("a", ONE, answer(clock, ttl_ms=5_000))
+    await put(cache, at(ONE), answer(clock, ttl_ms=5_000))
     clock.ms += 4_999
-    assert await cache.get("a", ONE) is not None
+    assert await cache.get(at(ONE)) is not None
     clock.ms += 1
-    assert await cache.get("a", ONE) is None
+    assert await cache.get(at(ONE)) is None
 
 
 async def test_the_later_answer_takes_the_place_of_the_earlier(cache, clock):
-    await cache.put("a", ONE, answer(clock, b"1"))
-    await cache.put("a", ONE, answer(clock, b"2"))
-    assert (await cache.get("a", ONE)).body == b"2"
+    await put(cache, at(ONE), answer(clock, b"1"))
+    await put(cache, at(ONE), answer(clock, b"2"))
+    assert (await cache.get(at(ONE))).body == b"2"
 
 
-async def test_a_purge_forgets_a_team(cache, clock):
-    await cache.put("a", ONE, answer(clock))
-    await cache.put("a", OTHER, answer(clock))
-    await cache.purge("a")
-    assert await cache.get("a", ONE) is None
-    assert await cache.get("a", OTHER) is None
+async def test_a_new_secret_forgets_a_team(cache, clock):
+    await put(cache, at(ONE), answer(clock))
+    assert await cache.get(at(ONE, secret=b"t" * 32)) is None
+
+
+async def test_what_began_under_an_old_secret_is_not_found_under_the_new_one(cache, clock):
+    fill = await cache.claim(at(ONE))
+    await put(cache, at(ONE, secret=b"t" * 32), answer(clock, b"new"))
+    await fill.store(answer(clock, b"old"))
+    assert (await cache.get(at(ONE, secret=b"t" * 32))).body == b"new"
+
+
+async def test_a_right_that_was_given_back_keeps_nothing(cache, clock):
+    fill = await cache.claim(at(ONE))
+    await fill.release()
+    await fill.release()
+    assert not await fill.store(answer(clock))
+    assert await cache.get(at(ONE)) is None
+
+
+async def test_a_right_that_was_given_back_is_free(cache, clock):
+    await (await cache.claim(at(ONE))).release()
+    assert await put(cache, at(ONE), answer(clock, b"1"))
+    assert await put(cache, at(ONE), answer(clock, b"2"))
+
+
+async def test_a_right_is_good_for_one_answer(cache, clock):
+    fill = await cache.claim(at(ONE))
+    assert await fill.store(answer(clock, b"1"))
+    assert not await fill.store(answer(clock, b"2"))
+    await fill.release()
+    assert (await cache.get(at(ONE))).body == b"1"
+
+
+async def test_nobody_waits_for_a_fill_that_has_ended(cache, clock):
+    await put(cache, at(ONE), answer(clock))
+    async with asyncio.timeout(5):
+        await cache.filled(at(ONE), 3_600)
+        await cache.filled(at(OTHER), 3_600)
 
 
 async def test_what_is_larger_than_the_whole_is_not_kept(cache, clock):
-    assert not await cache.put("a", ONE, answer(clock, b"x" * MAX_BYTES))
-    assert await cache.get("a", ONE) is None
+    assert not await put(cache, at(ONE), answer(clock, b"x" * MAX_BYTES))
+    assert await cache.get(at(ONE)) is None
 
 
 async def test_the_embedded_one_never_outgrows_its_bytes_and_drops_the_least_used(cache, clock):
     for number in range(100):
-        await cache.put("a", number.to_bytes(32, "big"), answer(clock, b"x" * 1_000))
-        await cache.get("a", (0).to_bytes(32, "big"))
+        await put(cache, at(number.to_bytes(32, "big")), answer(clock, b"x" * 1_000))
+        await cache.get(at((0).to_bytes(32, "big")))
         assert cache.size_bytes <= MAX_BYTES
-    assert await cache.get("a", (0).to_bytes(32, "big")) is not None
-    assert await cache.get("a", (1).to_bytes(32, "big")) is None
-    await cache.purge("a")
+    assert await cache.get(at((0).to_bytes(32, "big"))) is not None
+    assert await cache.get(at((1).to_bytes(32, "big"))) is None
+    clock.ms += 5_000
+    for number in range(100):
+        await cache.get(at(number.to_bytes(32, "big")))
     assert (cache.size_bytes, len(cache)) == (0, 0)
 
 

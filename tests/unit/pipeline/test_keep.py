@@ -49,7 +49,7 @@ async def exchange(bench):
 
 
 async def kept(bench, exchange):
-    return await bench.services.cache.get("growth", exchange.digest)
+    return await bench.services.cache.get(exchange.address)
 
 
 @pytest.mark.parametrize("content", ["hello", "žluť" * 80_000], ids=["short", "too long for the loop"])
@@ -89,6 +89,6 @@ async def test_what_is_not_to_be_kept(bench, exchange):
     assert not await keep(exchange, bench.services, 203, HEADERS, b"{}")
     assert not await keep(exchange, small, 200, HEADERS, b"x" * 11)
     assert await keep(exchange, small, 200, HEADERS, b"x" * 10)
-    exchange.digest = None
+    exchange.address = None
     assert not await keep(exchange, bench.services, 200, HEADERS, b"{}")
     assert not await keep_stream(exchange, bench.services, 200, HEADERS, copy_of(stream_of(whole())))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,11 @@ def entry(clock, **changes) -> CachedAnswer:
     return CachedAnswer(**fields | changes)
 
 
+async def put(bench, exchange, answer: CachedAnswer) -> None:
+    fill = await bench.services.cache.claim(exchange.address)
+    assert await fill.store(answer)
+
+
 async def looked_up(bench, raw: bytes, services=None, **options):
     exchange = await bench.exchange(raw, **options)
     await look_up(exchange, services or bench.services)
@@ -40,7 +46,7 @@ async def test_a_miss_and_then_a_hit(bench, clock):
     miss = await looked_up(bench, body())
     assert (miss.cache, miss.hit, cache_status(miss)) == (CacheResult.MISS, None, "tollgate; fwd=uri-miss")
     assert cache_status(miss, stored=True) == "tollgate; fwd=uri-miss; stored"
-    await bench.services.cache.put("growth", miss.digest, entry(clock))
+    await put(bench, miss, entry(clock))
     clock.ms += 10_500
     hit = await looked_up(bench, body())
     assert (hit.cache, cache_status(hit)) == (CacheResult.HIT, "tollgate; hit; ttl=49")
@@ -51,7 +57,7 @@ async def test_a_miss_and_then_a_hit(bench, clock):
 
 async def test_another_order_spelling_or_form_is_the_same_question(bench):
     digests = {
-        (await looked_up(bench, raw)).digest
+        (await looked_up(bench, raw)).address
         for raw in (
             body(),
             json.dumps(dict(reversed(BASE.items()))).encode(),
@@ -82,19 +88,19 @@ async def test_another_order_spelling_or_form_is_the_same_question(bench):
     ids=str,
 )
 async def test_whatever_differs_is_another_question(bench, changes):
-    assert (await looked_up(bench, body())).digest != (await looked_up(bench, body(**changes))).digest
+    assert (await looked_up(bench, body())).address != (await looked_up(bench, body(**changes))).address
 
 
 async def test_the_query_matters_and_so_does_the_team(bench, registry, clock):
     one = await looked_up(bench, body())
-    assert one.digest != (await looked_up(bench, body(), query="beta=true")).digest
-    await bench.services.cache.put("growth", one.digest, entry(clock))
+    assert one.address != (await looked_up(bench, body(), query="beta=true")).address
+    await put(bench, one, entry(clock))
     registry.add_team("sales", "free")
     bench.key = registry.issue_key("sales", label="x").key
     other = await looked_up(bench, body())
-    assert other.digest != one.digest
+    assert other.address != one.address
     assert other.hit is None
-    assert await bench.services.cache.get("sales", one.digest) is None
+    assert await bench.services.cache.get(replace(one.address, team="sales")) is None
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ async def test_the_query_matters_and_so_does_the_team(bench, registry, clock):
 )
 async def test_what_cannot_be_repeated_is_not_looked_up(bench, changes, detail):
     exchange = await looked_up(bench, body(**changes))
-    assert (exchange.cache, exchange.digest) == (CacheResult.BYPASS, None)
+    assert (exchange.cache, exchange.address) == (CacheResult.BYPASS, None)
     assert cache_status(exchange) == f"tollgate; fwd=bypass; detail={detail}"
 
 
@@ -131,26 +137,26 @@ async def test_a_team_that_wants_nothing_kept(bench, registry):
 
 async def test_a_cache_that_is_off(bench):
     exchange = await looked_up(bench, body(), bench.with_policy(cache_enabled=False))
-    assert (exchange.cache, exchange.cache_detail, exchange.digest) == (CacheResult.BYPASS, "disabled", None)
+    assert (exchange.cache, exchange.cache_detail, exchange.address) == (CacheResult.BYPASS, "disabled", None)
 
 
 @pytest.mark.parametrize("directives", ["no-store", "No-Store", "max-age=0, no-store", " no-cache ,no-store"])
 async def test_a_client_that_wants_nothing_kept(bench, directives):
     exchange = await looked_up(bench, body(), headers={"Cache-Control": directives})
-    assert (exchange.cache, exchange.cache_detail, exchange.digest) == (CacheResult.BYPASS, "no-store", None)
+    assert (exchange.cache, exchange.cache_detail, exchange.address) == (CacheResult.BYPASS, "no-store", None)
 
 
 async def test_a_client_that_wants_it_fresh_renews_the_entry(bench, clock):
     first = await looked_up(bench, body())
-    await bench.services.cache.put("growth", first.digest, entry(clock))
+    await put(bench, first, entry(clock))
     fresh = await looked_up(bench, body(), headers={"Cache-Control": "no-cache"})
-    assert (fresh.cache, fresh.hit, fresh.digest) == (CacheResult.MISS, None, first.digest)
+    assert (fresh.cache, fresh.hit, fresh.address) == (CacheResult.MISS, None, first.address)
     assert cache_status(fresh) == "tollgate; fwd=request"
 
 
 async def test_the_digest_is_told_to_nobody(bench):
     exchange = await looked_up(bench, body())
-    assert exchange.digest.hex() not in cache_status(exchange, stored=True)
+    assert exchange.address.digest.hex() not in cache_status(exchange, stored=True)
 
 
 WHOLE = {
@@ -182,7 +188,7 @@ STREAMED_WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True,
 async def test_a_plain_entry_is_told_as_a_stream(bench, clock, changes):
     plain = await looked_up(bench, body())
     kept = entry(clock, body=json.dumps(WHOLE).encode(), headers=HEADERS)
-    await bench.services.cache.put("growth", plain.digest, kept)
+    await put(bench, plain, kept)
     streamed = await looked_up(bench, body(**changes))
     assert streamed.cache is CacheResult.HIT
     assert streamed.hit.headers == (("Content-Type", "text/event-stream; charset=utf-8"), HEADERS[1])
@@ -195,13 +201,13 @@ async def test_a_plain_entry_is_told_as_a_stream(bench, clock, changes):
 async def test_a_plain_answer_that_no_stream_can_tell_is_never_one(bench, clock):
     plain = await looked_up(bench, body())
     kept = entry(clock, body=json.dumps(STRANGE).encode(), headers=HEADERS)
-    await bench.services.cache.put("growth", plain.digest, kept)
+    await put(bench, plain, kept)
     streamed = await looked_up(bench, body(**STREAMED))
     assert (streamed.cache, streamed.hit, cache_status(streamed)) == (CacheResult.MISS, None, "tollgate; fwd=uri-miss")
     # What it is answered with has a place of its own, and takes none away.
-    assert streamed.digest != plain.digest
+    assert streamed.address != plain.address
     told = entry(clock, body=events(STRANGE_CHUNKS), form=Form.STREAM)
-    await bench.services.cache.put("growth", streamed.digest, told)
+    await put(bench, streamed, told)
     assert (await looked_up(bench, body())).hit == kept
     again = await looked_up(bench, body(**STREAMED))
     assert chunks_in(again.hit.body) == [
@@ -213,12 +219,12 @@ async def test_a_plain_answer_that_no_stream_can_tell_is_never_one(bench, clock)
 async def test_a_stream_that_no_plain_answer_can_tell_is_never_one(bench, clock):
     streamed = await looked_up(bench, body(**STREAMED_WITH_USAGE))
     told = entry(clock, body=events(STRANGE_CHUNKS), form=Form.STREAM)
-    await bench.services.cache.put("growth", streamed.digest, told)
+    await put(bench, streamed, told)
     plain = await looked_up(bench, body())
     assert (plain.cache, plain.hit) == (CacheResult.MISS, None)
-    assert plain.digest != streamed.digest
+    assert plain.address != streamed.address
     kept = entry(clock, body=json.dumps(STRANGE).encode())
-    await bench.services.cache.put("growth", plain.digest, kept)
+    await put(bench, plain, kept)
     assert (await looked_up(bench, body())).hit == kept
     assert chunks_in((await looked_up(bench, body(**STREAMED_WITH_USAGE))).hit.body) == STRANGE_CHUNKS
 
@@ -232,14 +238,14 @@ async def test_an_entry_bound_to_a_form_does_not_serve_the_other_wherever_it_lie
     for _ in range(2):
         exchange = await looked_up(bench, asked)
         assert exchange.hit is None
-        await bench.services.cache.put("growth", exchange.digest, bound)
+        await put(bench, exchange, bound)
     assert (await looked_up(bench, asked)).hit is None
 
 
 async def test_garbage_is_a_miss_for_a_stream(bench, clock):
     plain = await looked_up(bench, body())
     for form in Form:
-        await bench.services.cache.put("growth", plain.digest, entry(clock, body=b"\xff{", form=form))
+        await put(bench, plain, entry(clock, body=b"\xff{", form=form))
         assert (await looked_up(bench, body(**STREAMED))).cache is CacheResult.MISS
 
 
@@ -248,6 +254,6 @@ async def test_a_large_entry_is_told_all_the_same(bench, clock):
     choice = {**WHOLE["choices"][0], "message": {"role": "assistant", "content": content}}
     plain = await looked_up(bench, body())
     kept = entry(clock, body=json.dumps({**WHOLE, "choices": [choice]}, ensure_ascii=False).encode())
-    await bench.services.cache.put("growth", plain.digest, kept)
+    await put(bench, plain, kept)
     told = chunks_in((await looked_up(bench, body(**STREAMED))).hit.body)
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in told) == content
