@@ -17,15 +17,8 @@ from proxy.settings import parse_duration_ms
 
 __all__ = ["usage"]
 
-_MEASURES = (
-    "requests",
-    "cached",
-    "estimated",
-    "input_tokens",
-    "cached_input_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
+_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+_MEASURES = ("requests", "cached", "estimated", *_TOKENS, "saved_input_tokens", "saved_output_tokens")
 
 
 class _Axes(click.ParamType[tuple[Axis, ...]]):
@@ -87,6 +80,7 @@ def usage(
     """Show what was used and what it cost, out of the ledger.
 
     Counts whole days (UTC), those that the time from --since to --until touches. JSON and CSV have exact amounts.
+    Tokens are those that were used and paid for; what answers from the cache would have used is in the saved columns.
 
     \b
     Examples:
@@ -116,5 +110,7 @@ def usage(
 
 def _cells(row: UsageRow, digits: int) -> tuple[Cell, ...]:
     counts = (row.requests, row.cached, row.estimated)
-    tokens = tuple(getattr(row.usage, name) for name in _MEASURES[len(counts) :])
-    return (*row.group, *counts, *tokens, format_usd(row.cost_pico_usd, digits), format_usd(row.saved_pico_usd, digits))
+    used = tuple(getattr(row.usage, name) for name in _TOKENS)
+    saved = (row.saved_input_tokens, row.saved_output_tokens)
+    money = (format_usd(row.cost_pico_usd, digits), format_usd(row.saved_pico_usd, digits))
+    return (*row.group, *counts, *used, *saved, *money)

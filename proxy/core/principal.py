@@ -36,7 +36,7 @@ class Team:
     """Models it may use; None: all."""
     created_at_ms: int = 0
     cache_secret: bytes = field(default=b"", repr=False)
-    """32 random bytes of its own, under which its cache digests are made."""
+    """32 random bytes of its own, under which its cache digests are made. Others in their place forget its answers."""
     max_parallel: int | None = None
     """Requests it may have under way at one time; None: any number."""
     model_limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -45,6 +45,8 @@ class Team:
     """Tier it is tried on: decided against it too, and refused nothing for it."""
     shadow_since_ms: int = 0
     """When the trial began; the shadow tier's phases count from here."""
+    cache_salts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Random bytes that are a part of the digests of single models; others in their place forget those answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,14 @@ class Registry(Protocol):
         """
         ...
 
+    def purge_cache(self, team: str, model: str | None = None) -> Team:
+        """Forget every answer kept for the team, or those of one model, by the name clients ask for.
+
+        A worker goes by it as soon as it has heard of the change, as with a key that is revoked. Raises `TeamUnknown`,
+        `BadValue`.
+        """
+        ...
+
     def get_team(self, name: str) -> Team:
         """The team. Raises `TeamUnknown`."""
         ...
@@ -230,8 +238,12 @@ class UsageRow:
     estimated: int
     """Whose token counts are ours, not upstream's."""
     usage: Usage
+    """What was used; tokens of answers from the cache are no part of it."""
     cost_pico_usd: int
     saved_pico_usd: int
+    saved_input_tokens: int
+    """Of answers from the cache: what upstream would have read for them."""
+    saved_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import asyncio
 from sqlalchemy import Engine, select
 
 from proxy.adapters.sql.engine import reading
-from proxy.adapters.sql.rows import key_of, model_limits_of, team_of
-from proxy.adapters.sql.tables import api_keys, config_revision, model_limits, teams
+from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, team_of
+from proxy.adapters.sql.tables import api_keys, cache_salts, config_revision, model_limits, teams
 from proxy.core.principal import KeyRecord, Team
 
 __all__ = ["SqlKeyStore"]
@@ -39,7 +39,10 @@ class SqlKeyStore:
             name = key["team"]
             team = connection.execute(select(teams).where(teams.c.name == name)).mappings().one()
             limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
-            return key_of(key), team_of(team, model_limits_of(limits).get(name, {}))
+            salts = connection.execute(select(cache_salts).where(cache_salts.c.team == name)).mappings()
+            return key_of(key), team_of(
+                team, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {})
+            )
 
     def read_revision(self) -> int:
         """Read the revision on the caller's own thread. Raises `StoreAway`."""

@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, select
 
 from proxy.adapters.sql.engine import insert_into, reading, writing
+from proxy.adapters.sql.measures import MEASURES
 from proxy.adapters.sql.tables import spool_offsets, usage_daily, usage_events
-from proxy.adapters.sql.usage import MEASURES, utc_day
-from proxy.core.event import Outcome, UsageEvent
+from proxy.adapters.sql.usage import utc_day
+from proxy.core.event import UsageEvent
 from proxy.core.ids import uuid7_ms
 from proxy.core.usage import Usage
 
@@ -25,7 +26,6 @@ _MOST_SMALL = (1 << 15) - 1
 _Row = dict[str, Any]
 
 _DAILY_KEY = tuple(column.name for column in usage_daily.primary_key)
-_COPIED = tuple(name for name in MEASURES if name not in {"requests", "cached", "estimated"})
 
 
 class SqlLedgerStore:
@@ -79,11 +79,8 @@ def _add_to_daily(connection: Connection, rows: list[_Row]) -> None:
     totals: dict[tuple[object, ...], dict[str, int]] = {}
     for row in rows:
         total = totals.setdefault(tuple(row[name] for name in _DAILY_KEY), dict.fromkeys(MEASURES, 0))
-        total["requests"] += 1
-        total["cached"] += row["outcome"] == Outcome.CACHED.value
-        total["estimated"] += bool(row["estimated"])
-        for name in _COPIED:
-            total[name] += row[name]
+        for name, measure in MEASURES.items():
+            total[name] += measure.value(row)
     insert = insert_into(connection, usage_daily)
     added = {name: usage_daily.c[name] + insert.excluded[name] for name in MEASURES}
     connection.execute(

@@ -11,10 +11,8 @@ from proxy.core.registry import DataUnusable
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision under `migrations/versions`; a test holds the two together."""
-
-_POSTGRES_LOCK = 7_450_862_012_519_237_021
 
 
 class SchemaUnknown(DataUnusable):
@@ -25,20 +23,28 @@ def migrate(engine: Engine) -> bool:
     """Run the migrations that are due; returns whether there were any.
 
     Safe when several processes start at once: one migrates, the others wait and find nothing to do. Raises
-    `SchemaUnknown`, `StoreAway`.
+    `SchemaUnknown`, `DataUnusable`, `StoreAway`.
     """
     with reading(engine, "database", "migrate") as connection:
+        _require_unicode(connection)
         if _revision(connection) == HEAD:
             return False
+    # One at a time, because writers take turns.
     with writing(engine, "database", "migrate") as connection:
-        # On SQLite the write transaction is the lock.
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _POSTGRES_LOCK})
         found = _revision(connection)
         if found == HEAD:
             return False
         _upgrade(connection, found)
     return True
+
+
+def _require_unicode(connection: Connection) -> None:
+    """Refuse a database that cannot hold the name of every model: an event it cannot take would wait for ever."""
+    if connection.dialect.name != "postgresql":
+        return
+    encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+    if encoding != "UTF8":
+        raise DataUnusable(f"the database's encoding is {encoding}; make one with ENCODING 'UTF8'")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from proxy.adapters.sql.engine import insert_into, reading, writing
-from proxy.adapters.sql.rows import key_of, key_values, model_limits_of, model_list, team_of
-from proxy.adapters.sql.tables import api_keys, audit_log, config_revision, model_limits, teams
+from proxy.adapters.sql.rows import cache_salts_of, key_of, key_values, model_limits_of, model_list, team_of
+from proxy.adapters.sql.tables import api_keys, audit_log, cache_salts, config_revision, model_limits, teams
 from proxy.core.keys import RANDOM_BYTES, Peppers, kid_of, make_key
 from proxy.core.principal import CacheMode, KeyRecord, Team
 from proxy.core.registry import (
@@ -35,6 +35,7 @@ __all__ = ["SqlRegistry"]
 _LAST_INSTANT_MS = 253_402_300_799_999
 """The end of the year 9999: what lies behind it, nobody can be shown."""
 _MAX_MODEL_CHARACTERS = 256
+_SECRET_BYTES = 32
 _NUMBERS = (*Limits.__slots__, "max_parallel")
 
 
@@ -56,7 +57,7 @@ class SqlRegistry:
         values |= {"name": checked_name(name), "tier_since_ms": now_ms, "created_at_ms": now_ms}
         if values.get("shadow_tier"):
             values["shadow_since_ms"] = now_ms
-        secret = {"cache_secret": secrets.token_bytes(32)}
+        secret = {"cache_secret": secrets.token_bytes(_SECRET_BYTES)}
         with writing(self._engine, "registry", "add_team") as connection:
             made = insert_into(connection, teams).values(values | secret).on_conflict_do_nothing()
             if not connection.execute(made.returning(teams.c.name)).all():
@@ -88,8 +89,7 @@ class SqlRegistry:
 
         Raises `TeamUnknown`, `BadValue`, `StoreAway`.
         """
-        if not 0 < len(model) <= _MAX_MODEL_CHARACTERS or not model.isprintable():
-            raise BadValue("model", f"must be printable, and 1 to {_MAX_MODEL_CHARACTERS} characters")
+        _check_model(model)
         numbers = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
         _check_numbers(numbers)
         with writing(self._engine, "registry", "set_model_limit") as connection:
@@ -105,6 +105,27 @@ class SqlRegistry:
             self._note(connection, "team.limit", team, {"model": model, **numbers})
             return _team(connection, team)
 
+    def purge_cache(self, team: str, model: str | None = None) -> Team:
+        """Forget every answer kept for the team, or those of one model, by the name clients ask for.
+
+        Raises `TeamUnknown`, `BadValue`, `StoreAway`.
+        """
+        if model is not None:
+            _check_model(model)
+        fresh = secrets.token_bytes(_SECRET_BYTES)
+        with writing(self._engine, "registry", "purge_cache") as connection:
+            _team(connection, team)
+            if model is None:
+                connection.execute(update(teams).where(teams.c.name == team).values(cache_secret=fresh))
+                # Under another secret no old digest can come again, whatever the salt.
+                connection.execute(delete(cache_salts).where(cache_salts.c.team == team))
+            else:
+                made = insert_into(connection, cache_salts).values(team=team, model=model, salt=fresh)
+                here = [cache_salts.c.team, cache_salts.c.model]
+                connection.execute(made.on_conflict_do_update(index_elements=here, set_={"salt": fresh}))
+            self._note(connection, "cache.purge", team, {"model": model})
+            return _team(connection, team)
+
     def get_team(self, name: str) -> Team:
         """The team. Raises `TeamUnknown`, `StoreAway`."""
         with reading(self._engine, "registry", "get_team") as connection:
@@ -114,8 +135,9 @@ class SqlRegistry:
         """Every team, by name. Raises `StoreAway`."""
         with reading(self._engine, "registry", "list_teams") as connection:
             limits = model_limits_of(connection.execute(select(model_limits)).mappings())
+            salts = cache_salts_of(connection.execute(select(cache_salts)).mappings())
             rows = connection.execute(select(teams).order_by(teams.c.name)).mappings()
-            return [team_of(row, limits.get(row["name"], {})) for row in rows]
+            return [team_of(row, limits.get(row["name"], {}), salts.get(row["name"], {})) for row in rows]
 
     def issue_key(
         self,
@@ -241,7 +263,8 @@ def _team(connection: Connection, name: str) -> Team:
     if row is None:
         raise TeamUnknown(name)
     limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
-    return team_of(row, model_limits_of(limits).get(name, {}))
+    salts = connection.execute(select(cache_salts).where(cache_salts.c.team == name)).mappings()
+    return team_of(row, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {}))
 
 
 def _key(connection: Connection, text: str) -> KeyRecord:
@@ -276,6 +299,11 @@ def _check_numbers(values: Mapping[str, object]) -> None:
         number = values.get(name)
         if number is not None and (not isinstance(number, int) or not 0 < number <= LARGEST_LIMIT):
             raise BadValue(name, f"must be a whole number from 1 to {LARGEST_LIMIT}")
+
+
+def _check_model(model: str) -> None:
+    if not 0 < len(model) <= _MAX_MODEL_CHARACTERS or not model.isprintable():
+        raise BadValue("model", f"must be printable, and 1 to {_MAX_MODEL_CHARACTERS} characters")
 
 
 def _check_label(label: str) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from sqlalchemy import RowMapping
 
 from proxy.core.principal import CacheMode, KeyRecord, Team
 from proxy.core.tiers import Limits
 
-__all__ = ["key_of", "key_values", "model_limits_of", "model_list", "team_of"]
+__all__ = ["cache_salts_of", "key_of", "key_values", "model_limits_of", "model_list", "team_of"]
 
 _RATES = ("requests_per_minute", "tokens_per_minute")
+_NO_SALTS: Mapping[str, bytes] = MappingProxyType({})
 
 
-def team_of(row: RowMapping, model_limits: Mapping[str, Limits]) -> Team:
+def team_of(row: RowMapping, model_limits: Mapping[str, Limits], cache_salts: Mapping[str, bytes] = _NO_SALTS) -> Team:
     """The team a row of `teams` describes."""
     return Team(
         name=row["name"],
@@ -30,6 +32,7 @@ def team_of(row: RowMapping, model_limits: Mapping[str, Limits]) -> Team:
         model_limits=model_limits,
         shadow_tier=row["shadow_tier"],
         shadow_since_ms=row["shadow_since_ms"] or 0,
+        cache_salts=cache_salts,
     )
 
 
@@ -38,6 +41,14 @@ def model_limits_of(rows: Iterable[RowMapping]) -> dict[str, dict[str, Limits]]:
     found: dict[str, dict[str, Limits]] = {}
     for row in rows:
         found.setdefault(row["team"], {})[row["model"]] = _limits(row, _RATES) or Limits()
+    return found
+
+
+def cache_salts_of(rows: Iterable[RowMapping]) -> dict[str, dict[str, bytes]]:
+    """The salts rows of `cache_salts` hold, by team and model."""
+    found: dict[str, dict[str, bytes]] = {}
+    for row in rows:
+        found.setdefault(row["team"], {})[row["model"]] = row["salt"]
     return found
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 from proxy.core.usage import Usage
@@ -28,6 +29,7 @@ from proxy.core.usage import Usage
 __all__ = [
     "api_keys",
     "audit_log",
+    "cache_salts",
     "config_revision",
     "metadata",
     "model_limits",
@@ -80,6 +82,15 @@ model_limits = Table(
     Column("tokens_per_minute", BigInteger),
 )
 """What a team may use of single models; a row has at least one number."""
+
+cache_salts = Table(
+    "cache_salts",
+    metadata,
+    Column("team", String, ForeignKey("teams.name"), primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
+)
+"""What makes a team's answers of one model those of another request than before; a model never purged has none."""
 
 api_keys = Table(
     "api_keys",
@@ -160,8 +171,10 @@ usage_daily = Table(
     *(Column(kind, BigInteger, nullable=False) for kind in _TOKENS),
     Column("cost_pico_usd", _SUM, nullable=False),
     Column("saved_pico_usd", _SUM, nullable=False),
+    Column("saved_input_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("saved_output_tokens", BigInteger, nullable=False, server_default=text("0")),
 )
-"""Always the group-by of `usage_events`."""
+"""Always the group-by of `usage_events`, as `measures.py` writes it: tokens are those used, hits are in `saved_*`."""
 
 spool_offsets = Table(
     "spool_offsets",

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from sqlalchemy import Column, Engine, RowMapping, case, func, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Column, Engine, RowMapping, func, select
 
 from proxy.adapters.sql.engine import reading
+from proxy.adapters.sql.measures import MEASURES
 from proxy.adapters.sql.tables import usage_daily, usage_events
-from proxy.core.event import Outcome
 from proxy.core.registry import Axis, Mismatch, UsageRow
 from proxy.core.usage import Usage
 
-__all__ = ["MEASURES", "SqlUsageReports", "utc_day"]
+__all__ = ["SqlUsageReports", "utc_day"]
 
 _DAY_MS = 86_400_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
-
-MEASURES = tuple(column.name for column in usage_daily.c if not column.primary_key)
-"""What a daily total counts."""
 
 _AXES: Mapping[Axis, Column[object]] = {
     Axis.DAY: usage_daily.c.day,
@@ -29,12 +25,6 @@ _AXES: Mapping[Axis, Column[object]] = {
     Axis.MODEL: usage_daily.c.model,
     Axis.UPSTREAM: usage_daily.c.upstream,
     Axis.ENDPOINT: usage_daily.c.endpoint,
-}
-
-_COUNTED: Mapping[str, ColumnElement[int]] = {
-    "requests": func.count(),
-    "cached": func.sum(case((usage_events.c.outcome == Outcome.CACHED.value, 1), else_=0)),
-    "estimated": func.sum(case((usage_events.c.estimated, 1), else_=0)),
 }
 
 
@@ -76,7 +66,7 @@ class SqlUsageReports:
         keys = list(usage_daily.primary_key.columns)
         daily = select(*keys, *(usage_daily.c[name] for name in MEASURES))
         group = [usage_events.c[column.name] for column in keys]
-        events = select(*group, *(_counted(name).label(name) for name in MEASURES)).group_by(*group)
+        events = select(*group, *(measure.sum().label(name) for name, measure in MEASURES.items())).group_by(*group)
         with reading(self._engine, "ledger", "verify") as connection:
             found = {_group(keys, row): row for row in connection.execute(daily).mappings()}
             true = {_group(keys, row): row for row in connection.execute(events).mappings()}
@@ -86,11 +76,6 @@ class SqlUsageReports:
             for name in MEASURES
             if _number(found.get(group), name) != _number(true.get(group), name)
         ]
-
-
-def _counted(measure: str) -> ColumnElement[int]:
-    """A measure from the events themselves."""
-    return _COUNTED[measure] if measure in _COUNTED else func.sum(usage_events.c[measure])
 
 
 def _report_row(axes: Sequence[Column[object]], row: RowMapping) -> UsageRow:
