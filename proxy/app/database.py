@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import load_or_create_pepper
-from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.engine import PATIENCE_SECONDS, open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
@@ -24,6 +24,8 @@ __all__ = ["alone_in", "open_database", "open_registry", "open_reports"]
 
 _SQLITE_FILE = "tollgate.sqlite3"
 _LOCK_FILE = "serving.lock"
+_PATIENCE_OF_PEOPLE_SECONDS = 600.0
+"""How long one statement of a command, or of a migration, may take."""
 
 
 @contextmanager
@@ -70,13 +72,27 @@ def alone_in(data_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[Engine]:
-    """Open the database; its directory is made when there is none."""
+def open_database(settings: Settings, *, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Engine]:
+    """Open the database; its directory is made when there is none.
+
+    `patience_seconds`: how long one statement may take. Raises `DataUnusable`, `StoreAway`.
+    """
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    url = settings.database_url
-    engine = open_engine(url.reveal() if url is not None else settings.data_dir / _SQLITE_FILE)
-    try:
+    with _opened(settings, _PATIENCE_OF_PEOPLE_SECONDS) as engine:
         migrate(engine)
+        if patience_seconds == _PATIENCE_OF_PEOPLE_SECONDS:
+            yield engine
+            return
+    with _opened(settings, patience_seconds) as engine:
+        yield engine
+
+
+@contextmanager
+def _opened(settings: Settings, patience_seconds: float) -> Iterator[Engine]:
+    url = settings.database_url
+    place = url.reveal() if url is not None else settings.data_dir / _SQLITE_FILE
+    engine = open_engine(place, patience_seconds=patience_seconds)
+    try:
         yield engine
     finally:
         engine.dispose()

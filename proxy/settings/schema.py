@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import platformdirs
@@ -25,8 +27,6 @@ from proxy.settings.sections import (
 )
 
 __all__ = ["Settings"]
-
-_SERVED_DATABASES = ("sqlite",)
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ class Settings(Section, frozen=True, kw_only=True):
         ]
 
     def _unserved_stores(self) -> list[Problem]:
-        """Stores that can be written down and not be used yet."""
+        """Stores that can be written down and not be used."""
         found = []
         if self.redis_url is not None:
             from proxy.adapters.redis.address import BadRedisUrl, parse_redis_url  # noqa: PLC0415 - costly, seldom needed
@@ -108,14 +108,26 @@ class Settings(Section, frozen=True, kw_only=True):
                 )
             )
         if self.database_url is not None:
-            scheme = self.database_url.reveal().partition(":")[0].partition("+")[0]
-            if scheme not in _SERVED_DATABASES:
-                found.append(
-                    Problem(
-                        "database_url",
-                        f"{scheme} databases are not served by this version",
-                        suggestion=f"leave {variable_of(('database_url',))} out for SQLite in data_dir, "
-                        "or write sqlite:///PATH",
-                    )
-                )
+            found += _database_problems(self.database_url.reveal())
         return found
+
+
+def _database_problems(url: str) -> list[Problem]:
+    """What is wrong with a URL of a known kind of database; none of it is repeated."""
+    if url.partition(":")[0].partition("+")[0] != "postgresql":
+        return []
+    if find_spec("psycopg") is None:
+        return [
+            Problem(
+                "database_url",
+                "Postgres needs its driver, which is not installed",
+                suggestion=f"pip install 'tollgate[server]', or leave {variable_of(('database_url',))} out for SQLite "
+                "in data_dir",
+            )
+        ]
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.path.strip("/")) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    return [] if usable else [Problem("database_url", "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")]

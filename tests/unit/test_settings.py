@@ -371,7 +371,6 @@ def test_processes_that_share_no_limits_are_refused(name):
     ("variable", "url"),
     [
         ("TOLLGATE_CACHE_REDIS_URL", "rediss://h"),
-        ("TOLLGATE_DATABASE_URL", "postgresql+psycopg://h/db"),
     ],
 )
 def test_stores_that_are_not_served_yet_are_refused_with_what_to_set(variable, url):
@@ -386,8 +385,32 @@ def test_redis_lets_many_share_one_limit(count):
     load(None, {"TOLLGATE_REDIS_URL": "redis://h", f"TOLLGATE_{count.upper()}": "3"}).check_servable(demo=True)
 
 
-def test_sqlite_is_served():
-    load(None, {"TOLLGATE_DATABASE_URL": "sqlite:////tmp/x.db"}).check_servable(demo=True)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////tmp/x.db",
+        "postgresql://h/db",
+        "postgresql+psycopg://user:pw@h:5432/db?sslmode=verify-full",
+        "postgresql:///db?host=/run/postgresql",
+    ],
+)
+def test_databases_that_are_served(url):
+    load(None, {"TOLLGATE_DATABASE_URL": url}).check_servable(demo=True)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hunter2@h:port/db", "postgresql://u:hunter2@h"])
+def test_a_postgres_url_that_leads_nowhere_is_refused_and_not_repeated(url):
+    with pytest.raises(SettingsError, match="postgresql://") as caught:
+        load(None, {"TOLLGATE_DATABASE_URL": url}).check_servable(demo=True)
+    assert "hunter2" not in str(caught.value)
+    assert [problem.key for problem in caught.value.problems] == ["database_url"]
+
+
+def test_postgres_without_its_driver_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("proxy.settings.schema.find_spec", {}.get)
+    settings = load(None, {"TOLLGATE_DATABASE_URL": "postgresql://h/db"})
+    with pytest.raises(SettingsError, match=r"tollgate\[server\]"):
+        settings.check_servable(demo=True)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,15 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from proxy.core.errors import StoreAway
+from proxy.core.registry import DataUnusable
 
-__all__ = ["insert_into", "open_engine", "reading", "writing"]
+__all__ = ["PATIENCE_SECONDS", "insert_into", "open_engine", "reading", "writing"]
 
+PATIENCE_SECONDS = 5.0
+"""How long a statement may take while requests wait for it."""
 _BUSY_TIMEOUT_MS = 10_000
 # The two are alike in all that is used of them, and have no type in common that says so.
 Insert = sqlite.Insert
@@ -28,18 +31,30 @@ _INSERT: Mapping[str, Callable[[Table], Insert]] = {
 }
 
 
-def open_engine(url_or_path: str | Path) -> Engine:
+def open_engine(url_or_path: str | Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Engine:
     """An engine for a database URL or the path of an SQLite file; connects when first used.
 
-    The file is made with mode 0600 and its directory with 0700. The engine is synchronous and safe to use from
-    threads.
+    An SQLite file is made with mode 0600 and its directory with 0700. A statement on Postgres that takes longer than
+    `patience_seconds` fails. The engine is synchronous and safe to use from threads. Raises `DataUnusable`, which
+    tells nothing of the URL: it may hold a password.
     """
     if isinstance(url_or_path, Path) or "://" not in url_or_path:
         return _open_sqlite(URL.create("sqlite", database=os.fspath(url_or_path)))
-    url = make_url(url_or_path)
+    try:
+        url = make_url(url_or_path)
+    except (ArgumentError, ValueError):
+        raise DataUnusable(
+            "database_url is not a URL of a database: postgresql://user:password@host:5432/name"
+        ) from None
     if url.get_backend_name() == "sqlite":
         return _open_sqlite(url)
-    return create_engine(url, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True)
+    try:
+        from proxy.adapters.sql.postgres import open_postgres  # noqa: PLC0415 - the driver is not in the base install
+    except ImportError:
+        raise DataUnusable(
+            "Postgres needs its driver, which is not installed: pip install 'tollgate[server]'"
+        ) from None
+    return open_postgres(url, patience_seconds)
 
 
 @contextmanager
@@ -57,9 +72,16 @@ def reading(engine: Engine, store: str, operation: str) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine, store: str, operation: str) -> Iterator[Connection]:
-    """A transaction that writes, committed at the end; a database that fails becomes `StoreAway`."""
+    """A transaction that writes, committed at the end; a database that fails becomes `StoreAway`.
+
+    The writers of one store take turns, whatever process or machine they are on.
+    """
     try:
         with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                from proxy.adapters.sql.postgres import take_turn  # noqa: PLC0415 - as above
+
+                take_turn(connection, store)
             yield connection
     except (SQLAlchemyError, OSError) as error:
         raise StoreAway(store, operation) from error

@@ -1,0 +1,87 @@
+"""Postgres through psycopg: connections that give up, and writers that take turns.
+
+Imported only where the database is Postgres: the driver is not part of the base install.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+
+__all__ = ["open_postgres", "take_turn"]
+
+_POOL_SIZE = 4
+_CONNECT_SECONDS = 5
+_GRACE_SECONDS = 2.0
+"""What the server has beyond its own deadline to say that it has given up."""
+# A server that has vanished without a word is found out by keepalives, and by what stays unacknowledged.
+_LIVENESS: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+_IDLE_IN_TRANSACTION_MS = 60_000
+"""After this long the server takes back the turn of a writer whose machine has vanished."""
+
+_Result = TypeVar("_Result")
+
+
+def open_postgres(url: URL, patience_seconds: float) -> Engine:
+    """An engine for a Postgres URL; connects when first used.
+
+    No statement takes longer than `patience_seconds`, and no wait for its answer much longer: a server that accepts
+    and then says nothing is as good as away. What the URL itself says of these things wins.
+    """
+    wait_seconds = patience_seconds + _GRACE_SECONDS
+
+    class Bounded(psycopg.Connection[Any]):
+        """A connection that is closed when an answer does not come."""
+
+        def wait(self, gen: PQGen[_Result], *args: Any, **kwargs: Any) -> _Result:
+            try:
+                return super().wait(gen, *args, **{"timeout": wait_seconds, **kwargs})
+            except psycopg.OperationalError:
+                # The answer may still come, and would be taken for that of the next statement.
+                if not self.closed and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                    self.pgconn.finish()
+                raise
+
+    own = {
+        "statement_timeout": round(patience_seconds * 1_000),
+        "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MS,
+    }
+    said = dict(url.query)
+    options = [f"-c {name}={value}" for name, value in own.items()]
+    given = said.pop("options", ())
+    # The last one of a name holds.
+    options += [given] if isinstance(given, str) else list(given)
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg", query=said),
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "application_name": "tollgate", **_LIVENESS}
+        | {name: value for name, value in said.items() if isinstance(value, str)}
+        | {"options": " ".join(options)},
+        client_encoding="utf8",
+        pool_pre_ping=True,
+        pool_size=_POOL_SIZE,
+        max_overflow=_POOL_SIZE,
+        pool_timeout=wait_seconds,
+        hide_parameters=True,
+    )
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, named: Bounded.connect(*args, **named))
+    return engine
+
+
+def take_turn(connection: Connection, store: str) -> None:
+    """Wait until no other writer of the store is in a transaction; the turn ends with this one.
+
+    As on SQLite, where there is one writer at a time: what a change reads first is still so when it writes.
+    """
+    connection.execute(_TAKE_TURN, {"store": f"tollgate {store}"})
+
+
+_TAKE_TURN = text("SELECT pg_advisory_xact_lock(hashtextextended(:store, 0))")
