@@ -4,7 +4,6 @@ import pytest
 
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
-from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.core.errors import StoreAway
 from proxy.core.keys import Peppers
@@ -20,17 +19,16 @@ class SetClock:
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = open_engine(tmp_path / "tollgate.db")
-    migrate(engine)
+def engine(database):
+    engine = open_engine(database)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def registry(engine, tmp_path):
+def registry(database):
     """Changes things through an engine of its own, as another process would."""
-    other = open_engine(tmp_path / "tollgate.db")
+    other = open_engine(database)
     yield SqlRegistry(other, SetClock(), Peppers(1, {1: b"p" * 32}))
     other.dispose()
 

@@ -11,7 +11,6 @@ from proxy.adapters.ledger import SpoolLedger, interrupted
 from proxy.adapters.spool import SpoolWriter, read_slice
 from proxy.adapters.sql.engine import open_engine, reading, writing
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
-from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.tables import spool_offsets, usage_daily, usage_events
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.core.errors import Overloaded, StoreAway
@@ -103,9 +102,8 @@ def event(number, at_ms=AT_MS, **fields):
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = open_engine(tmp_path / "tollgate.db")
-    migrate(engine)
+def engine(database):
+    engine = open_engine(database)
     yield engine
     engine.dispose()
 

