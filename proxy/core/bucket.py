@@ -88,29 +88,26 @@ def advance(state: State, schedule: Schedule, now_ms: int) -> _Level:
     The time of the result is the bucket's own: `now_ms`, or up to `STEP_BACK_MS` ahead of it while a clock that was
     set back catches up. A clock further back is adopted; neither refills anything.
     """
-    last_ms = state[1]
-    switch_ms = schedule.switch_at_ms
+    epoch, last_ms, used_r, removed_r, used_t, removed_t = state
+    figures, switch_ms = schedule.before.figures, schedule.switch_at_ms
     if now_ms <= last_ms:
         if last_ms - now_ms < STEP_BACK_MS:
             now_ms = last_ms
         else:
-            state = (state[0], now_ms, *state[2:])
-    elif switch_ms is not None and last_ms < switch_ms <= now_ms:
-        state = _refill(state, schedule.before.figures, switch_ms)
-    figures = (schedule.before if switch_ms is None or now_ms < switch_ms else schedule.after).figures
-    return _refill(state, figures, now_ms), figures
-
-
-def _refill(state: State, figures: Figures, until_ms: int) -> State:
-    epoch, last_ms, used_r, removed_r, used_t, removed_t = state
-    elapsed_ms = until_ms - last_ms
+            last_ms = now_ms
+    if switch_ms is not None and switch_ms <= now_ms:
+        if last_ms < switch_ms:
+            before = Schedule(schedule.before, schedule.before)
+            return advance(advance(state, before, switch_ms)[0], schedule, now_ms)
+        figures = schedule.after.figures
+    elapsed_ms = now_ms - last_ms
     back_r = elapsed_ms * figures[0]
     if back_r > used_r:  # noqa: PLR1730 - min() takes three times as long, and every decision comes by here
         back_r = used_r
     back_t = elapsed_ms * figures[2]
     if back_t > used_t:  # noqa: PLR1730 - the same
         back_t = used_t
-    return (epoch, until_ms, used_r - back_r, removed_r + back_r, used_t - back_t, removed_t + back_t)
+    return (epoch, now_ms, used_r - back_r, removed_r + back_r, used_t - back_t, removed_t + back_t), figures
 
 
 def reserve(
@@ -134,15 +131,15 @@ def reserve(
     """
     units_r = cost.requests * UNITS if cost.requests > 0 else 0
     units_t = cost.tokens * UNITS if cost.tokens > 0 else 0
-    fresh = (epoch, now_ms, 0, 0, 0, 0)
     levels: list[_Level] = []
     fits = True
     for scope in scopes:
-        level = advance(states[len(levels)] or fresh, scope.schedule, now_ms)
+        state = states[len(levels)] or (epoch, now_ms, 0, 0, 0, 0)
+        level = advance(state, scope.schedule, now_ms)
         levels.append(level)
         (_, _, used_r, _, used_t, _), (rate_r, capacity_r, rate_t, capacity_t) = level
-        if (rate_r and units_r and used_r + units_r > capacity_r) or (
-            rate_t and units_t and used_t + units_t > capacity_t
+        if (used_r + units_r > capacity_r and rate_r and units_r) or (
+            used_t + units_t > capacity_t and rate_t and units_t
         ):
             fits = False
     refusal: Answer = ()
@@ -163,29 +160,25 @@ def _admit(
 ) -> tuple[Answer, Sequence[State | None]]:
     """The answer and the states after a charge that every level has room for; `schedule` is the first one's."""
     after: list[State] = []
-    handles: Answer = ()
-    for level in levels:
-        charged, handle = _take(level, units_r, units_t, epoch)
-        after.append(charged)
-        handles += handle
-    return (ADMITTED, *_stand(after[0], levels[0][1], schedule, now_ms), *handles), after
-
-
-def _take(level: _Level, units_r: int, units_t: int, epoch: int) -> tuple[State, Answer]:
-    """The bucket after a charge it has room for, and the five numbers of the handle."""
-    (own_epoch, at_ms, used_r, removed_r, used_t, removed_t), (rate_r, _, rate_t, _) = level
-    if removed_r > EPOCH_SPAN or removed_t > EPOCH_SPAN:
-        own_epoch, removed_r, removed_t = epoch, 0, 0
-    if rate_r:
-        level_r = used_r = used_r + units_r
-    else:
-        removed_r, used_r, level_r = removed_r + used_r, 0, _NOT_CHARGED
-    if rate_t:
-        level_t = used_t = used_t + units_t
-    else:
-        removed_t, used_t, level_t = removed_t + used_t, 0, _NOT_CHARGED
-    state = (own_epoch, at_ms, used_r, removed_r, used_t, removed_t)
-    return state, (own_epoch, removed_r, level_r, removed_t, level_t)
+    answer: Answer = ()
+    for level, figures in levels:
+        own_epoch, at_ms, used_r, removed_r, used_t, removed_t = level
+        if removed_r > EPOCH_SPAN or removed_t > EPOCH_SPAN:
+            own_epoch, removed_r, removed_t = epoch, 0, 0
+        if figures[0]:
+            level_r = used_r = used_r + units_r
+        else:
+            removed_r, used_r, level_r = removed_r + used_r, 0, _NOT_CHARGED
+        if figures[2]:
+            level_t = used_t = used_t + units_t
+        else:
+            removed_t, used_t, level_t = removed_t + used_t, 0, _NOT_CHARGED
+        state = (own_epoch, at_ms, used_r, removed_r, used_t, removed_t)
+        if not after:
+            answer = (ADMITTED, *_stand(state, figures, schedule, now_ms))
+        after.append(state)
+        answer += (own_epoch, removed_r, level_r, removed_t, level_t)
+    return answer, after
 
 
 def settle(

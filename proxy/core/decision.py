@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+
+import msgspec
 
 from proxy.core.tiers import Schedule
 
@@ -50,12 +51,10 @@ class Dimension(StrEnum):
     """Requests under way at one time: admitted and not yet settled."""
 
 
-_new = tuple.__new__
 _DIMENSIONS = (Dimension.REQUESTS, Dimension.TOKENS, Dimension.PARALLEL)
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True, gc=False):
     """What a request takes from a bucket, in whole requests and tokens; a negative count takes nothing."""
 
     requests: int
@@ -79,11 +78,11 @@ class Scope:
         return 1 if self.max_parallel is not None and cost.requests > 0 else 0
 
 
-# The records of an admission are named tuples: five are made for every request, each in half the time that a frozen
-# dataclass takes.
+# What is made for every request is a struct, which takes a fifth of the time that a frozen dataclass does. None can be
+# part of a cycle, so the collector need not look at them.
 
 
-class Gauge(NamedTuple):
+class Gauge(msgspec.Struct, frozen=True, gc=False):
     """Where one dimension of one bucket stands.
 
     `reset_ms` is the time until it is full again, cut to whole milliseconds as the OpenAI API cuts it in
@@ -95,15 +94,14 @@ class Gauge(NamedTuple):
     reset_ms: int
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """Where a bucket stands; None for a dimension without a limit."""
 
     requests: Gauge | None = None
     tokens: Gauge | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Handle:
+class Handle(msgspec.Struct, eq=False, gc=False):
     """What settlement needs to know of one scope's reservation; opaque outside the limiter.
 
     In bucket units, as of the reservation: what had been removed in all, and the level just after it (-1: the
@@ -116,10 +114,10 @@ class Handle:
     level_requests: int = -1
     removed_tokens: int = 0
     level_tokens: int = -1
-    settled: bool = field(default=False, init=False)
+    settled: bool = False
 
 
-class Reservation(NamedTuple):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     """An admitted cost, to be settled once with what was really used."""
 
     team: str
@@ -128,7 +126,7 @@ class Reservation(NamedTuple):
     handles: tuple[Handle, ...]
 
 
-class Admitted(NamedTuple):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """Every scope had room, and was charged."""
 
     reservation: Reservation
@@ -136,8 +134,7 @@ class Admitted(NamedTuple):
     """Of the first scope, after the charge."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """At least one scope had no room; nothing was changed in any."""
 
     wait_ms: int
@@ -153,8 +150,7 @@ class Refused:
     standing: Standing
 
 
-@dataclass(frozen=True, slots=True)
-class NeverFits:
+class NeverFits(msgspec.Struct, frozen=True, gc=False):
     """The cost is above a scope's capacity; waiting does not help; nothing was changed."""
 
     scope: str
@@ -171,12 +167,9 @@ Decision = Admitted | Refused | NeverFits
 def standing(numbers: Sequence[int]) -> Standing:
     """A standing of six numbers: limit per minute (0: none), remaining and reset_ms of requests, then of tokens."""
     limit_r, remaining_r, reset_r, limit_t, remaining_t, reset_t = numbers
-    return _new(
-        Standing,
-        (
-            _new(Gauge, (limit_r, remaining_r, reset_r)) if limit_r else None,
-            _new(Gauge, (limit_t, remaining_t, reset_t)) if limit_t else None,
-        ),
+    return Standing(
+        Gauge(limit_r, remaining_r, reset_r) if limit_r else None,
+        Gauge(limit_t, remaining_t, reset_t) if limit_t else None,
     )
 
 
@@ -201,7 +194,7 @@ def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[in
         handles: tuple[Handle, ...] = (Handle(*answer[7:12]),)
         if len(answer) > 12:
             handles += tuple(Handle(*answer[at : at + 5]) for at in range(12, len(answer), 5))
-        return _new(Admitted, (_new(Reservation, (team, tuple(scopes), cost, handles)), stands))
+        return Admitted(Reservation(team, tuple(scopes), cost, handles), stands)
     if status == REFUSED:
         wait_ms, index, which, limit, used = answer[7:]
         requested = (cost.requests, cost.tokens, 1)[which]

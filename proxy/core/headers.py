@@ -62,7 +62,8 @@ def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
         return ()
     told: list[tuple[str, str]] = []
     policies, levels = [], []
-    for name, (limit, remaining, reset_ms) in gauges:
+    for name, gauge in gauges:
+        limit, remaining, reset_ms = gauge.limit, gauge.remaining, gauge.reset_ms
         told.append((f"x-ratelimit-limit-{name}", str(limit)))
         told.append((f"x-ratelimit-remaining-{name}", str(remaining)))
         told.append((f"x-ratelimit-reset-{name}", format_duration(reset_ms)))

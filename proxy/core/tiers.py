@@ -22,10 +22,11 @@ Figures = tuple[int, int, int, int]
 
 
 class _Memo:
-    """Room for what is derived once; not a field, so neither compared, nor copied, nor written out."""
+    """Room for what is derived once; not a field, so neither compared nor written out."""
 
-    __slots__ = ("_figures",)
-    _figures: Figures
+    __slots__ = ("figures",)
+    figures: Figures
+    """The same limits as plain integers in bucket units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,16 @@ class Limits(_Memo):
             number = getattr(self, name)
             if number is not None and not 1 <= number <= LARGEST_LIMIT:
                 raise ValueError(f"{name} must be between 1 and {LARGEST_LIMIT}, not {number}")
+        figures = (
+            self.requests_per_minute or 0,
+            (self.effective_request_capacity or 0) * UNITS,
+            self.tokens_per_minute or 0,
+            (self.effective_token_capacity or 0) * UNITS,
+        )
+        object.__setattr__(self, "figures", figures)
+
+    def __reduce__(self) -> tuple[type[Limits], tuple[int | None, ...]]:
+        return Limits, (self.requests_per_minute, self.tokens_per_minute, self.request_capacity, self.token_capacity)
 
     @property
     def effective_request_capacity(self) -> int | None:
@@ -57,21 +68,6 @@ class Limits(_Memo):
     def effective_token_capacity(self) -> int | None:
         """Tokens a full bucket holds; None without a limit."""
         return None if self.tokens_per_minute is None else self.token_capacity or self.tokens_per_minute
-
-    @property
-    def figures(self) -> Figures:
-        """The same limits as plain integers in bucket units."""
-        try:
-            return self._figures
-        except AttributeError:
-            figures = (
-                self.requests_per_minute or 0,
-                (self.effective_request_capacity or 0) * UNITS,
-                self.tokens_per_minute or 0,
-                (self.effective_token_capacity or 0) * UNITS,
-            )
-            object.__setattr__(self, "_figures", figures)
-            return figures
 
     def overridden_by(self, own: Limits | None) -> Limits:
         """These limits with each number that `own` has in its place.

@@ -57,14 +57,20 @@ class MemoryLimiter:
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
         now_ms = self._now_ms()
-        states = [self._state((team, scope.name)) for scope in scopes]
+        states: list[State | None] = []
+        counts_places = False
+        for scope in scopes:
+            held = self._buckets.get((team, scope.name))
+            states.append(held and held[0])
+            if scope.max_parallel is not None:
+                counts_places = True
         self._epoch += 1
-        in_flight = self._taken(team, scopes)
+        in_flight = [self._in_flight.get((team, scope.name), 0) for scope in scopes] if counts_places else ()
         answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch, in_flight)
         for index, state in enumerate(after):
             if state is not None:
                 self._keep((team, scopes[index].name), state, scopes[index].schedule)
-        if in_flight and answer[0] == ADMITTED:
+        if counts_places and answer[0] == ADMITTED:
             for scope in scopes:
                 self._take_places((team, scope.name), scope.places_for(cost))
         return bucket.decision(team, scopes, cost, answer)
@@ -113,13 +119,6 @@ class MemoryLimiter:
         key = (team, scope)
         if self._buckets.pop(key, None) is not None:
             self._round.remove(key)
-
-    def _taken(self, team: str, scopes: Sequence[Scope]) -> list[int]:
-        """How many places are taken in each scope; empty when none of them counts."""
-        for scope in scopes:
-            if scope.max_parallel is not None:
-                return [self._in_flight.get((team, each.name), 0) for each in scopes]
-        return []
 
     def _take_places(self, key: _Key, places: int) -> None:
         if not places:

@@ -146,14 +146,14 @@ class RedisLimiter:
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
         """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
-        team, scopes, reserved, handles = reservation
+        team, scopes, handles = reservation.team, reservation.scopes, reservation.handles
         if handles[0].settled or self._fallback.settle(reservation, actual):
             return
         for handle in handles:
             handle.settled = True
         self._denials.forget(team)
         terms = [pack_terms(scope.schedule, handle) for scope, handle in zip(scopes, handles, strict=True)]
-        first, keys = pack_settlement(reserved, actual), [bucket_key(team, scope.name) for scope in scopes]
+        first, keys = pack_settlement(reservation.cost, actual), [bucket_key(team, scope.name) for scope in scopes]
         if self._leases and (lease := self._leases.give_up(handles[0])) is not None:
             first += lease.id
             keys += lease.keys
@@ -161,7 +161,7 @@ class RedisLimiter:
             self._verbs.settle,
             keys,
             [first, *terms],
-            partial(self._owe, "settle", team, scopes, _beyond(reserved, actual)),
+            partial(self._owe, "settle", team, scopes, _beyond(reservation.cost, actual)),
         )
 
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:

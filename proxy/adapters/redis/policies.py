@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.fallback import LIMITER_STORE
@@ -131,7 +132,7 @@ class Share:
             # Given out with the whole scopes: once the store has been told, it is the store's to settle.
             local = decision.reservation
             self._mine[local.handles[0]] = local
-            return Admitted(local._replace(scopes=tuple(scopes)), standing)
+            return Admitted(replace(local, scopes=tuple(scopes)), standing)
         whole, own = next(pair for pair in zip(scopes, parts, strict=True) if pair[0].name == decision.scope)
         now_ms = self._clock.now_ms()
         (limit, capacity), (_, own_capacity) = (_bound(each, decision.dimension, now_ms) for each in (whole, own))
@@ -190,7 +191,8 @@ class Share:
         """Count what the store is told in what was last seen of it: it may go away again before anybody asks."""
         if team not in self._seen:
             return
-        seen_ms, (requests, tokens) = self._seen[team]
+        seen_ms, standing = self._seen[team]
+        requests, tokens = standing.requests, standing.tokens
         now_ms = self._clock.monotonic_ns() // 1_000_000
         limits = whole.schedule.limits_at(self._clock.now_ms())
         if requests is not None:
@@ -226,7 +228,8 @@ class Share:
         requests, tokens = limits.effective_request_capacity or 0, limits.effective_token_capacity or 0
         if seen is None:
             return Cost(requests, tokens)
-        seen_ms, (of_requests, of_tokens) = seen
+        seen_ms, standing = seen
+        of_requests, of_tokens = standing.requests, standing.tokens
         passed_ms = self._clock.monotonic_ns() // 1_000_000 - seen_ms
         # A standing under other limits says nothing of this bucket.
         if of_requests is not None and of_requests.limit == of_all.requests_per_minute:
@@ -240,7 +243,8 @@ def _charged(gauge: Gauge, capacity: int, cost: int, passed_ms: int) -> Gauge:
     """The gauge as it is after `passed_ms` and a charge, with nothing rounded in our favour; `remaining` may be < 0."""
     refilled = gauge.limit * passed_ms // _MS_PER_MINUTE
     due_ms = max(0, gauge.reset_ms + 1 - passed_ms) if gauge.reset_ms else 0
-    return gauge._replace(
+    return replace(
+        gauge,
         remaining=min(capacity, gauge.remaining + refilled) - cost,
         reset_ms=due_ms - (-cost * _MS_PER_MINUTE // gauge.limit),
     )
@@ -271,6 +275,6 @@ def _of_whole(standing: Standing, scope: Scope, now_ms: int) -> Standing:
     limits: Limits = scope.schedule.limits_at(now_ms)
     requests, tokens = standing.requests, standing.tokens
     return Standing(
-        None if requests is None else requests._replace(limit=limits.requests_per_minute or requests.limit),
-        None if tokens is None else tokens._replace(limit=limits.tokens_per_minute or tokens.limit),
+        None if requests is None else replace(requests, limit=limits.requests_per_minute or requests.limit),
+        None if tokens is None else replace(tokens, limit=limits.tokens_per_minute or tokens.limit),
     )
