@@ -14,7 +14,7 @@ from typing import Any
 from proxy.core.errors import InvalidRequest
 from proxy.core.strict_json import JsonObject, member_spans
 
-__all__ = ["ChatRequest", "ask_for_usage", "nondeterminism", "parse_chat"]
+__all__ = ["ChatRequest", "ask_for_usage", "parse_chat"]
 
 _MAX_OUTPUT_TOKENS = 2**31 - 1
 _MAX_CHOICES = 128
@@ -129,34 +129,6 @@ def ask_for_usage(request: ChatRequest) -> bytes:
     # A value that is no object is null: anything else was refused.
     options = _with_usage(text[start:end]) if text[start] == "{" else '{"include_usage":true}'
     return f"{text[:start]}{options}{text[end:]}".encode()
-
-
-def nondeterminism(body: JsonObject) -> str | None:
-    """Name what keeps this request from being answered twice with one answer, or None when nothing does.
-
-    A request is taken as deterministic when `temperature` or `top_p` is 0 or a `seed` is given. OpenAI itself calls
-    `seed` best effort, so this is a choice of the product.
-    """
-    for name in _STATEFUL:
-        # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
-        if body.get(name) is not None and body[name] is not False:
-            return name
-    if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
-        return "audio"
-    for tool in body.get("tools") or ():
-        if not isinstance(tool, dict) or tool.get("type") not in _LOCAL_TOOLS:
-            return "tools"
-    if body.get("temperature") == 0 or body.get("top_p") == 0 or body.get("seed") is not None:
-        return None
-    return "temperature"
-
-
-_STATEFUL = ("store", "previous_response_id", "conversation", "background", "web_search_options")
-_LOCAL_TOOLS = ("function", "custom")
-"""Tools the client runs itself; every other kind is run by upstream and sees the world of the moment.
-
-Not a set: what a client wrote for a kind may be nothing that can be looked up in one.
-"""
 
 
 def _check_type(param: str, value: object, kinds: tuple[type, ...]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from proxy.core import fingerprint
-from proxy.core.chat import ChatRequest, nondeterminism
+from proxy.core.chat import ChatRequest
+from proxy.core.determinism import WAIVABLE, nondeterminism
+from proxy.core.headers import forwardable
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
 from proxy.core.replay import Form
@@ -28,9 +30,11 @@ async def look_up(exchange: Exchange, services: Services) -> None:
     team = principal.team
     digest = fingerprint.digest(
         team.cache_secret,
+        salt=team.cache_salts.get(chat.model, b""),
         method=exchange.method,
         path=f"{exchange.path}?{exchange.query}",
         upstream=services.upstream.identity,
+        headers=forwardable(exchange.headers.items()),
         body=chat.body,
     )
     exchange.address = CacheAddress(team.name, team.cache_secret, digest)
@@ -82,7 +86,7 @@ def _bypass(chat: ChatRequest, mode: CacheMode, directives: frozenset[str]) -> s
     if "no-store" in directives:
         return "no-store"
     reason = nondeterminism(chat.body)
-    return None if reason == "temperature" and mode is CacheMode.ALL else reason
+    return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
 
 
 def _directives(cache_control: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.chat import ask_for_usage, nondeterminism, parse_chat
+from proxy.core.chat import ask_for_usage, parse_chat
 from proxy.core.errors import InvalidRequest
 from proxy.core.strict_json import parse_object
 
@@ -102,32 +102,3 @@ def test_usage_is_asked_for_and_nothing_else_changes(stream_options, indent, fir
         written = json.dumps(value, indent=indent or None, ensure_ascii=False)
         if indent == 0:
             assert f'"{name}": {written}'.encode() in ask_for_usage(request)
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        ({"temperature": 0}, None),
-        ({"temperature": 0.0}, None),
-        ({"top_p": 0}, None),
-        ({"seed": 0}, None),
-        ({}, "temperature"),
-        ({"temperature": 0.1}, "temperature"),
-        ({"temperature": 0, "store": True}, "store"),
-        ({"temperature": 0, "store": False}, None),
-        ({"temperature": 0, "web_search_options": {"search_context_size": "low"}}, "web_search_options"),
-        ({"temperature": 0, "web_search_options": {}}, "web_search_options"),
-        ({"temperature": 0, "web_search_options": None}, None),
-        ({"seed": 1, "modalities": ["text", "audio"]}, "audio"),
-        ({"seed": 1, "audio": {"voice": "alloy"}}, "audio"),
-        ({"seed": 1, "audio": {}}, "audio"),
-        ({"seed": 1, "tools": [{"type": "function", "function": {"name": "f"}}]}, None),
-        ({"seed": 1, "tools": [{"type": "web_search"}]}, "tools"),
-        ({"seed": 1, "tools": ["?"]}, "tools"),
-        ({"seed": 1, "tools": [{"type": []}]}, "tools"),
-        ({"seed": 1, "tools": [{"type": {}}]}, "tools"),
-        ({"seed": 1, "tools": [{}]}, "tools"),
-    ],
-)
-def test_what_keeps_an_answer_from_being_given_twice(more, reason):
-    assert nondeterminism({**ASK, **more}) == reason

@@ -64,7 +64,7 @@ async def test_another_order_spelling_or_form_is_the_same_question(bench):
             body(temperature=0.0),
             body().replace(b'"hi"', b'"\\u0068i"'),
             json.dumps(BASE, indent=4).encode(),
-            body(user="somebody"),
+            body(metadata={"run": "1"}, prompt_cache_key="k"),
             body(stream=True),
             body(stream=True, stream_options={"include_usage": True}),
             body(stream=True, stream_options={"include_obfuscation": False}),
@@ -84,11 +84,55 @@ async def test_another_order_spelling_or_form_is_the_same_question(bench):
         {"a field nobody knows": 1},
         {"seed": 7},
         {"top_p": 0.5},
+        {"user": "somebody"},
+        {"safety_identifier": "somebody"},
+        {"service_tier": "flex"},
     ],
     ids=str,
 )
 async def test_whatever_differs_is_another_question(bench, changes):
     assert (await looked_up(bench, body())).address != (await looked_up(bench, body(**changes))).address
+
+
+async def test_headers_that_go_upstream_matter_and_those_that_do_not_go_there_do_not(bench):
+    async def address(**headers: str):
+        return (await looked_up(bench, body(), headers=headers)).address
+
+    plain = await address()
+    for headers in ({"OpenAI-Beta": "a=v1"}, {"x-new": "1"}):
+        assert await address(**headers) not in (plain, await address(**dict.fromkeys(headers, "other")))
+    for name in ("Authorization", "Cookie", "x-request-id", "X-Forwarded-For", "openai-organization", "User-Agent",
+                 "Accept", "traceparent", "X-Stainless-Retry-Count"):  # fmt: skip
+        assert await address(**{name: "1"}) == plain
+    assert await address(**{"Connection": "x-hop", "x-hop": "1"}) == plain
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["plain", "stream"])
+@pytest.mark.parametrize("model", [None, BASE["model"]], ids=["all", "model"])
+async def test_a_purge_forgets_and_beats_a_fill_in_flight(bench, registry, clock, form, model):
+    kept = entry(clock, body=json.dumps(WHOLE).encode(), headers=HEADERS)
+    await put(bench, await looked_up(bench, body(**form)), kept)
+    other = await looked_up(bench, body(model="gpt-4o"))
+    await put(bench, other, kept)
+    filling = await looked_up(bench, body(seed=1, **form))
+    registry.purge_cache("growth", model)
+    bench.services.principals.invalidate()
+    await put(bench, filling, kept)
+    assert (await looked_up(bench, body(**form))).cache is CacheResult.MISS
+    assert (await looked_up(bench, body(seed=1, **form))).cache is CacheResult.MISS
+    kept_other = (await looked_up(bench, body(model="gpt-4o"))).cache is CacheResult.HIT
+    assert kept_other is (model is not None)
+    await put(bench, await looked_up(bench, body(**form)), kept)
+    assert (await looked_up(bench, body(**form))).cache is CacheResult.HIT
+
+
+async def test_a_purge_of_another_team_forgets_nothing(bench, registry, clock):
+    registry.add_team("sales", "free")
+    await put(bench, await looked_up(bench, body()), entry(clock))
+    for model in (None, BASE["model"]):
+        registry.purge_cache("sales", model)
+        bench.services.principals.invalidate()
+        assert (await looked_up(bench, body())).cache is CacheResult.HIT
 
 
 async def test_the_query_matters_and_so_does_the_team(bench, registry, clock):
@@ -112,6 +156,7 @@ async def test_the_query_matters_and_so_does_the_team(bench, registry, clock):
         ({"web_search_options": {"a": 1}}, "web_search_options"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"modalities": ["text", "audio"]}, "audio"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
     ],
     ids=str,
 )
@@ -123,9 +168,13 @@ async def test_what_cannot_be_repeated_is_not_looked_up(bench, changes, detail):
 
 async def test_a_team_that_wants_everything_kept(bench, registry):
     registry.set_team("growth", cache_mode=CacheMode.ALL)
-    assert (await looked_up(bench, body(temperature=1))).cache is CacheResult.MISS
     bench.services.principals.invalidate()
-    assert (await looked_up(bench, body(store=True, temperature=1))).cache_detail == "store"
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    remote = [{"role": "user", "content": [part]}]
+    for changes in ({"temperature": 1}, {"messages": remote}, {"temperature": None, "messages": remote}):
+        assert (await looked_up(bench, body(**changes))).cache is CacheResult.MISS
+    for changes in ({"temperature": 1}, {"messages": remote}):
+        assert (await looked_up(bench, body(store=True, **changes))).cache_detail == "store"
 
 
 async def test_a_team_that_wants_nothing_kept(bench, registry):
