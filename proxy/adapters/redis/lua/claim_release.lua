@@ -1,0 +1,10 @@
+-- KEYS: lease, mark. ARGV: token, channel, digest. Gives the lease back if it is still the token's, and tells who waits.
+-- Answers whether it was.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+if redis.call('DEL', KEYS[2]) == 1 then
+  redis.call('PUBLISH', ARGV[2], ARGV[3])
+end
+return 1
