@@ -115,10 +115,18 @@ def test_whatever_differs_is_asked_again(call, upstream, question, change):
     assert asked(upstream) == 2
 
 
-def test_who_asks_within_the_team_makes_no_difference(call, upstream, question):
-    one = call({**question, "user": "one", "metadata": {"run": "1"}})
-    assert call({**question, "safety_identifier": "other"}).content == one.content
+def test_notes_beside_a_question_make_no_difference(call, upstream, question):
+    one = call({**question, "metadata": {"run": "1"}})
+    assert call({**question, "prompt_cache_key": "other"}).content == one.content
     assert asked(upstream) == 1
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier"])
+def test_an_end_user_is_not_given_the_answer_of_another(call, upstream, question, name):
+    for value in ("one", "other"):
+        assert "uri-miss" in call({**question, name: value}).headers["Cache-Status"]
+    assert "hit" in call({**question, name: "one"}).headers["Cache-Status"]
+    assert asked(upstream) == 2
 
 
 def test_no_cache_asks_again_and_keeps_the_newer_answer(call, upstream, question):
@@ -160,18 +168,28 @@ def test_what_may_not_be_kept_says_why(call, upstream, question, change, reason)
     ids=lambda faults: next(iter(faults)),
 )
 def test_what_went_wrong_is_not_kept(call, upstream, question, faults):
-    call(question, faults)
-    assert "uri-miss" in call(question).headers["Cache-Status"]
+    # The same headers again: another wish of the simulator would be another request.
+    for _ in range(2):
+        assert "hit" not in call(question, faults).headers.get("Cache-Status", "")
     assert asked(upstream) == 2
 
 
 def test_a_broken_stream_is_not_kept(call, upstream, question):
     streamed = {**question, "stream": True}
-    with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        call(streamed, {"x-simulate-cut-after": "3"})
-    whole = call(streamed)
-    assert "uri-miss" in whole.headers["Cache-Status"]
-    assert whole.content.endswith(b"data: [DONE]\n\n")
+    for _ in range(2):
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            call(streamed, {"x-simulate-cut-after": "3"})
+    assert asked(upstream) == 2
+
+
+def test_a_header_that_goes_upstream_is_a_part_of_the_question(call, upstream, question):
+    plain = call(question)
+    for beta in ("assistants=v2", "assistants=v1"):
+        assert "uri-miss" in call(question, {"OpenAI-Beta": beta}).headers["Cache-Status"]
+    assert asked(upstream) == 3
+    for name in ("User-Agent", "traceparent", "X-Stainless-Retry-Count", "openai-organization", "x-request-id"):
+        assert call(question, {name: "other"}).content == plain.content
+    assert asked(upstream) == 3
 
 
 def test_a_team_can_do_without(call, new_team, upstream, question):
