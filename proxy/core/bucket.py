@@ -79,6 +79,7 @@ EPOCH_SPAN = 2**51
 _MOST_USED = 2**52
 """A debt stops growing here, at 75 thousand million tokens, so that sums stay exact."""
 _NOT_CHARGED = -1
+_ADMITTED = (ADMITTED,)
 _NEVER = 2**53
 
 
@@ -175,7 +176,7 @@ def _admit(
             removed_t, used_t, level_t = removed_t + used_t, 0, _NOT_CHARGED
         state = (own_epoch, at_ms, used_r, removed_r, used_t, removed_t)
         if not after:
-            answer = (ADMITTED, *_stand(state, figures, schedule, now_ms))
+            answer = _ADMITTED + _stand(state, figures, schedule, now_ms)
         after.append(state)
         answer += (own_epoch, removed_r, level_r, removed_t, level_t)
     return answer, after

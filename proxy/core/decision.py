@@ -191,9 +191,9 @@ def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[in
     status = answer[0]
     stands = standing(answer[1:7])
     if status == ADMITTED:
-        handles: tuple[Handle, ...] = (Handle(*answer[7:12]),)
+        handles: tuple[Handle, ...] = (Handle(answer[7], answer[8], answer[9], answer[10], answer[11]),)
         if len(answer) > 12:
-            handles += tuple(Handle(*answer[at : at + 5]) for at in range(12, len(answer), 5))
+            handles += tuple(map(Handle, answer[12::5], answer[13::5], answer[14::5], answer[15::5], answer[16::5]))
         return Admitted(Reservation(team, tuple(scopes), cost, handles), stands)
     if status == REFUSED:
         wait_ms, index, which, limit, used = answer[7:]

@@ -57,22 +57,25 @@ class MemoryLimiter:
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
         now_ms = self._now_ms()
+        keys: list[_Key] = []
         states: list[State | None] = []
         counts_places = False
         for scope in scopes:
-            held = self._buckets.get((team, scope.name))
+            key = (team, scope.name)
+            keys.append(key)
+            held = self._buckets.get(key)
             states.append(held and held[0])
             if scope.max_parallel is not None:
                 counts_places = True
         self._epoch += 1
-        in_flight = [self._in_flight.get((team, scope.name), 0) for scope in scopes] if counts_places else ()
+        in_flight = [self._in_flight.get(key, 0) for key in keys] if counts_places else ()
         answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch, in_flight)
         for index, state in enumerate(after):
             if state is not None:
-                self._keep((team, scopes[index].name), state, scopes[index].schedule)
+                self._keep(keys[index], state, scopes[index].schedule)
         if counts_places and answer[0] == ADMITTED:
-            for scope in scopes:
-                self._take_places((team, scope.name), scope.places_for(cost))
+            for key, scope in zip(keys, scopes, strict=True):
+                self._take_places(key, scope.places_for(cost))
         return bucket.decision(team, scopes, cost, answer)
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
