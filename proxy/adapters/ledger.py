@@ -52,7 +52,10 @@ class LedgerState:
 def interrupted(dispatch: Dispatch, prices: PriceBook) -> UsageEvent:
     """The event of a request whose worker died: charged with what was reserved, and marked as estimated."""
     usage = Usage(input_tokens=dispatch.reserved_input_tokens, output_tokens=dispatch.reserved_output_tokens)
+    # A table that came with another version may not have the row any more; something holds in its place.
     price = prices.by_id(dispatch.price_id)
+    if price is None and dispatch.price_id is not None:
+        price = prices.price(dispatch.model, dispatch.at_ms)
     return UsageEvent(
         event_id=dispatch.event_id,
         at_ms=dispatch.at_ms,
@@ -67,7 +70,7 @@ def interrupted(dispatch: Dispatch, prices: PriceBook) -> UsageEvent:
         outcome=Outcome.INTERRUPTED,
         usage=usage,
         cost_pico_usd=cost_pico_usd(price, usage, dispatch.service_tier) if price else 0,
-        price_id=dispatch.price_id,
+        price_id=price.price_id if price else dispatch.price_id,
         estimated=True,
     )
 

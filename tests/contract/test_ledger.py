@@ -511,6 +511,15 @@ async def test_an_interrupted_request_is_priced_at_the_tier_it_asked_for(make_le
     assert interrupted(begun, prices).cost_pico_usd == 10 * 30 + 20 * 70
 
 
+def test_an_interrupted_request_whose_price_row_is_gone_is_priced_by_what_holds():
+    sheets = {"default": {"input": 3, "output": 7}}
+    prices = PriceBook.from_mapping({"as_of": "2025-01-01", "models": {"m": {"prices": sheets}}})
+    made = interrupted(dispatch(1), prices)
+    assert (made.price_id, made.cost_pico_usd) == ("m@2025-01-01", 10 * 3 + 20 * 7)
+    unpriced = interrupted(dispatch(1, price_id=None), prices)
+    assert (unpriced.price_id, unpriced.cost_pico_usd) == (None, 0)
+
+
 async def test_an_event_belongs_to_the_day_its_id_was_made_in(make_ledger, engine):
     ledger = make_ledger()
     before_midnight = 20_001 * DAY_MS - 1

@@ -1,11 +1,23 @@
 import json
+from dataclasses import replace
+from datetime import date
 from importlib import resources
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.pricing import PriceBook, PricesInvalid, Rates, ServiceTier, cost_pico_usd, service_tier_of, worst_case
+from proxy.core.price_table import day_ms
+from proxy.core.pricing import (
+    PriceBook,
+    Rates,
+    ServiceTier,
+    Unpriced,
+    cost_pico_usd,
+    may_go_unpriced,
+    service_tier_of,
+    worst_case,
+)
 from proxy.core.usage import NO_USAGE, Usage
 
 SHIPPED = json.loads(resources.files("proxy").joinpath("data/openai_prices.json").read_text())
@@ -132,44 +144,98 @@ def test_a_row_holds_from_its_date_and_the_oldest_before():
     assert cost_pico_usd(book.by_id("m@1970-01-02"), Usage(input_tokens=5)) == 5
 
 
-def test_an_operators_row_with_a_date_joins_and_one_without_replaces():
+def test_an_operators_row_holds_alone_from_its_day_on_and_this_book_before():
     later = BOOK.with_overrides({"as_of": "2027-01-01", "models": {"gpt-4o-mini": row(), "own": row()}})
     assert later.price("gpt-4o-mini", AS_OF_MS).price_id == "gpt-4o-mini@2026-11-21"
     assert later.price("gpt-4o-mini", AS_OF_MS + 60 * DAY_MS).price_id == "gpt-4o-mini@2027-01-01"
     assert len(later.models()) == 120
+    earlier = BOOK.with_overrides({"as_of": "2026-06-01", "models": {"gpt-4o-mini": row()}})
+    assert earlier.price("gpt-4o-mini", AS_OF_MS).price_id == "gpt-4o-mini@2026-06-01"
+    assert earlier.rows("gpt-4o") == BOOK.rows("gpt-4o")
     always = BOOK.with_overrides({"models": {"gpt-4o-mini": row()}})
     assert always.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 10
-    assert always.by_id("gpt-4o-mini@2026-11-21") is None
     same_day = BOOK.with_overrides({"as_of": "2026-11-21", "models": {"gpt-4o-mini": row(input=7)}})
     assert same_day.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 7
     assert BOOK.price("gpt-4o-mini", AS_OF_MS).rates[ServiceTier.DEFAULT].input == 150_000
 
 
-def test_dollars_per_million_tokens_are_understood_exactly():
-    book = PriceBook.from_mapping({"unit": "usd_per_million_tokens", "models": {"m": row(input=0.15, output="2.50")}})
-    rates = book.price("m", 0).rates[ServiceTier.DEFAULT]
-    assert (rates.input, rates.output) == (150_000, 2_500_000)
+def test_a_row_that_holds_no_more_is_still_found_by_its_id():
+    # A request begun under it may have to be charged by it after a restart with another table.
+    book = BOOK.with_overrides({"models": {"gpt-4o-mini": row()}}).with_overrides({"models": {"gpt-4o-mini": row()}})
+    assert book.by_id("gpt-4o-mini@2026-11-21") == BOOK.price("gpt-4o-mini", AS_OF_MS)
+    assert [each.price_id for each in book.rows("gpt-4o-mini")] == ["gpt-4o-mini@undated"]
+
+
+@given(
+    st.dictionaries(st.integers(0, 40), st.integers(1, 9), min_size=1),
+    st.dictionaries(st.integers(0, 40), st.integers(1, 9), min_size=1),
+    st.integers(0, 45),
+)
+def test_laying_over_leaves_the_past_and_takes_the_rest(theirs, own, day):
+    def table(days):
+        return {"models": {"m": [row(input=price) | {"valid_from": at(start)} for start, price in days.items()]}}
+
+    def at(number):
+        return date.fromordinal(date(2026, 1, 1).toordinal() + number).isoformat()
+
+    base, mine = PriceBook.from_mapping(table(theirs)), PriceBook.from_mapping(table(own))
+    now_ms = day_ms(date(2026, 1, 1)) + day * DAY_MS
+    expected = mine if day >= min(own) or min(theirs) >= min(own) else base
+    assert base.with_overrides(table(own)).price("m", now_ms) == expected.price("m", now_ms)
+
+
+def test_a_tier_without_long_prices_has_the_dearer_of_its_own_and_the_defaults_long_ones():
+    # gpt-5.4: priority $5 and $30, default above 272,000 tokens $5 and $22.50, each per million.
+    rates = BOOK.price("gpt-5.4", AS_OF_MS).long_context.rates[ServiceTier.PRIORITY]
+    assert (rates.input, rates.output) == (5_000_000, 30_000_000)
+
+
+WORKED = {
+    # input, of which cached, written and audio; output, of which audio -> picodollars, worked out by hand
+    ("gpt-5", None, (1_000_000, 1_000_000, 200_000, 0, 0, 0)): 1_000_000_000_000 + 25_000_000_000 + 10_000_000_000_000,
+    ("gpt-5", "flex", (1_000, 1_000, 1_000, 0, 0, 0)): 62_500_000 + 5_000_000_000,
+    ("gpt-5", "batch", (1_000, 1_000, 1_000, 0, 0, 0)): 625_000_000 + 5_000_000_000,
+    ("gpt-4.1", "priority", (10, 10, 4, 0, 0, 0)): 6 * 3_500_000 + 4 * 875_000 + 10 * 14_000_000,
+    ("gpt-audio", None, (500, 300, 0, 0, 200, 250)): 750_000_000 + 6_400_000_000 + 500_000_000 + 16_000_000_000,
+    ("gpt-5.6", None, (1_000, 10, 300, 200, 0, 0)): 500 * 4_000_000 + 300 * 400_000 + 200 * 5_000_000 + 10 * 20_000_000,
+    ("gpt-5.6", "priority", (272_001, 1, 0, 272_001, 0, 0)): 272_001 * 20_000_000 + 60_000_000,
+    ("text-embedding-3-small", None, (8_191, 0, 0, 0, 0, 0)): 8_191 * 20_000,
+    ("omni-moderation-latest", None, (32_768, 0, 0, 0, 0, 0)): 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "pico_usd"), WORKED.items(), ids=str)
+def test_worked_examples(case, pico_usd):
+    model, tier, (read, said, cached, written, heard, spoken) = case
+    usage = Usage(read, said, cached_input_tokens=cached, cache_write_tokens=written,
+                  reasoning_tokens=said, audio_input_tokens=heard, audio_output_tokens=spoken)  # fmt: skip
+    assert cost_pico_usd(BOOK.price(model, AS_OF_MS), usage, tier) == pico_usd
+
+
+def test_every_shipped_tier_has_a_price_for_what_is_read_and_for_what_is_said():
+    for model, record in SHIPPED["models"].items():
+        for sheets in (record["prices"], record.get("long_context", {}).get("prices", {})):
+            assert all({"input", "output"} <= sheet.keys() for sheet in sheets.values()), model
+
+
+@given(prices, usages(), tiers)
+def test_a_cost_is_an_integer_and_reasoning_changes_none(price, usage, tier):
+    cost = cost_pico_usd(price, usage, tier)
+    assert type(cost) is int
+    assert cost_pico_usd(price, replace(usage, reasoning_tokens=0), tier) == cost
 
 
 @pytest.mark.parametrize(
-    ("mapping", "message"),
+    ("policy", "has_budget", "may"),
     [
-        ({}, "models"),
-        ({"models": {"m": {"prices": {"default": {"input": 1}}}}}, "m: prices.default"),
-        ({"models": {"m": {"prices": {"flex": {"input": 1, "output": 1}}}}}, "m: prices.default"),
-        ({"models": {"m": row(input=-1)}}, "m: input"),
-        ({"models": {"m": row(input=0.5)}}, "m: input"),
-        ({"models": {"m": row(input="NaN")}}, "m: input"),
-        ({"models": {"m": row(input=True)}}, "bool"),
-        ({"models": {"m": row(video=1)}}, "video"),
-        ({"models": {"m": {"prices": {"turbo": {"input": 1}}}}}, "turbo"),
-        ({"unit": "eur", "models": {}}, "eur"),
-        ({"as_of": "soon", "models": {}}, "as_of"),
+        (Unpriced.REFUSE, True, False),
+        (Unpriced.REFUSE, False, True),
+        (Unpriced.ALLOW, True, True),
+        (Unpriced.ALLOW, False, True),
     ],
 )
-def test_a_table_that_is_wrong_is_refused_by_name(mapping, message):
-    with pytest.raises(PricesInvalid, match=message):
-        PriceBook.from_mapping(mapping)
+def test_what_has_no_price_is_kept_from_a_budget(policy, has_budget, may):
+    assert may_go_unpriced(policy, has_budget=has_budget) is may
 
 
 def test_no_price_for_an_unknown_model():
