@@ -93,6 +93,7 @@ class Metrics:
         self._tokens = lru_cache(_CHILDREN)(self.tokens_total.labels)
         self._spend = lru_cache(_CHILDREN)(self.spend_usd_total.labels)
         self._saved = lru_cache(_CHILDREN)(self.saved_usd_total.labels)
+        self._saved_tokens = lru_cache(_CHILDREN)(self.saved_tokens_total.labels)
         self._duration = lru_cache(_CHILDREN)(self.request_duration_seconds.labels)
         self._ttft = lru_cache(_CHILDREN)(self.time_to_first_token_seconds.labels)
         self._upstream = lru_cache(_CHILDREN)(self.upstream_duration_seconds.labels)
@@ -115,6 +116,12 @@ class Metrics:
         )
         self.saved_usd_total = Counter(
             "tollgate_saved_usd_total", "What answers from the cache would have cost.", model, registry=on
+        )
+        self.saved_tokens_total = Counter(
+            "tollgate_saved_tokens_total",
+            "Input and output tokens of answers from the cache; no part of tokens used.",
+            model,
+            registry=on,
         )
         self.rate_limited_total = Counter(
             "tollgate_rate_limited_total", "Requests refused by a limit.", ("team", "limit"), registry=on
@@ -201,6 +208,12 @@ class Metrics:
             "tollgate_store_clock_steps_total",
             "Times a store's clock was seen to be set by two seconds or more.",
             ("store", "direction"),
+            registry=on,
+        )
+        self.cache_failures_total = Counter(
+            "tollgate_cache_failures_total",
+            "Operations of the cache in Redis that came to nothing; each is a miss, never an error.",
+            ("operation", "reason"),
             registry=on,
         )
         self.store_errors_total = Counter(
@@ -295,8 +308,9 @@ class Metrics:
             self._upstream(record.upstream).observe(record.upstream_ms / 1_000)
             self.overhead_seconds.observe(record.overhead_ms / 1_000)
             self._count_usage(record, team, model)
-        elif record.saved_pico_usd:
+        elif record.outcome is Outcome.CACHED:
             self._saved(team, model).inc(record.saved_pico_usd / _PICO)
+            self._saved_tokens(team, model).inc(record.usage.total_tokens)
 
     def retried(self, upstream: str, reason: str) -> None:
         """Count a call that is made again."""
@@ -309,6 +323,15 @@ class Metrics:
     def store_failed(self, store: str, operation: str) -> None:
         """Count an operation a store did not carry out."""
         self.store_errors_total.labels(store, operation).inc()
+
+    def cache_failed(self, operation: str, reason: str) -> None:
+        """Count an operation of the cache in Redis that came to nothing."""
+        self.cache_failures_total.labels(operation, reason).inc()
+
+    def prepare_cache_failures(self, known: Iterable[tuple[str, str]]) -> None:
+        """Create the children of (operation, reason) at 0: a counter's first step would be invisible."""
+        for operation, reason in known:
+            self.cache_failures_total.labels(operation, reason)
 
     def count_clock_steps(self, store: str, back: int, ahead: int) -> None:
         """Count how often a store's clock was set since the last call."""
@@ -347,3 +370,4 @@ class Metrics:
             self._request(team, model, endpoint, outcome.value)
         self._spend(team, model)
         self._saved(team, model)
+        self._saved_tokens(team, model)

@@ -62,7 +62,14 @@ def test_metrics_tie_out(gateway, call, new_team, upstream):
     assert samples("tollgate_tokens_total", **here, kind="output") == stats["output_tokens"]
     paid = stats["input_tokens"] * 150_000 + stats["output_tokens"] * 600_000
     assert samples("tollgate_spend_usd_total", **here) == pytest.approx(paid / 1e12, rel=1e-12)
-    assert samples("tollgate_saved_usd_total", **here) > 0
+    assert len(gateway.events(team.name, 6)) == 6
+    (row,) = json.loads(gateway.cli("usage", "--by", "team,model", "--team", team.name, "--json"))
+    assert samples("tollgate_saved_tokens_total", **here) == row["saved_input_tokens"] + row["saved_output_tokens"] > 0
+    assert samples("tollgate_tokens_total", **here, kind="input") == row["input_tokens"]
+    assert samples("tollgate_tokens_total", **here, kind="output") == row["output_tokens"]
+    assert samples("tollgate_saved_usd_total", **here) == pytest.approx(float(row["saved_usd"]), rel=1e-12)
+    assert samples("tollgate_spend_usd_total", **here) == pytest.approx(float(row["cost_usd"]), rel=1e-12)
+    assert samples("tollgate_cache_requests_total", team=team.name, result="hit") == row["cached"]
     assert samples("tollgate_rate_limited_total", team=team.name, limit="requests") == 1
     for result, count in {"hit": 1, "miss": 1, "bypass": 5}.items():
         assert samples("tollgate_cache_requests_total", team=team.name, result=result) == count

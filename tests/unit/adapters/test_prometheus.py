@@ -71,6 +71,28 @@ def test_a_pair_of_team_and_model_has_all_its_counters_at_first_sight(metrics):
         assert value(metrics, "tollgate_requests_total", **labels) == 0
     assert value(metrics, "tollgate_spend_usd_total", team="growth", model="gpt-4o") == 0
     assert value(metrics, "tollgate_saved_usd_total", team="growth", model="gpt-4o") == 0
+    assert value(metrics, "tollgate_saved_tokens_total", team="growth", model="gpt-4o") == 0
+
+
+HIT = {"attempts": 0, "outcome": Outcome.CACHED, "cache": CacheResult.HIT, "usage": Usage(70, 7), "cost_pico_usd": 0}
+
+
+def test_what_a_hit_saves_is_not_used(metrics):
+    finish(metrics)
+    finish(metrics, **HIT, saved_pico_usd=250_000_000)
+    finish(metrics, **HIT, saved_pico_usd=0)  # of a model without a price: its tokens are saved all the same
+    of_model = {"team": "growth", "model": "gpt-4o"}
+    assert value(metrics, "tollgate_saved_tokens_total", **of_model) == 154
+    assert value(metrics, "tollgate_saved_usd_total", **of_model) == pytest.approx(0.00025)
+    assert value(metrics, "tollgate_tokens_total", **of_model, kind="input") == 100
+    assert value(metrics, "tollgate_tokens_total", **of_model, kind="output") == 20
+    assert value(metrics, "tollgate_spend_usd_total", **of_model) == pytest.approx(0.00045)
+
+
+def test_what_was_used_saves_nothing(metrics):
+    finish(metrics)
+    finish(metrics, attempts=0, outcome=Outcome.UNAVAILABLE, usage=Usage(), cost_pico_usd=0)
+    assert value(metrics, "tollgate_saved_tokens_total", team="growth", model="gpt-4o") == 0
 
 
 def test_what_a_request_counts_as(metrics):
