@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext
 
-from proxy.app.database import alone_in, open_database, open_registry, open_reports
+from proxy.app.database import alone_in, open_books, open_database, open_registry, open_reports
 from proxy.app.logging import log_to_stderr
 from proxy.settings import Settings
 
-__all__ = ["open_registry", "open_reports", "serve"]
+__all__ = ["open_books", "open_registry", "open_reports", "serve"]
 
 
 def serve(settings: Settings, *, demo: bool = False) -> int:

@@ -6,22 +6,28 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import load_or_create_pepper
+from proxy.adapters.spool_state import look_at_spool
+from proxy.adapters.sql.books import SqlBooks
 from proxy.adapters.sql.engine import PATIENCE_SECONDS, open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
+from proxy.core.books import Books
 from proxy.core.registry import DataUnusable, Registry, UsageReports
 from proxy.settings import Settings
 
-__all__ = ["alone_in", "open_database", "open_registry", "open_reports"]
+__all__ = ["SPOOL_DIRECTORY", "alone_in", "open_books", "open_database", "open_registry", "open_reports"]
 
+SPOOL_DIRECTORY = "spool"
+"""Of the data directory."""
 _SQLITE_FILE = "tollgate.sqlite3"
 _LOCK_FILE = "serving.lock"
 _PATIENCE_OF_PEOPLE_SECONDS = 600.0
@@ -44,10 +50,23 @@ def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[UsageReports]:
     """Open the ledger for reading. Raises `DataUnusable` where there is none: reading makes no directory."""
+    _require_ledger(settings)
+    with open_database(settings, patience_seconds=_PATIENCE_OF_PEOPLE_SECONDS) as engine:
+        yield SqlUsageReports(engine)
+
+
+@contextmanager
+def open_books(settings: Settings, actor: str = "cli") -> Iterator[Books]:
+    """Open the ledger for proving it, beside a running server or without one. Raises `DataUnusable` as above."""
+    _require_ledger(settings)
+    with open_database(settings, patience_seconds=_PATIENCE_OF_PEOPLE_SECONDS) as engine:
+        look = partial(look_at_spool, settings.data_dir / SPOOL_DIRECTORY)
+        yield SqlBooks(engine, look, SystemClock(), actor)
+
+
+def _require_ledger(settings: Settings) -> None:
     if settings.database_url is None and not (settings.data_dir / _SQLITE_FILE).exists():
         raise DataUnusable(f"{settings.data_dir} holds no ledger")
-    with open_database(settings) as engine:
-        yield SqlUsageReports(engine)
 
 
 @contextmanager

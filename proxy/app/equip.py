@@ -27,6 +27,7 @@ from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.telemetry import Telemetry
+from proxy.app.database import SPOOL_DIRECTORY
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
@@ -41,8 +42,6 @@ __all__ = ["Equipment", "equip"]
 
 if TYPE_CHECKING:
     from proxy.adapters.redis.limiter import RedisLimiter
-
-_SPOOL_DIRECTORY = "spool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +66,13 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     clock = SystemClock()
     peppers = load_or_create_pepper(settings.data_dir)
     key_store = SqlKeyStore(engine)
-    prices = load_prices(settings.prices.file)
+    prices = load_prices(settings.price_file())
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
     telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
     cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
     ledger = SpoolLedger(
-        settings.data_dir / _SPOOL_DIRECTORY,
+        settings.data_dir / SPOOL_DIRECTORY,
         SqlLedgerStore(engine),
         prices,
         telemetry,

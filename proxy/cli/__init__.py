@@ -16,6 +16,7 @@ _COMMANDS = {
     "teams": ("proxy.cli.teams:teams", "Add, list and change teams."),
     "keys": ("proxy.cli.keys:keys", "Issue, list and revoke keys."),
     "usage": ("proxy.cli.usage:usage", "Show what was used and what it cost."),
+    "ledger": ("proxy.cli.ledger:ledger", "Prove that the account ties out."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),
     "completion": ("proxy.cli.completion:completion", "Print a completion script for your shell."),
 }

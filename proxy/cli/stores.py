@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import click
 
 from proxy.cli.output import printable
+from proxy.core.books import Books
 from proxy.core.errors import StoreAway
 from proxy.core.registry import Registry, RegistryError, UsageReports
 from proxy.settings import Settings
 from proxy.settings.problem import nearest
 
-__all__ = ["failures", "now_ms", "registry_of", "reports_of", "require_tier"]
+__all__ = ["books_of", "failures", "now_ms", "registry_of", "reports_of", "require_tier"]
 
 
 def now_ms() -> int:
@@ -38,6 +39,15 @@ def reports_of(settings: Settings) -> Iterator[UsageReports]:
 
     with failures(), proxy.app.open_reports(settings) as reports:
         yield reports
+
+
+@contextmanager
+def books_of(settings: Settings, actor: str) -> Iterator[Books]:
+    """The ledger to be proved; what goes wrong ends the command with a sentence. `actor`: see `core.audit`."""
+    import proxy.app  # noqa: PLC0415  # as above
+
+    with failures(), proxy.app.open_books(settings, actor) as books:
+        yield books
 
 
 def require_tier(settings: Settings, tier: str) -> None:

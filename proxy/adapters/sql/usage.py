@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from sqlalchemy import Column, Engine, RowMapping, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, RowMapping, Select, func, select
 
 from proxy.adapters.sql.engine import reading
 from proxy.adapters.sql.measures import MEASURES
@@ -13,10 +13,13 @@ from proxy.adapters.sql.tables import usage_daily, usage_events
 from proxy.core.registry import Axis, Mismatch, UsageRow
 from proxy.core.usage import Usage
 
-__all__ = ["SqlUsageReports", "utc_day"]
+__all__ = ["SqlUsageReports", "counted_from_events", "mismatches_in", "total_of", "utc_day"]
 
 _DAY_MS = 86_400_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+
+_DAILY_KEY = tuple(usage_daily.primary_key.columns)
+_HALF_BITS = 32
 
 _AXES: Mapping[Axis, Column[object]] = {
     Axis.DAY: usage_daily.c.day,
@@ -47,7 +50,8 @@ class SqlUsageReports:
         Raises `StoreAway`.
         """
         axes = [_AXES[axis] for axis in by]
-        query = select(*axes, *(func.sum(usage_daily.c[name]).label(name) for name in MEASURES))
+        sums = [each for name in MEASURES for each in _wide_sum(usage_daily.c[name], self._engine.dialect.name)]
+        query = select(*axes, *sums)
         if since_ms is not None:
             query = query.where(usage_daily.c.day >= utc_day(since_ms))
         if until_ms is not None:
@@ -63,25 +67,53 @@ class SqlUsageReports:
 
         Raises `StoreAway`.
         """
-        keys = list(usage_daily.primary_key.columns)
-        daily = select(*keys, *(usage_daily.c[name] for name in MEASURES))
-        group = [usage_events.c[column.name] for column in keys]
-        events = select(*group, *(measure.sum().label(name) for name, measure in MEASURES.items())).group_by(*group)
         with reading(self._engine, "ledger", "verify") as connection:
-            found = {_group(keys, row): row for row in connection.execute(daily).mappings()}
-            true = {_group(keys, row): row for row in connection.execute(events).mappings()}
-        return [
-            Mismatch(group, name, _number(found.get(group), name), _number(true.get(group), name))
-            for group in sorted(found.keys() | true.keys())
-            for name in MEASURES
-            if _number(found.get(group), name) != _number(true.get(group), name)
-        ]
+            return mismatches_in(connection)
+
+
+def mismatches_in(connection: Connection) -> list[Mismatch]:
+    """Where the daily totals are not the group-by of the events."""
+    daily = select(*_DAILY_KEY, *(usage_daily.c[name] for name in MEASURES))
+    found = {_group(_DAILY_KEY, row): row for row in connection.execute(daily).mappings()}
+    true = {_group(_DAILY_KEY, row): row for row in connection.execute(counted_from_events()).mappings()}
+    return [
+        Mismatch(group, name, _number(found.get(group), name), _number(true.get(group), name))
+        for group in sorted(found.keys() | true.keys())
+        for name in MEASURES
+        if not _same(found.get(group), true.get(group), name)
+    ]
+
+
+def counted_from_events() -> Select[tuple[object, ...]]:
+    """What the rows of `usage_daily` must be: its key, then every measure."""
+    group = [usage_events.c[column.name] for column in _DAILY_KEY]
+    return select(*group, *(measure.sum().label(name) for name, measure in MEASURES.items())).group_by(*group)
+
+
+def total_of(connection: Connection, column: Column[int]) -> int:
+    """The exact sum of a column over its whole table."""
+    row = connection.execute(select(*_wide_sum(column, connection.dialect.name))).mappings().one()
+    return _wide_number(row, column.name)
+
+
+def _wide_sum(column: Column[int], dialect: str) -> list[ColumnElement[int]]:
+    """A sum that may leave 64 bits; SQLite has no such type, and is asked for both halves."""
+    if dialect != "sqlite":
+        return [func.sum(column).label(column.name)]
+    high = func.sum(column.bitwise_rshift(_HALF_BITS))
+    low = func.sum(column.bitwise_and((1 << _HALF_BITS) - 1))
+    return [high.label(f"{column.name}_high"), low.label(column.name)]
+
+
+def _wide_number(row: RowMapping, name: str) -> int:
+    high = row.get(f"{name}_high") or 0
+    return (int(high) << _HALF_BITS) + _number(row, name)
 
 
 def _report_row(axes: Sequence[Column[object]], row: RowMapping) -> UsageRow:
-    usage = Usage(**{kind: _number(row, kind) for kind in Usage.__slots__})
+    usage = Usage(**{kind: _wide_number(row, kind) for kind in Usage.__slots__})
     others = [name for name in MEASURES if name not in Usage.__slots__]
-    return UsageRow(group=_group(axes, row), usage=usage, **{name: _number(row, name) for name in others})
+    return UsageRow(group=_group(axes, row), usage=usage, **{name: _wide_number(row, name) for name in others})
 
 
 def _group(columns: Sequence[Column[object]], row: RowMapping) -> tuple[str, ...]:
@@ -91,3 +123,9 @@ def _group(columns: Sequence[Column[object]], row: RowMapping) -> tuple[str, ...
 def _number(row: RowMapping | None, name: str) -> int:
     # A sum is a Decimal on Postgres, and NULL over no rows.
     return int(row[name] or 0) if row is not None else 0
+
+
+def _same(found: RowMapping | None, true: RowMapping | None, name: str) -> bool:
+    # SQLite keeps a fraction in a column of integers, if it is told to.
+    whole = not any(row is not None and isinstance(row[name], float) for row in (found, true))
+    return whole and _number(found, name) == _number(true, name)

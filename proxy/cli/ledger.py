@@ -1,0 +1,126 @@
+"""`tollgate ledger`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cli.options import data_options, json_option, settings_from
+from proxy.cli.output import echo_json, printable
+from proxy.cli.stores import books_of
+from proxy.core.books import Findings
+from proxy.core.money import PICO_DIGITS, format_usd
+
+__all__ = ["ledger"]
+
+_DAILY_KEY = ("day", "team", "key", "model", "upstream", "endpoint")
+
+
+@click.group
+def ledger() -> None:
+    """Prove the ledger."""
+
+
+@ledger.command
+@click.option("--rebuild", is_flag=True, help="Make the daily totals anew from the events, then verify.")
+@data_options
+@json_option
+def verify(*, rebuild: bool, config: Path | None, as_json: bool, **options: Any) -> None:
+    """Prove that the account ties out, beside a running server or without one.
+
+    Every daily total is the sum of its events, to the pico-dollar; every event is kept under the day its id was made
+    in; no offset of the spool leads astray, and no segment is damaged. Exits with 1 and names what differs.
+
+    Events are never changed. --rebuild replaces the daily totals alone, in one transaction that the audit log tells of.
+
+    \b
+    Examples:
+      tollgate ledger verify
+      tollgate ledger verify --json
+      tollgate ledger verify --rebuild
+    """
+    settings = settings_from(config, options)
+    rebuilt = None
+    with books_of(settings, f"cli:{_user()}") as books:
+        if rebuild:
+            rebuilt = books.rebuild()
+        findings = books.verify()
+    if as_json:
+        echo_json(_as_json(findings) | ({} if rebuilt is None else {"rebuilt_rows": rebuilt}))
+    else:
+        if rebuilt is not None:
+            click.echo(f"{rebuilt:,} daily totals made anew from the events")
+        for line in (*_differences(findings), *_summary(findings)):
+            click.echo(printable(line))
+    click.get_current_context().exit(0 if findings.tie_out else 1)
+
+
+def _user() -> str:
+    # An id without a name, as in some containers.
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return "unknown"
+
+
+def _differences(findings: Findings) -> Iterator[str]:
+    for each in findings.mismatches:
+        place = " ".join(f"{name}={value}" for name, value in zip(_DAILY_KEY, each.group, strict=True))
+        yield f"usage_daily {place}: {each.measure} is {each.daily}, its events have {each.events}"
+    for one in findings.misdated:
+        yield f"usage_events day={one.day} event_id={one.event_id}: the id was made on {one.made_on}"
+    for offset in findings.astray:
+        yield f"spool_offsets segment={offset.segment}: {offset.offset_bytes} cannot be: {offset.reason}"
+    for name in findings.spool.damaged:
+        yield f"spool {name}: damaged"
+
+
+def _summary(findings: Findings) -> Iterator[str]:
+    spool = findings.spool
+    yield f"{findings.events:,} events, {format_usd(findings.cost_pico_usd, PICO_DIGITS)} USD"
+    yield (
+        f"spool of this machine: {spool.unshipped_bytes:,} bytes with {spool.unshipped_events:,} events not taken over "
+        f"yet, {spool.open_requests:,} requests open, {spool.writers:,} writers"
+    )
+    if findings.tie_out:
+        yield "the books tie out"
+    else:
+        rows = len({each.group for each in findings.mismatches})
+        offsets, damaged = len(findings.astray), len(spool.damaged)
+        yield (
+            f"the books do not tie out: {rows:,} daily totals, {len(findings.misdated):,} events, {offsets:,} offsets, "
+            f"{damaged:,} segments"
+        )
+
+
+def _as_json(findings: Findings) -> dict[str, object]:
+    spool = findings.spool
+    return {
+        "ok": findings.tie_out,
+        "events": findings.events,
+        "cost_usd": format_usd(findings.cost_pico_usd, PICO_DIGITS),
+        "mismatches": [
+            dict(zip(_DAILY_KEY, each.group, strict=True))
+            | {"measure": each.measure, "daily": each.daily, "events": each.events}
+            for each in findings.mismatches
+        ],
+        "misdated": [
+            {"day": str(each.day), "event_id": each.event_id, "made_on": str(each.made_on)}
+            for each in findings.misdated
+        ],
+        "offsets": [
+            {"segment": each.segment, "offset_bytes": each.offset_bytes, "reason": each.reason}
+            for each in findings.astray
+        ],
+        "spool": {
+            "writers": spool.writers,
+            "unshipped_bytes": spool.unshipped_bytes,
+            "unshipped_events": spool.unshipped_events,
+            "open_requests": spool.open_requests,
+            "damaged": list(spool.damaged),
+        },
+    }
