@@ -49,7 +49,7 @@ class SqlBooks:
         with reading(self._engine, "ledger", "verify") as connection:
             mismatches = mismatches_in(connection)
             misdated = [each for day in _days(connection) for each in _misdated(connection, day)]
-            known = {name: int(offset) for name, offset in connection.execute(select(spool_offsets)).tuples()}
+            known = {name: int(offset) for name, offset in connection.execute(select(spool_offsets))}
             events = connection.execute(select(func.count()).select_from(usage_events)).scalar_one()
             cost_pico_usd = total_of(connection, usage_events.c.cost_pico_usd)
         look = self._look_at_spool(known)
@@ -104,7 +104,7 @@ def _misdated(connection: Connection, day: date) -> Iterator[Misdated]:
     outside = or_(event_id < uuid7(first_ms, _LOWEST), event_id >= uuid7(first_ms + _DAY_MS, _LOWEST))
     query = select(usage_events.c.event_id, usage_events.c.at_ms).where(usage_events.c.day == day, outside)
     found = 0
-    for text, at_ms in connection.execute(query.order_by(event_id)).tuples():
+    for text, at_ms in connection.execute(query.order_by(event_id)):
         made_on = _day_of(text, at_ms)
         if made_on != day and found < _MOST_OF_A_DAY:
             found += 1
