@@ -32,6 +32,7 @@ from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
 from proxy.pipeline.catalogue import Catalogue
+from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.ports import Clock, KeyStore, Spawn
@@ -94,6 +95,8 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         upstream=await _upstream(settings, pacer, stack),
         telemetry=telemetry,
         catalogue=Catalogue(),
+        flights=Flights(),
+        spawn=spawn,
         status_of=status_of,
     )
     sample = partial(_sample, metrics, ledger, cache, pacer, limits.limiter.clock_steps, ClockSteps())
@@ -159,6 +162,7 @@ def _policy(settings: Settings) -> Policy:
         cache_enabled=settings.cache.enabled,
         cache_ttl_ms=settings.cache.ttl_seconds * 1_000,
         cache_entry_max_bytes=settings.cache.entry_max_bytes,
+        cache_fill_wait_ms=int(settings.cache.fill_wait_seconds * 1_000),
         allow_unknown_models=settings.models.unknown is UnknownModels.ALLOW,
         extra_models=frozenset(settings.models.extra),
         max_json_depth=settings.server.max_json_depth,

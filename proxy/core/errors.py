@@ -20,6 +20,7 @@ __all__ = [
     "MissingKey",
     "ModelNotFound",
     "NeverAdmissible",
+    "NotInCache",
     "Overloaded",
     "StoreAway",
     "TollgateError",
@@ -63,6 +64,14 @@ class ModelNotFound(TollgateError):
     """No such model, or not for this key; the two are not told apart."""
 
     model: str
+
+
+@dataclass(eq=False)
+class NotInCache(TollgateError):
+    """The client takes an answer from the cache or none, and there is none."""
+
+    reason: str
+    """Why there is none."""
 
 
 @dataclass(eq=False)

@@ -19,14 +19,14 @@ _UNLIMITED = Limits()
 
 
 async def admit(exchange: Exchange, services: Services) -> None:
-    """Reserve what the request may cost; a cache hit costs a request and no tokens.
+    """Reserve what the request may cost; a hit costs a request and no tokens, and so does what another pays for.
 
     Raises `LimitReached`, `NeverAdmissible`, `StoreAway`; a refusal has changed nothing.
     """
     principal, chat = exchange.principal, exchange.chat
     policy = services.policy
     scopes = scopes_of(principal, chat.model, policy, exchange.at_ms)
-    if exchange.hit is not None:
+    if exchange.hit is not None or exchange.collapsed:
         cost = Cost(policy.hits_cost_requests, 0)
     else:
         prompt = estimate_input(chat)

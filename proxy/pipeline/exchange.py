@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from proxy.core.answer import ChatStream
 from proxy.core.bucket import Admitted, Decision
+from proxy.core.cache_control import NO_WISHES, CacheWishes
 from proxy.core.chat import ChatRequest
 from proxy.core.event import Outcome
 from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
-from proxy.ports import CacheAddress, CachedAnswer
+from proxy.ports import CacheAddress, CachedAnswer, Fill
 
 __all__ = ["Exchange", "Reply", "Shadow"]
 
@@ -65,11 +66,25 @@ class Exchange:
     price: Price | None = None
     # look up
     cache: CacheResult | None = None
-    cache_detail: str = ""
+    cache_reason: str = ""
+    """Why it is no hit: one of a set that does not grow, for header and metric."""
+    wishes: CacheWishes = NO_WISHES
     address: CacheAddress | None = None
     """Where in the cache the answer is, or is to be."""
     hit: CachedAnswer | None = None
     """In the form that is asked for."""
+    # coalesce
+    shared: bool = False
+    """Several may listen to its answer: each of them adds the headers that are its own."""
+    collapsed: bool = False
+    """It is answered with what another request is, and costs what a hit costs."""
+    outlives: bool = False
+    """Its client has left and others listen on: who settles it reports it."""
+    fill: Fill | None = None
+    """The right to keep its answer."""
+    kept: CachedAnswer | None = None
+    """The answer as it is kept, or would be were there a right to."""
+    stored: bool = False
     # admit
     admitted: Admitted = field(init=False, repr=False)
     reserved_input_tokens: int = 0

@@ -13,10 +13,10 @@ from dataclasses import replace
 from proxy.core.chat import ChatRequest
 from proxy.core.replay import Form, NotTellable, completion_of, retold, stream_of
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.services import Services
+from proxy.pipeline.services import Policy, Services
 from proxy.ports import CachedAnswer
 
-__all__ = ["Copy", "keep", "keep_stream", "tell"]
+__all__ = ["Copy", "keep", "keep_stream", "stream_room_bytes", "tell"]
 
 Headers = tuple[tuple[str, str], ...]
 _CONTENT_TYPE = {Form.PLAIN: "application/json", Form.STREAM: "text/event-stream; charset=utf-8"}
@@ -24,8 +24,17 @@ _ON_LOOP_BYTES = 262_144
 """More is converted in a thread: it takes milliseconds, which others on this loop would wait."""
 
 
+_STREAM_TO_ANSWER = 16
+"""How many times an answer its stream may be: 10 is usual, the half of it frames and ids, and padding comes on top."""
+
+
+def stream_room_bytes(policy: Policy) -> int:
+    """What is held of a stream, for the cache and for those who come late: what the largest entry takes to tell."""
+    return _STREAM_TO_ANSWER * policy.cache_entry_max_bytes
+
+
 class Copy:
-    """What has come of a stream, for the cache; None once it is more than an entry may hold."""
+    """What has come of a stream, for the cache; None once it is more than there is room for."""
 
     __slots__ = ("_pieces", "_room_bytes")
 
@@ -73,7 +82,7 @@ async def keep_stream(exchange: Exchange, services: Services, status: int, heade
 async def keep(
     exchange: Exchange, services: Services, status: int, headers: Headers, body: bytes, form: Form = Form.PLAIN
 ) -> bool:
-    """Keep an answer that may be given again; False when it was not kept."""
+    """Keep an answer that may be given again; False when it was not kept. Uses the right in `exchange.fill` up."""
     if exchange.address is None or status != 200 or len(body) > services.policy.cache_entry_max_bytes:
         return False
     entry = CachedAnswer(
@@ -88,8 +97,10 @@ async def keep(
         cost_pico_usd=exchange.cost_pico_usd,
         form=form,
     )
-    fill = await services.cache.claim(exchange.address)
-    return fill is not None and await fill.store(entry)
+    exchange.kept = entry
+    fill, exchange.fill = exchange.fill, None
+    exchange.stored = fill is not None and await fill.store(entry)
+    return exchange.stored
 
 
 async def _converted(convert: Callable[[bytes], bytes], body: bytes) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from proxy.pipeline.admit import admit
 from proxy.pipeline.authenticate import authenticate
+from proxy.pipeline.call import call
+from proxy.pipeline.coalesce import travel_together
 from proxy.pipeline.exchange import Exchange, Reply
-from proxy.pipeline.forward import dispatch, forward
 from proxy.pipeline.interpret import interpret
 from proxy.pipeline.lookup import look_up
-from proxy.pipeline.relay import relay, replay
+from proxy.pipeline.relay import replay
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle_broken, settle_hit
 from proxy.pipeline.shadow import decide_shadow
@@ -23,15 +24,16 @@ async def travel(exchange: Exchange, client: Downstream, services: Services) -> 
     body = await client.receive()
     interpret(exchange, body, services)
     await look_up(exchange, services)
+    if exchange.address is not None and exchange.hit is None:
+        # What a team asks for several times at once goes upstream once; admission and settlement are in there.
+        return await travel_together(exchange, client, services)
     await admit(exchange, services)
     try:
         await decide_shadow(exchange, services)
         if exchange.hit is not None:
             settle_hit(exchange, services)
             return replay(exchange)
-        dispatch(exchange, services)
-        answer = await forward(exchange, services)
-        return await relay(exchange, answer, client, services)
+        return await call(exchange, client, services)
     except BaseException as error:
         # Whatever ended it, a cancellation for the client's leaving included: the account is written first.
         settle_broken(exchange, services, error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from proxy.core import fingerprint
-from proxy.core.chat import ChatRequest
+from proxy.core.cache_control import NO_WISHES, CacheWishes, cache_wishes
 from proxy.core.determinism import WAIVABLE, nondeterminism
+from proxy.core.errors import NotInCache
 from proxy.core.headers import forwardable
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
@@ -16,18 +18,82 @@ from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
 from proxy.ports import CacheAddress, CachedAnswer
 
-__all__ = ["cache_status", "look_up"]
+__all__ = ["cache_status", "find", "look_up", "wants_new"]
+
+UNSEEN = "uri-miss"
+"""Why a request whose answer was not there is no hit; the other reasons are names of what stood against one."""
 
 
 async def look_up(exchange: Exchange, services: Services) -> None:
-    """Set `hit` when a live entry answers this request, and `cache` and `cache_detail` in any case."""
-    principal, chat = exchange.principal, exchange.chat
-    directives = _directives(exchange.headers.get("Cache-Control", ""))
-    detail = _bypass(chat, principal.team.cache_mode, directives) if services.policy.cache_enabled else "disabled"
-    if detail is not None:
-        exchange.cache, exchange.cache_detail = CacheResult.BYPASS, detail
-        return
-    team = principal.team
+    """Set `hit` when a live entry answers this request, `address` where one may be kept, and `cache` in any case.
+
+    Raises `NotInCache` for a client that wants nothing else.
+    """
+    exchange.wishes = _wishes(exchange.headers)
+    reason = _bypass(exchange, services)
+    if reason is not None:
+        exchange.cache, exchange.cache_reason = CacheResult.BYPASS, reason
+    else:
+        exchange.address = _address(exchange, services)
+        exchange.cache, exchange.cache_reason = CacheResult.MISS, UNSEEN
+        if wants_new(exchange.wishes):
+            exchange.cache_reason = "no-cache" if exchange.wishes.no_cache else "max-age"
+        elif (hit := await find(exchange, services)) is not None:
+            exchange.hit, exchange.cache, exchange.cache_reason = hit, CacheResult.HIT, ""
+    if exchange.wishes.only_if_cached and exchange.hit is None:
+        raise NotInCache(exchange.cache_reason)
+
+
+def wants_new(wishes: CacheWishes) -> bool:
+    """Whether only an answer that upstream begins after the question will do."""
+    return wishes.no_cache or wishes.max_age_seconds == 0
+
+
+def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
+    """Tell what the cache did, as RFC 9211 writes it. The digest is never part of it."""
+    match exchange.cache:
+        case CacheResult.HIT if exchange.hit is not None:
+            left_ms = exchange.hit.stored_at_ms + exchange.hit.ttl_ms - exchange.at_ms
+            return f"tollgate; hit; ttl={max(0, left_ms) // 1_000}"
+        case CacheResult.MISS | CacheResult.COLLAPSED:
+            done = "; collapsed" if exchange.cache is CacheResult.COLLAPSED else "; stored" if stored else ""
+            if exchange.cache_reason == UNSEEN:
+                return f"tollgate; fwd={UNSEEN}{done}"
+            return f"tollgate; fwd=request{done}; detail={exchange.cache_reason}"
+        case _:
+            return f"tollgate; fwd=bypass; detail={exchange.cache_reason or 'request'}"
+
+
+async def find(exchange: Exchange, services: Services) -> CachedAnswer | None:
+    """Find the entry for both forms, or, where that one cannot be told in the form asked for, the entry of this form.
+
+    In the latter case `exchange.address` becomes that of this form: the answer to come is kept beside the other. Sets
+    `kept` to the entry as it is.
+    """
+    if exchange.address is None:
+        return None
+    entry = await services.cache.get(exchange.address)
+    if entry is None:
+        return None
+    told = await tell(entry, exchange.chat)
+    if told is None:
+        form = Form.STREAM if exchange.chat.stream else Form.PLAIN
+        digest = fingerprint.in_form(exchange.address.digest, form)
+        exchange.address = replace(exchange.address, digest=digest)
+        entry = await services.cache.get(exchange.address)
+        told = None if entry is None else await tell(entry, exchange.chat)
+    if told is None or entry is None:
+        return None
+    oldest_seconds = exchange.wishes.max_age_seconds
+    if oldest_seconds is not None and exchange.at_ms - entry.stored_at_ms > oldest_seconds * 1_000:
+        exchange.cache_reason = "max-age"
+        return None
+    exchange.kept = entry
+    return told
+
+
+def _address(exchange: Exchange, services: Services) -> CacheAddress:
+    team, chat = exchange.principal.team, exchange.chat
     digest = fingerprint.digest(
         team.cache_secret,
         salt=team.cache_salts.get(chat.model, b""),
@@ -37,57 +103,24 @@ async def look_up(exchange: Exchange, services: Services) -> None:
         headers=forwardable(exchange.headers.items()),
         body=chat.body,
     )
-    exchange.address = CacheAddress(team.name, team.cache_secret, digest)
-    exchange.cache = CacheResult.MISS
-    if "no-cache" in directives:
-        exchange.cache_detail = "request"
-        return
-    exchange.cache_detail = "uri-miss"
-    hit = await _find(exchange, services)
-    if hit is not None:
-        exchange.hit, exchange.cache, exchange.cache_detail = hit, CacheResult.HIT, ""
+    return CacheAddress(team.name, team.cache_secret, digest)
 
 
-def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
-    """Tell what the cache did, as RFC 9211 writes it. The digest is never part of it."""
-    match exchange.cache:
-        case CacheResult.HIT if exchange.hit is not None:
-            left_ms = exchange.hit.stored_at_ms + exchange.hit.ttl_ms - exchange.at_ms
-            return f"tollgate; hit; ttl={max(0, left_ms) // 1_000}"
-        case CacheResult.MISS:
-            return f"tollgate; fwd={exchange.cache_detail}{'; stored' if stored else ''}"
-        case _:
-            return f"tollgate; fwd=bypass; detail={exchange.cache_detail or 'request'}"
-
-
-async def _find(exchange: Exchange, services: Services) -> CachedAnswer | None:
-    """Find the entry for both forms, or, where that one cannot be told in the form asked for, the entry of this form.
-
-    In the latter case `exchange.address` becomes that of this form: the answer to come is kept beside the other.
-    """
-    chat, address = exchange.chat, exchange.address
-    if address is None:
-        return None
-    entry = await services.cache.get(address)
-    if entry is None:
-        return None
-    told = await tell(entry, chat)
-    if told is None:
-        digest = fingerprint.in_form(address.digest, Form.STREAM if chat.stream else Form.PLAIN)
-        exchange.address = replace(address, digest=digest)
-        entry = await services.cache.get(exchange.address)
-        told = None if entry is None else await tell(entry, chat)
-    return told
-
-
-def _bypass(chat: ChatRequest, mode: CacheMode, directives: frozenset[str]) -> str | None:
+def _bypass(exchange: Exchange, services: Services) -> str | None:
+    """Why this request has nothing to do with the cache, if it has not."""
+    mode = exchange.principal.team.cache_mode
+    if not services.policy.cache_enabled:
+        return "disabled"
     if mode is CacheMode.OFF:
         return "off"
-    if "no-store" in directives:
+    if exchange.wishes.no_store:
         return "no-store"
-    reason = nondeterminism(chat.body)
+    reason = nondeterminism(exchange.chat.body)
     return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
 
 
-def _directives(cache_control: str) -> frozenset[str]:
-    return frozenset(part.strip().lower() for part in cache_control.split(",")) if cache_control else frozenset()
+def _wishes(headers: Mapping[str, str]) -> CacheWishes:
+    if "Cache-Control" not in headers:
+        return NO_WISHES
+    # A mapping of headers gives the first of several lines; all of them count.
+    return cache_wishes(", ".join(value for name, value in headers.items() if name.lower() == "cache-control"))

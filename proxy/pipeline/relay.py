@@ -10,14 +10,13 @@ import msgspec
 from proxy.core.answer import ChatStream, parse_completion
 from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.core.event import Outcome
-from proxy.core.headers import rate_limit_headers, returnable
+from proxy.core.headers import returnable
 from proxy.core.sse import EventTooLongError
 from proxy.pipeline.exchange import Exchange, Reply
-from proxy.pipeline.keep import Copy, keep, keep_stream
-from proxy.pipeline.lookup import cache_status
+from proxy.pipeline.keep import Copy, keep, keep_stream, stream_room_bytes
+from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
-from proxy.pipeline.shadow import SHADOW_HEADER, shadow_status
 from proxy.ports import Clock, Downstream, UpstreamAnswer
 
 __all__ = ["relay", "replay"]
@@ -55,7 +54,7 @@ def replay(exchange: Exchange) -> Reply:
         raise LookupError("nothing to replay")
     age_seconds = max(0, exchange.at_ms - hit.stored_at_ms) // 1_000
     own = _STREAM_HEADERS if exchange.chat.stream else _PLAIN_HEADERS
-    return Reply(hit.status, (*hit.headers, *own, *_governed(exchange), ("Age", str(age_seconds))), hit.body)
+    return Reply(hit.status, (*hit.headers, *own, *own_headers(exchange), ("Age", str(age_seconds))), hit.body)
 
 
 async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
@@ -63,7 +62,7 @@ async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Ser
         raise UpstreamKeyRefused(services.upstream.name)
     body = await _read(exchange, answer, services)
     settle_refused(exchange, services, answer.status)
-    headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_governed(exchange))
+    headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_own(exchange))
     if not _is_error_body(body):
         # A gateway's page, say: the client is given an error it can read.
         headers, body = (*headers, ("Content-Type", "application/json")), _stand_in(answer.status)
@@ -87,15 +86,15 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
     )
     kept = returnable(answer.headers.items(), error=False)
     stored = completion.storable and await keep(exchange, services, answer.status, kept, body)
-    return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_governed(exchange, stored=stored)), body)
+    return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_own(exchange, stored=stored)), body)
 
 
 async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
     stream = ChatStream(choices=exchange.chat.choices, hide_usage=not exchange.chat.include_usage)
     exchange.stream, exchange.status = stream, answer.status
     kept = returnable(answer.headers.items(), error=False)
-    copy = Copy(services.policy.cache_entry_max_bytes if exchange.address is not None else 0)
-    await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_governed(exchange)))
+    copy = Copy(stream_room_bytes(services.policy) if exchange.address is not None else 0)
+    await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_own(exchange)))
     try:
         async for chunk in _timed(exchange, answer, services.clock):
             passed = stream.feed(chunk)
@@ -180,14 +179,9 @@ async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) 
         exchange.upstream_ns += services.clock.monotonic_ns() - begun_ns
 
 
-def _governed(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, str], ...]:
-    """Headers that tell what we did: where the limits stand, what the cache said."""
-    told = (*rate_limit_headers(exchange.admitted.standing), ("Cache-Status", cache_status(exchange, stored=stored)))
-    if exchange.shadow is not None:
-        told += ((SHADOW_HEADER, shadow_status(exchange.shadow)),)
-    if exchange.upstream_request_id:
-        return (*told, ("x-upstream-request-id", exchange.upstream_request_id))
-    return told
+def _own(exchange: Exchange, *, stored: bool = False) -> tuple[tuple[str, str], ...]:
+    """This request's own headers, unless several listen: each of them adds its own then."""
+    return () if exchange.shared else own_headers(exchange, stored=stored)
 
 
 def _is_plain_id(text: str) -> bool:

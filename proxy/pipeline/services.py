@@ -10,8 +10,9 @@ from proxy.core.pricing import PriceBook
 from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Tier
 from proxy.pipeline.catalogue import Catalogue
+from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
-from proxy.ports import Cache, Clock, Ledger, Limiter, Telemetry, Upstream
+from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Upstream
 
 __all__ = ["Policy", "Services"]
 
@@ -30,6 +31,8 @@ class Policy:
     cache_enabled: bool = True
     cache_ttl_ms: int = 86_400_000
     cache_entry_max_bytes: int = 1_048_576
+    cache_fill_wait_ms: int = 30_000
+    """How long an answer that another process is fetching is waited for."""
     allow_unknown_models: bool = False
     extra_models: frozenset[str] = frozenset()
     max_json_depth: int = 64
@@ -47,9 +50,11 @@ class Services:
     prices: PriceBook
     limiter: Limiter
     cache: Cache
+    flights: Flights
     ledger: Ledger
     upstream: Upstream
     telemetry: Telemetry
     catalogue: Catalogue
+    spawn: Spawn
     status_of: Callable[[TollgateError], int]
     """HTTP status a client is given for an error, for the ledger to keep."""

@@ -12,7 +12,15 @@ from proxy.core.usage import NO_USAGE, Usage
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
-__all__ = ["CLIENT_CLOSED_REQUEST", "settle", "settle_broken", "settle_hit", "settle_refused"]
+__all__ = [
+    "CLIENT_CLOSED_REQUEST",
+    "settle",
+    "settle_broken",
+    "settle_collapsed",
+    "settle_hit",
+    "settle_refused",
+    "step_back",
+]
 
 CLIENT_CLOSED_REQUEST = 499
 """The status in ledger and log of a request whose client left before there was one (nginx's number for it)."""
@@ -69,7 +77,9 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
         )
     else:
         # What is ours to blame, and what was never sent, costs the team nothing, not even its turn.
-        turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} or not exchange.dispatched else 1
+        spent = exchange.dispatched or exchange.collapsed
+        turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} or not spent else 1
+        turns = min(turns, exchange.admitted.reservation.cost.requests)
         _write(exchange, services, status, outcome, NO_USAGE, Cost(turns, 0), None)
 
 
@@ -97,8 +107,27 @@ def settle_hit(exchange: Exchange, services: Services) -> None:
     if hit is None or exchange.settled:
         return
     exchange.saved_pico_usd = hit.cost_pico_usd
-    _settle_limits(exchange, services, exchange.admitted.reservation.cost)
+    # Not what was reserved: that may be more, for an answer that came from elsewhere while it was being asked for.
+    _settle_limits(exchange, services, Cost(services.policy.hits_cost_requests, 0))
     _record(exchange, services, hit.status, Outcome.CACHED, Usage(hit.input_tokens, hit.output_tokens))
+
+
+def settle_collapsed(exchange: Exchange, leader: Exchange, services: Services) -> None:
+    """Settle a request that is answered with what `leader` is: as a hit, or as refused where upstream refused."""
+    if exchange.settled:
+        return
+    _settle_limits(exchange, services, exchange.admitted.reservation.cost)
+    if leader.outcome is not Outcome.OK:
+        _record(exchange, services, leader.status, leader.outcome, NO_USAGE)
+        return
+    exchange.saved_pico_usd, exchange.estimated = leader.cost_pico_usd, leader.estimated
+    _record(exchange, services, leader.status, Outcome.CACHED, leader.usage)
+
+
+def step_back(exchange: Exchange, services: Services) -> None:
+    """Undo an admission whose request is about to be admitted anew, for more."""
+    _settle_limits(exchange, services, Cost(0, 0))
+    exchange.shadow = None
 
 
 def _write(

@@ -25,7 +25,7 @@ async def decide_shadow(exchange: Exchange, services: Services) -> None:
         return
     scope = Scope("shadow", tier.schedule(team.shadow_since_ms, exchange.at_ms))
     cost = exchange.admitted.reservation.cost
-    if exchange.hit is None:
+    if exchange.hit is None and not exchange.collapsed:
         capacity = scope.schedule.limits_at(exchange.at_ms).effective_token_capacity
         prompt = exchange.reserved_input_tokens
         room = None if capacity is None else capacity - prompt

@@ -211,6 +211,8 @@ class CacheSettings(Section, frozen=True, kw_only=True):
     """Largest answer that is kept."""
     ttl_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400
     """How long an answer is good for."""
+    fill_wait_seconds: SecondsOrNone = 30.0
+    """Longest wait for an answer that another process is fetching; then it is fetched here too. 0: no wait."""
 
 
 class ModelSettings(Section, frozen=True, kw_only=True):

@@ -114,6 +114,16 @@ def _model_not_found(error: errors.ModelNotFound) -> ErrorAnswer:
     )
 
 
+def _not_in_cache(error: errors.NotInCache) -> ErrorAnswer:
+    return ErrorAnswer(
+        504,
+        f"The answer is not in the cache ({error.reason}), and only-if-cached keeps this request from being sent on.",
+        code="not_in_cache",
+        # It was neither answered from the cache nor sent on. To ask again at once, as SDKs do after a 504, is no help.
+        headers=(("Cache-Status", "tollgate; detail=only-if-cached"), ("x-should-retry", "false")),
+    )
+
+
 def _endpoint_closed(error: errors.EndpointClosed) -> ErrorAnswer:
     return ErrorAnswer(
         403,
@@ -228,6 +238,7 @@ _TABLE: dict[type[errors.TollgateError], Callable[[Any], ErrorAnswer]] = {
     errors.InvalidRequest: _invalid_request,
     errors.BodyTooLarge: _body_too_large,
     errors.ModelNotFound: _model_not_found,
+    errors.NotInCache: _not_in_cache,
     errors.EndpointClosed: _endpoint_closed,
     errors.UnknownPath: _unknown_path,
     errors.LimitReached: _limit_reached,

@@ -96,7 +96,8 @@ class OpenAIRoutes:
             reply = reply_of(answer)
             client.abort_if_open()
         finally:
-            telemetry.finished(record_of(exchange, ending, self._services))
+            if not exchange.outlives:
+                telemetry.finished(record_of(exchange, ending, self._services))
         return client.response or _whole(reply, id_headers)
 
     def _exchange(self, request: web.BaseRequest, endpoint: str) -> Exchange:

@@ -34,9 +34,11 @@ from proxy.core.strict_json import parse_object
 from proxy.core.tiers import DEFAULT_TIERS, Limits, Schedule
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.web.errors import status_of
+from tests.support.tasks import Tasks
 
 NOW_MS = 1_800_000_000_000
 LIMITS = {"requests_per_minute": 100, "tokens_per_minute": 10_000}
@@ -156,6 +158,7 @@ async def bench(
     metrics = Metrics(frozenset(prices.models()).__contains__)
     telemetry = Telemetry(metrics, RequestLog(json_line, lambda _: None, io.StringIO()))
     ledger = SpoolLedger(tmp_path / "spool", SqlLedgerStore(database.engine), prices, telemetry, clock)
+    tasks = Tasks()
     async with open_session(max_connections=1, connect_seconds=1, idle_seconds=1) as session:
         services = Services(
             policy=Policy(tiers=DEFAULT_TIERS, default_tier="free"),
@@ -168,8 +171,11 @@ async def bench(
             upstream=OpenAIUpstream("openai", "http://127.0.0.1:9/v1", None, session),
             telemetry=telemetry,
             catalogue=Catalogue(),
+            flights=Flights(),
+            spawn=tasks,
             status_of=status_of,
         )
         key = registry.issue_key("growth", label="test").key
         yield Bench(services, clock, database, metrics, ledger, key)
+        await tasks.finished()
         await ledger.close()

@@ -45,6 +45,7 @@ async def exchange(bench):
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "stream": True}
     exchange = await bench.exchange(json.dumps(body).encode())
     await look_up(exchange, bench.services)
+    exchange.fill = await bench.services.cache.claim(exchange.address)
     return exchange
 
 
@@ -88,7 +89,9 @@ async def test_what_is_not_to_be_kept(bench, exchange):
     small = bench.with_policy(cache_entry_max_bytes=10)
     assert not await keep(exchange, bench.services, 203, HEADERS, b"{}")
     assert not await keep(exchange, small, 200, HEADERS, b"x" * 11)
+    assert exchange.kept is None
     assert await keep(exchange, small, 200, HEADERS, b"x" * 10)
+    assert exchange.kept == await kept(bench, exchange)
     exchange.address = None
     assert not await keep(exchange, bench.services, 200, HEADERS, b"{}")
     assert not await keep_stream(exchange, bench.services, 200, HEADERS, copy_of(stream_of(whole())))

@@ -174,25 +174,25 @@ async def test_a_team_that_wants_everything_kept(bench, registry):
     for changes in ({"temperature": 1}, {"messages": remote}, {"temperature": None, "messages": remote}):
         assert (await looked_up(bench, body(**changes))).cache is CacheResult.MISS
     for changes in ({"temperature": 1}, {"messages": remote}):
-        assert (await looked_up(bench, body(store=True, **changes))).cache_detail == "store"
+        assert (await looked_up(bench, body(store=True, **changes))).cache_reason == "store"
 
 
 async def test_a_team_that_wants_nothing_kept(bench, registry):
     registry.set_team("growth", cache_mode=CacheMode.OFF)
     bench.services.principals.invalidate()
     exchange = await looked_up(bench, body())
-    assert (exchange.cache, exchange.cache_detail) == (CacheResult.BYPASS, "off")
+    assert (exchange.cache, exchange.cache_reason) == (CacheResult.BYPASS, "off")
 
 
 async def test_a_cache_that_is_off(bench):
     exchange = await looked_up(bench, body(), bench.with_policy(cache_enabled=False))
-    assert (exchange.cache, exchange.cache_detail, exchange.address) == (CacheResult.BYPASS, "disabled", None)
+    assert (exchange.cache, exchange.cache_reason, exchange.address) == (CacheResult.BYPASS, "disabled", None)
 
 
 @pytest.mark.parametrize("directives", ["no-store", "No-Store", "max-age=0, no-store", " no-cache ,no-store"])
 async def test_a_client_that_wants_nothing_kept(bench, directives):
     exchange = await looked_up(bench, body(), headers={"Cache-Control": directives})
-    assert (exchange.cache, exchange.cache_detail, exchange.address) == (CacheResult.BYPASS, "no-store", None)
+    assert (exchange.cache, exchange.cache_reason, exchange.address) == (CacheResult.BYPASS, "no-store", None)
 
 
 async def test_a_client_that_wants_it_fresh_renews_the_entry(bench, clock):
@@ -200,7 +200,7 @@ async def test_a_client_that_wants_it_fresh_renews_the_entry(bench, clock):
     await put(bench, first, entry(clock))
     fresh = await looked_up(bench, body(), headers={"Cache-Control": "no-cache"})
     assert (fresh.cache, fresh.hit, fresh.address) == (CacheResult.MISS, None, first.address)
-    assert cache_status(fresh) == "tollgate; fwd=request"
+    assert cache_status(fresh) == "tollgate; fwd=request; detail=no-cache"
 
 
 async def test_the_digest_is_told_to_nobody(bench):

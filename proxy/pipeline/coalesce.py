@@ -1,0 +1,275 @@
+"""What is asked for several times at once goes upstream once.
+
+The first to ask leads: it is admitted in full, and its call runs in a task of its own, which it may leave like any
+other listener. Who comes while the call runs follows: one request, no tokens. The call ends when nobody listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from proxy.core.errors import Overloaded
+from proxy.core.event import Outcome
+from proxy.core.fingerprint import EXCLUDED_MEMBERS
+from proxy.core.record import CacheResult
+from proxy.pipeline.admit import admit
+from proxy.pipeline.call import call
+from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.flight import Flight, Landing, Seat
+from proxy.pipeline.keep import stream_room_bytes, tell
+from proxy.pipeline.lookup import find, wants_new
+from proxy.pipeline.own_headers import own_headers
+from proxy.pipeline.relay import replay
+from proxy.pipeline.report import Ending, record_of
+from proxy.pipeline.services import Services
+from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST, settle_broken, settle_collapsed, settle_hit, step_back
+from proxy.pipeline.shadow import decide_shadow
+from proxy.ports import CacheAddress, CachedAnswer, Downstream
+
+__all__ = ["travel_together"]
+
+_MOST_FOLLOWED = 3
+"""Flights that may leave a follower without an answer; after them it goes alone. One for each form there is."""
+_MOST_WAITS = 8
+"""Fills of other processes that are waited for, however short each was."""
+
+
+async def travel_together(exchange: Exchange, client: Downstream, services: Services) -> Reply:
+    """Admit and answer a request whose answer may be kept and was not found. Raises as `admit` and `call` do."""
+    address = exchange.address
+    if address is None:
+        raise LookupError("it has no address to meet others at")
+    followed = 0
+    while True:
+        # One that wants a new answer takes none that was begun before it asked.
+        join = followed < _MOST_FOLLOWED and not wants_new(exchange.wishes)
+        room_bytes = stream_room_bytes(services.policy)
+        flight, seat = await services.flights.board(exchange, address, room_bytes, join=join)
+        try:
+            if flight.leader is exchange:
+                return await _lead(flight, seat, client, services)
+            reply = await _follow(flight, seat, exchange, client, services)
+        finally:
+            _leave(flight, seat, exchange, services)
+        if reply is not None:
+            return reply
+        followed += 1
+
+
+async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Services) -> Reply:
+    """Be admitted, start the call, and listen to it. Until then nobody follows; a refusal is nobody else's."""
+    exchange = flight.leader
+    await _admit(exchange, services)
+    exchange.shared = True
+    flight.depart()
+    services.spawn(_fly(flight, services))
+    reply = await _listen(flight, seat, exchange, client, services)
+    if reply is None:
+        raise LookupError("a leader takes what comes")
+    return reply
+
+
+async def _follow(
+    flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services
+) -> Reply | None:
+    """Be admitted like a hit, and listen. None: there is no answer for this request in it, and nothing was sent."""
+    exchange.collapsed = True
+    await _admit(exchange, services)
+    exchange.cache = CacheResult.COLLAPSED
+    try:
+        reply = await _listen(flight, seat, exchange, client, services)
+    except BaseException as error:
+        settle_broken(exchange, services, error)
+        raise
+    if reply is None:
+        step_back(exchange, services)
+        exchange.collapsed, exchange.cache = False, CacheResult.MISS
+    return reply
+
+
+async def _admit(exchange: Exchange, services: Services) -> None:
+    await admit(exchange, services)
+    try:
+        await decide_shadow(exchange, services)
+    except BaseException as error:
+        settle_broken(exchange, services, error)
+        raise
+
+
+def _leave(flight: Flight, seat: Seat, exchange: Exchange, services: Services) -> None:
+    """Leave a flight, at its end or before; the last one ends it, the account first."""
+    flight.leave(seat)
+    leader = flight.leader
+    if flight.landing is not None:
+        return
+    if not flight.departed:
+        services.flights.end(flight, Landing())
+    elif flight.heard:
+        leader.outlives = leader.outlives or exchange is leader
+    else:
+        gone = asyncio.CancelledError()
+        settle_broken(leader, services, gone)
+        services.flights.end(flight, Landing())
+        flight.stop()
+        _report_if_left(leader, services)
+
+
+async def _fly(flight: Flight, services: Services) -> None:
+    """Make the call, whoever listens, and tell how it ended."""
+    leader = flight.leader
+    if not flight.take_off():
+        return
+    landing = Landing(error=Overloaded("shutting down"))
+    try:
+        found = await _found_elsewhere(leader, services)
+        if found is not None:
+            leader.hit, leader.cache = found, CacheResult.COLLAPSED
+            settle_hit(leader, services)
+            landing = Landing(entry=leader.kept)
+        else:
+            reply = await call(leader, flight, services)
+            landing = Landing(reply, broken=flight.broken, entry=leader.kept, stored=leader.stored)
+    except Exception as error:  # noqa: BLE001 - everybody who listens raises it
+        landing = Landing(error=error)
+    finally:
+        if flight.landing is None:
+            if landing.error is not None:
+                settle_broken(leader, services, landing.error)
+            services.flights.end(flight, landing)
+            _report_if_left(leader, services)
+        if leader.fill is not None:
+            await leader.fill.release()
+
+
+def _report_if_left(leader: Exchange, services: Services) -> None:
+    """Count a request whose client has left before its call ended."""
+    if leader.outlives:
+        services.telemetry.finished(record_of(leader, Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE), services))
+
+
+async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnswer | None:
+    """Take the right to keep the answer, or return the one that another process has kept meanwhile.
+
+    With neither in time, the answer is fetched all the same and not kept.
+    """
+    cache, address = services.cache, _address_of(exchange)
+    until_ns = services.clock.monotonic_ns() + services.policy.cache_fill_wait_ms * 1_000_000
+    for _ in range(_MOST_WAITS):
+        exchange.fill = await cache.claim(address)
+        if wants_new(exchange.wishes):
+            return None
+        if exchange.fill is None:
+            left_ns = until_ns - services.clock.monotonic_ns()
+            if left_ns <= 0:
+                return None
+            await cache.filled(address, left_ns / 1e9)
+        # Also with the right: it may have been given back between our look and our asking for it.
+        found = await find(exchange, services)
+        if found is not None:
+            return found
+        if exchange.address != address:
+            # What is kept there cannot be told in this form.
+            if exchange.fill is not None:
+                await exchange.fill.release()
+            exchange.fill = await cache.claim(_address_of(exchange))
+            return None
+        if exchange.fill is not None:
+            return None
+    return None
+
+
+def _address_of(exchange: Exchange) -> CacheAddress:
+    if exchange.address is None:
+        raise LookupError("nothing is kept of it")
+    return exchange.address
+
+
+async def _listen(
+    flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services
+) -> Reply | None:
+    """Give the client what is heard, as it is heard. None: there is nothing in it for this request."""
+    follows = exchange is not flight.leader
+    while (landing := flight.landing) is None and (flight.head is None or not seat.reads):
+        await _news(flight, exchange, services, follows=follows)
+    if landing is not None:
+        if landing.error is not None:
+            raise landing.error.with_traceback(None)
+        if flight.head is None or not seat.reads:
+            return await _whole(flight, landing, seat, exchange, services)
+        if landing.broken and follows:
+            return None
+    return await _read_along(flight, seat, exchange, client, services)
+
+
+async def _read_along(flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services) -> Reply:
+    """Pass a stream on, from its beginning to however it ends."""
+    follows = exchange is not flight.leader
+    exchange.status, headers = flight.head or (0, ())
+    await client.open(exchange.status, (*headers, *own_headers(exchange)))
+    while True:
+        landing = flight.landing
+        try:
+            piece = flight.take(seat)
+        except ConnectionResetError:
+            client.abort()
+            raise
+        if piece:
+            if follows:
+                _note_piece(exchange, flight.leader, services)
+            await client.write(piece)
+        elif landing is None:
+            await _news(flight, exchange, services, follows=follows)
+        else:
+            break
+    if landing.error is not None:
+        raise landing.error.with_traceback(None)
+    if follows:
+        settle_collapsed(exchange, flight.leader, services)
+    if landing.broken:
+        client.abort()
+    else:
+        await client.close()
+    return Reply(exchange.status, body=None)
+
+
+def _note_piece(exchange: Exchange, leader: Exchange, services: Services) -> None:
+    exchange.first_byte_ns = exchange.first_byte_ns or services.clock.monotonic_ns()
+    if leader.settled:
+        # As for the leader: the account comes before [DONE].
+        settle_collapsed(exchange, leader, services)
+
+
+async def _news(flight: Flight, exchange: Exchange, services: Services, *, follows: bool) -> None:
+    begun_ns = services.clock.monotonic_ns()
+    await flight.news()
+    if follows:
+        exchange.upstream_ns += services.clock.monotonic_ns() - begun_ns
+
+
+async def _whole(flight: Flight, landing: Landing, seat: Seat, exchange: Exchange, services: Services) -> Reply | None:
+    """Answer with the whole of what a flight brought; None where that is nothing for this request."""
+    leader, reply = flight.leader, landing.reply
+    if exchange is leader:
+        return replay(exchange) if reply is None else _with_own_headers(reply, exchange, stored=landing.stored)
+    if reply is not None and reply.body is not None and (seat.reads or reply.status >= 400):
+        if 400 <= reply.status < 500 and reply.status != 429 and _differ(exchange, leader):
+            return None
+        settle_collapsed(exchange, leader, services)
+        return _with_own_headers(reply, exchange)
+    told = None if landing.entry is None else await tell(landing.entry, exchange.chat)
+    if told is None:
+        return None
+    exchange.hit = told
+    settle_hit(exchange, services)
+    return replay(exchange)
+
+
+def _with_own_headers(reply: Reply, exchange: Exchange, *, stored: bool = False) -> Reply:
+    return replace(reply, headers=(*reply.headers, *own_headers(exchange, stored=stored)))
+
+
+def _differ(one: Exchange, other: Exchange) -> bool:
+    """Whether upstream may have refused one request for what the other does not say."""
+    here, there = one.chat.body, other.chat.body
+    return any(here.get(name) != there.get(name) for name in (*EXCLUDED_MEMBERS, "stream_options"))

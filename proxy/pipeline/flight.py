@@ -1,0 +1,267 @@
+"""One call upstream and all who listen to it: what has come so far, who has read how much, how it ended.
+
+Nothing here waits for a slow listener. The call waits for the fastest of them, so that an answer nobody reads holds up
+upstream and fills no memory; one that falls far behind the others is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from proxy.core.chat import ChatRequest
+from proxy.pipeline.exchange import Exchange, Reply
+from proxy.ports import CacheAddress, CachedAnswer
+
+__all__ = ["Flight", "Flights", "Landing", "Seat", "Wish"]
+
+_AHEAD_BYTES = 262_144
+"""How far the call runs ahead of its fastest reader."""
+_AT_ONCE_BYTES = 65_536
+"""What one that is behind is given at once."""
+
+
+class Wish(NamedTuple):
+    """In what form an answer is wanted; of one answer, those who want the same form get the same bytes."""
+
+    stream: bool
+    include_usage: bool
+
+    @classmethod
+    def of(cls, chat: ChatRequest) -> Wish:
+        """The form a request asks for."""
+        return cls(chat.stream, chat.stream and chat.include_usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """How a flight ended."""
+
+    reply: Reply | None = None
+    """What upstream answered, without the headers that are each listener's own; its body is None for a stream."""
+    broken: bool = False
+    """The stream broke off: nobody may take it for whole."""
+    entry: CachedAnswer | None = None
+    """The answer as it is kept, for whom wants it in another form."""
+    stored: bool = False
+    error: Exception | None = None
+
+
+class Seat:
+    """One listener's place. It reads along, or, wanting another form, waits for the end."""
+
+    __slots__ = ("at", "lost", "read_bytes", "reads", "taken_bytes")
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.at = 0
+        """Pieces taken."""
+        self.taken_bytes = 0
+        self.read_bytes = 0
+        """Of those taken, what has been passed on."""
+        self.lost = False
+
+
+class Flight:
+    """Is the `ports.Downstream` of the call, and everybody's source of its answer.
+
+    `room_bytes`: as much is held for who comes late. Past it nobody can join, and pieces all have read are dropped.
+    """
+
+    def __init__(self, leader: Exchange, address: CacheAddress, room_bytes: int) -> None:
+        self.leader = leader
+        """Whose request goes upstream, and whose account is charged."""
+        self.address = address
+        self.wish = Wish.of(leader.chat)
+        self.departed = False
+        """The leader was admitted, and the call is somebody's business beside the leader's."""
+        self.landing: Landing | None = None
+        self.head: tuple[int, tuple[tuple[str, str], ...]] | None = None
+        self.full = False
+        """More has come than is held: too late to join."""
+        self.broken = False
+        self._room_bytes = room_bytes
+        self._pieces: list[bytes] = []
+        self._dropped = 0
+        self._held_bytes = 0
+        self._written_bytes = 0
+        self._most_read_bytes = 0
+        self._seats: set[Seat] = set()
+        self._waiting = 0
+        self._news = asyncio.Event()
+        self._read = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds in memory."""
+        return self._held_bytes
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._seats)
+
+    # What listeners do.
+
+    def join(self, wish: Wish) -> Seat:
+        """Take a seat; the answer is heard from its beginning."""
+        seat = Seat(reads=wish == self.wish)
+        self._seats.add(seat)
+        self._waiting += not seat.reads
+        self._read.set()
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """Give the seat up."""
+        if seat in self._seats:
+            self._seats.discard(seat)
+            self._waiting -= not seat.reads
+            self._most_read_bytes = max((each.read_bytes for each in self._seats), default=0)
+            self._read.set()
+
+    def take(self, seat: Seat) -> bytes:
+        """Take what has come since, or a good part of it; nothing, when nothing has. What was taken before is read.
+
+        Raises `ConnectionResetError` for one that was left behind.
+        """
+        if seat.lost:
+            raise ConnectionResetError("too far behind the others")
+        if seat.read_bytes != seat.taken_bytes:
+            seat.read_bytes = seat.taken_bytes
+            if seat.read_bytes > self._most_read_bytes:
+                self._most_read_bytes = seat.read_bytes
+                self._read.set()
+        first, size = seat.at - self._dropped, 0
+        end = first
+        while end < len(self._pieces) and size < _AT_ONCE_BYTES:
+            size += len(self._pieces[end])
+            end += 1
+        if end == first:
+            return b""
+        seat.at += end - first
+        seat.taken_bytes += size
+        return self._pieces[first] if end == first + 1 else b"".join(self._pieces[first:end])
+
+    async def news(self) -> None:
+        """Wait until something has happened since the caller last looked, which was in this turn of the loop."""
+        await self._news.wait()
+
+    # What the call does; `ports.Downstream`.
+
+    async def receive(self) -> bytes:
+        """Return the request that goes upstream."""
+        return self.leader.chat.raw
+
+    async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the head of a streamed answer."""
+        self.head = (status, tuple(headers))
+        self._tell()
+
+    async def write(self, data: bytes) -> None:
+        """Tell the next piece; waits while even the fastest reader is far behind."""
+        self._pieces.append(data)
+        self._held_bytes += len(data)
+        self._written_bytes += len(data)
+        if self._written_bytes > self._room_bytes:
+            self.full = True
+            self._drop()
+        self._tell()
+        while not self._waiting and self._written_bytes - self._most_read_bytes > _AHEAD_BYTES:
+            self._read.clear()
+            await self._read.wait()
+
+    async def close(self) -> None:
+        """End as complete: told by the landing, once nothing can go wrong any more."""
+
+    def abort(self) -> None:
+        """End as broken."""
+        self.broken = True
+
+    # What becomes of it.
+
+    def depart(self) -> None:
+        """Let others in."""
+        self.departed = True
+        self._tell()
+
+    def take_off(self) -> bool:
+        """Note the task that makes the call; False when all have left before it could begin."""
+        self._task = asyncio.current_task()
+        return self.landing is None
+
+    def land(self, landing: Landing) -> None:
+        """Tell how it ended; the first word on it holds."""
+        if self.landing is None:
+            self.landing = landing
+            self._tell()
+
+    def stop(self) -> None:
+        """Have the call end where it is."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news.clear()
+
+    def _drop(self) -> None:
+        """Drop what all have read, and of the rest, oldest first, what is more than may be held."""
+        readers = [seat for seat in self._seats if seat.reads and not seat.lost]
+        end = self._dropped + len(self._pieces)
+        slowest = min((seat.at for seat in readers), default=end)
+        # The call waits for the fastest: it is never left behind. While it waits for nobody, the newest piece is held.
+        last = end - 1 if self._waiting or not readers else max(seat.at for seat in readers)
+        bound = max(self._room_bytes, 2 * _AHEAD_BYTES)
+        count = 0
+        while count < len(self._pieces):
+            at = self._dropped + count
+            if at >= slowest and (self._held_bytes <= bound or at >= last):
+                break
+            self._held_bytes -= len(self._pieces[count])
+            count += 1
+        del self._pieces[:count]
+        self._dropped += count
+        for seat in readers:
+            seat.lost = seat.at < self._dropped
+
+
+class Flights:
+    """The calls of one worker that others may join, by the address of what they fetch."""
+
+    __slots__ = ("_under_way",)
+
+    def __init__(self) -> None:
+        self._under_way: dict[CacheAddress, Flight] = {}
+
+    def __len__(self) -> int:
+        """Flights that can be joined, or are about to."""
+        return len(self._under_way)
+
+    async def board(
+        self, exchange: Exchange, address: CacheAddress, room_bytes: int, *, join: bool
+    ) -> tuple[Flight, Seat]:
+        """Find the flight to an address and take a seat; where there is none, the request leads one of its own.
+
+        One whose leader is still being admitted is waited for: should it be refused, one of those who wait leads.
+        Without `join` the request leads in any case.
+        """
+        wish = Wish.of(exchange.chat)
+        flight = self._under_way.get(address)
+        while join and flight is not None and not flight.full:
+            if flight.departed:
+                return flight, flight.join(wish)
+            await flight.news()
+            flight = self._under_way.get(address)
+        own = Flight(exchange, address, room_bytes)
+        if flight is None or flight.full:
+            self._under_way[address] = own
+        return own, own.join(wish)
+
+    def end(self, flight: Flight, landing: Landing) -> None:
+        """Land a flight; who comes now starts anew."""
+        if self._under_way.get(flight.address) is flight:
+            del self._under_way[flight.address]
+        flight.land(landing)
