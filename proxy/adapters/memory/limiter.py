@@ -68,7 +68,7 @@ class MemoryLimiter:
             if scope.max_parallel is not None:
                 counts_places = True
         self._epoch += 1
-        in_flight = [self._in_flight.get(key, 0) for key in keys] if counts_places else ()
+        in_flight = self._taken(keys) if counts_places else ()
         answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch, in_flight)
         for index, state in enumerate(after):
             if state is not None:
@@ -122,6 +122,9 @@ class MemoryLimiter:
         key = (team, scope)
         if self._buckets.pop(key, None) is not None:
             self._round.remove(key)
+
+    def _taken(self, keys: Sequence[_Key]) -> list[int]:
+        return [self._in_flight.get(key, 0) for key in keys]
 
     def _take_places(self, key: _Key, places: int) -> None:
         if not places:
