@@ -15,6 +15,7 @@ _COMMANDS = {
     "check": ("proxy.cli.check:check", "Prove a settings file without starting anything."),
     "teams": ("proxy.cli.teams:teams", "Add, list and change teams."),
     "keys": ("proxy.cli.keys:keys", "Issue, list and revoke keys."),
+    "cache": ("proxy.cli.cache:cache", "Show what cached answers save, and forget them."),
     "usage": ("proxy.cli.usage:usage", "Show what was used and what it cost."),
     "ledger": ("proxy.cli.ledger:ledger", "Prove that the account ties out."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from proxy.cli.instants import INSTANT
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import Cell, echo_csv, echo_json, echo_table
-from proxy.cli.stores import now_ms, registry_of, reports_of
+from proxy.cli.stores import registry_of, reports_of
 from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.registry import Axis, UsageRow
-from proxy.settings import parse_duration_ms
 
 __all__ = ["usage"]
 
@@ -38,30 +37,10 @@ class _Axes(click.ParamType[tuple[Axis, ...]]):
         return axes
 
 
-class _Instant(click.ParamType[int]):
-    """A day (2026-11-01, its start in UTC) or a duration before now (30d), in unix milliseconds."""
-
-    name = "instant"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return int(datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000
-        except ValueError:
-            pass
-        try:
-            return max(0, now_ms() - parse_duration_ms(value))
-        except ValueError:
-            self.fail(f"{value!r} is neither a day (2026-11-01) nor a duration (30d)", param, ctx)
-
-
 @click.command
 @click.option("--by", type=_Axes(), default="team", show_default=True, metavar="AXES", help=f"Of {', '.join(Axis)}.")
-@click.option(
-    "--since", type=_Instant(), default="30d", show_default=True, metavar="WHEN", help="30d, 48h, 2026-11-01."
-)
-@click.option("--until", type=_Instant(), metavar="WHEN", help="The same; default: now.")
+@click.option("--since", type=INSTANT, default="30d", show_default=True, metavar="WHEN", help="30d, 48h, 2026-11-01.")
+@click.option("--until", type=INSTANT, metavar="WHEN", help="The same; default: now.")
 @click.option("--team", help="Of this team alone.")
 @data_options
 @json_option

@@ -69,6 +69,9 @@ class Facts:
     maxmemory_bytes: int
     """0: without bound."""
     is_cluster: bool
+    used_memory_bytes: int = 0
+    evicted_keys: int = 0
+    """Thrown away for want of memory since the server was started."""
 
     @property
     def evicts(self) -> bool:
@@ -88,4 +91,6 @@ async def facts_of(multiplexer: Multiplexer) -> Facts:
         said.get("maxmemory_policy", ""),
         int(said.get("maxmemory", 0)),
         said.get("cluster_enabled") == "1",
+        int(said.get("used_memory", 0)),
+        int(said.get("evicted_keys", 0)),
     )

@@ -1,0 +1,81 @@
+"""What the servers that keep answers say of themselves, asked once by a command."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from proxy.settings import Settings
+
+__all__ = ["CacheServer", "CacheStore", "look_at_cache"]
+
+_PATIENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheServer:
+    """A Redis that keeps answers, and perhaps more than that."""
+
+    address: str
+    used_bytes: int
+    max_bytes: int
+    """0: without bound."""
+    policy: str
+    """What it throws away when memory is short, in the server's words."""
+    evicted_keys: int
+    """Thrown away since it was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStore:
+    """Where answers are kept."""
+
+    in_redis: bool
+    """Or in each worker, which alone knows how much that is."""
+    max_bytes: int
+    """What each worker keeps in process, at most."""
+    servers: tuple[CacheServer, ...] | None = ()
+    """None: Redis did not answer."""
+
+
+def look_at_cache(settings: Settings) -> CacheStore | None:
+    """Say where answers are kept, asking Redis where it is Redis; None where nothing is kept."""
+    if not settings.cache.enabled:
+        return None
+    url = settings.cache_redis_url or settings.redis_url
+    if url is None:
+        return CacheStore(in_redis=False, max_bytes=settings.cache.max_bytes)
+    return CacheStore(in_redis=True, max_bytes=settings.cache.max_bytes, servers=_asked(url.reveal()))
+
+
+def _asked(url: str) -> tuple[CacheServer, ...] | None:
+    # Without Redis none of it is loaded.
+    from proxy.adapters.redis.outcomes import RedisFailure  # noqa: PLC0415 - as said
+
+    with suppress(TimeoutError, RedisFailure):
+        return asyncio.run(_ask(url))
+    return None
+
+
+async def _ask(url: str) -> tuple[CacheServer, ...]:
+    from proxy.adapters.redis.topology import route_for  # noqa: PLC0415 - as said
+    from proxy.app.background import in_background  # noqa: PLC0415 - as said
+
+    async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
+        route = route_for(url, spawn)
+        try:
+            await route.open()
+            facts = await route.facts()
+        finally:
+            await route.close()
+    return tuple(
+        CacheServer(
+            address=fact.address,
+            used_bytes=fact.used_memory_bytes,
+            max_bytes=fact.maxmemory_bytes,
+            policy=fact.maxmemory_policy,
+            evicted_keys=fact.evicted_keys,
+        )
+        for fact in facts
+    )
