@@ -18,6 +18,7 @@ _COMMANDS = {
     "cache": ("proxy.cli.cache:cache", "Show what cached answers save, and forget them."),
     "usage": ("proxy.cli.usage:usage", "Show what was used and what it cost."),
     "ledger": ("proxy.cli.ledger:ledger", "Prove that the account ties out."),
+    "prices": ("proxy.cli.prices:prices", "List, check and import prices."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),
     "completion": ("proxy.cli.completion:completion", "Print a completion script for your shell."),
 }

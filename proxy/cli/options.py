@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from proxy.settings import Settings, SettingsError, load, parse_duration_ms
 
 __all__ = [
     "CLEARED",
+    "DAY",
     "DURATION",
     "MODELS",
     "SettingsRefused",
@@ -62,6 +64,18 @@ class _Duration(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class _Day(click.ParamType[date]):
+    """A day such as `2026-11-01`."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return value if isinstance(value, date) else datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
+        except ValueError:
+            self.fail(f"{value!r} is no day (2026-11-01)", param, ctx)
+
+
 class _Models(click.ParamType[frozenset[str]]):
     """Names of models with commas between them; `all` alone is every model there is."""
 
@@ -86,6 +100,7 @@ class _Limit(click.ParamType[Any]):
 CLEARED = "none"
 _SHORT = {"requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
 
+DAY = _Day()
 DURATION = _Duration()
 MODELS = _Models()
 

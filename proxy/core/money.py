@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["PICO_DIGITS", "PICO_PER_USD", "BadAmount", "format_usd", "parse_usd"]
+__all__ = ["PICO_DIGITS", "PICO_PER_USD", "BadAmount", "format_usd", "format_usd_per_million", "parse_usd"]
 
 PICO_DIGITS = 12
 """Decimal places of a dollar that exist."""
@@ -42,3 +42,9 @@ def format_usd(pico_usd: int, digits: int = 2) -> str:
     sign = "-" if pico_usd < 0 and units else ""
     whole, decimals = divmod(units, 10**digits)
     return f"{sign}{whole}.{decimals:0{digits}d}" if digits else f"{sign}{whole}"
+
+
+def format_usd_per_million(pico_usd_per_token: int) -> str:
+    """A price in dollars per million tokens, exactly; with cents, and with as many more places as it has."""
+    whole, rest = divmod(pico_usd_per_token, PICO_PER_USD // 10**6)
+    return f"{whole}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"

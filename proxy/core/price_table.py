@@ -21,7 +21,7 @@ from typing import Any
 from proxy.core.price import LongContext, Price, Rates, ServiceTier
 
 __all__ = ["KINDS", "PICO_PER_UNIT", "UNDATED", "Path", "PriceProblem", "PriceTable", "PricesInvalid", "day_ms",
-           "read_table"]  # fmt: skip
+           "pico_of", "read_table"]  # fmt: skip
 
 Path = tuple[str | int, ...]
 
@@ -203,7 +203,7 @@ class _Reader:
                 self._unknown((*path, kind), kind, KINDS, "kind")
             elif amount is not None:
                 try:
-                    amounts[kind] = _pico(amount, self._scale)
+                    amounts[kind] = pico_of(amount, self._scale)
                 except ValueError as error:
                     # Something stands in for what was refused, so that the gap is not reported as well.
                     amounts[kind] = 0
@@ -262,7 +262,7 @@ def _first(kind: str, own: Mapping[str, int], default: Mapping[str, int]) -> int
     return next(sheet[name] for sheet in (own, default) for name in (kind, root) if name in sheet)
 
 
-def _pico(value: object, scale: int) -> int:
+def pico_of(value: object, scale: int) -> int:
     """Whole pico-dollars per token. Raises `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
         kind = "a binary fraction, which no amount is exactly" if isinstance(value, float) else type(value).__name__

@@ -105,7 +105,7 @@ def _ledger_sizes(settings: Settings) -> Iterator[Finding]:
 
 
 def _prices(settings: Settings) -> Iterator[Finding]:
-    file = settings.prices.file
+    file = settings.price_file()
     if file is None:
         return
     if not file.is_file():

@@ -28,6 +28,8 @@ from proxy.settings.sections import (
 
 __all__ = ["Settings"]
 
+_PRICE_FILE = "prices.json"
+
 
 class Settings(Section, frozen=True, kw_only=True):
     """The whole of it; made by `load`, which has checked what one field means to another."""
@@ -49,6 +51,16 @@ class Settings(Section, frozen=True, kw_only=True):
     ledger: LedgerSettings = LedgerSettings()
     streams: StreamSettings = StreamSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def default_price_file(self) -> Path:
+        """Where the operator's price table is looked for when `prices.file` names none."""
+        return self.data_dir / _PRICE_FILE
+
+    def price_file(self) -> Path | None:
+        """The operator's price table, None where there is none."""
+        default = self.default_price_file
+        return self.prices.file or (default if default.is_file() else None)
 
     def servability(self, *, demo: bool = False) -> tuple[Problem, ...]:
         """What stands between these settings and a running server; empty when nothing does.

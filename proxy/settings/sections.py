@@ -228,7 +228,8 @@ class PriceSettings(Section, frozen=True, kw_only=True):
     """`[prices]`: what tokens cost."""
 
     file: Path | None = None
-    """A price table that is laid over the one in the package, model by model; absent: the package's alone."""
+    """A price table that is laid over the one in the package, model by model, from each row's day on; absent:
+    `prices.json` in `data_dir` where there is one, else the package's alone."""
 
 
 class LedgerSettings(Section, frozen=True, kw_only=True):

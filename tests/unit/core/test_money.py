@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.money import PICO_PER_USD, BadAmount, format_usd, parse_usd
+from proxy.core.money import PICO_PER_USD, BadAmount, format_usd, format_usd_per_million, parse_usd
 
 amounts = st.integers(-(10**29), 10**29)
 
@@ -74,3 +74,15 @@ def test_any_text_is_an_amount_or_refused(text):
 def test_prints_no_digits_that_do_not_exist(digits):
     with pytest.raises(ValueError, match="digits"):
         format_usd(1, digits)
+
+
+@pytest.mark.parametrize(
+    ("pico_usd", "text"), [(0, "0.00"), (150_000, "0.15"), (75_000, "0.075"), (1, "0.000001"), (120_000_000, "120.00")]
+)
+def test_prints_a_price_as_the_price_page_does(pico_usd, text):
+    assert format_usd_per_million(pico_usd) == text
+
+
+@given(st.integers(0, 10**14))
+def test_prints_a_price_exactly(pico_usd):
+    assert Decimal(format_usd_per_million(pico_usd)) * 10**6 == pico_usd

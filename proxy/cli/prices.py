@@ -1,0 +1,216 @@
+"""`tollgate prices`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cli.options import DAY, data_options, json_option, settings_from
+from proxy.cli.output import Cell, echo_json, echo_table, printable
+from proxy.cli.stores import failures, now_ms
+from proxy.core.money import format_usd_per_million
+from proxy.core.price import LongContext, Price, Rates, ServiceTier
+from proxy.core.price_table import KINDS, PricesInvalid, day_ms
+
+__all__ = ["prices"]
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group
+def prices() -> None:
+    """List prices, prove a price table, add prices from a day on."""
+
+
+@prices.command("list")
+@click.option("--model", metavar="M", help="This model alone: every row, service tier and context length.")
+@click.option("--at", "at_day", type=DAY, metavar="DAY", help="Prices of this day (UTC); default: today's.")
+@data_options
+@json_option
+def list_prices(model: str | None, at_day: date | None, *, config: Path | None, as_json: bool, **options: Any) -> None:
+    """Show what tokens cost, in dollars per million, and where the prices come from.
+
+    \b
+    Examples:
+      tollgate prices list
+      tollgate prices list --model gpt-5.4 --at 2026-12-01 --json
+    """
+    import proxy.app.prices  # noqa: PLC0415 - loaded when a command is run, not for --help
+
+    settings = settings_from(config, options)
+    with _refusals():
+        view = proxy.app.prices.open_prices(settings)
+    at_ms = now_ms() if at_day is None else day_ms(at_day)
+    if model is not None and not view.book.rows(model):
+        raise click.ClickException(f"no price is known for {printable(model)}")
+    held = [price for name in ([model] if model else view.book.models()) if (price := view.book.price(name, at_ms))]
+    shown = held if model is None or at_day is not None else list(view.book.rows(model))
+    shipped = frozenset(price.price_id for price in view.shipped.prices if view.book.by_id(price.price_id) == price)
+    as_of = view.shipped.as_of
+    age_days = None if as_of is None else (_today() - as_of).days
+    if as_json:
+        told = [_as_json(price, holds=price in held, shipped=price.price_id in shipped) for price in shown]
+        table = {"as_of": str(as_of), "age_days": age_days, "source": view.shipped.source}
+        echo_json({"shipped": table, "file": None if view.file is None else str(view.file), "prices": told})
+        return
+    whole = model is not None
+    rows = [line for price in shown for line in _lines(price, price.price_id in shipped, whole=whole)]
+    echo_table(("model", "from", "tier", "context", *(kind.replace("_", " ") for kind in KINDS), "table"), rows, _RIGHT)
+    click.echo(f"dollars per million tokens; shipped table of {as_of}, {age_days} days old: {view.shipped.source}")
+    if view.file is not None:
+        click.echo(f"laid over it: {printable(str(view.file))}")
+
+
+@prices.command("check")
+@click.argument("file", type=_FILE)
+@json_option
+def check_prices(file: Path, *, as_json: bool) -> None:
+    """Prove a price table (JSON, TOML or CSV) without using it.
+
+    Names the line of everything that is wrong, and exits with 1; what is only unlikely is a note. Amounts must be
+    whole pico-dollars per token, which every decimal of at most six places per million tokens is.
+
+    \b
+    Examples:
+      tollgate prices check prices.json
+      tollgate prices check prices.csv --json
+    """
+    import proxy.app.prices  # noqa: PLC0415 - as above
+
+    try:
+        written, table = proxy.app.prices.read_prices(file)
+    except PricesInvalid as error:
+        if not as_json:
+            raise _Refused(str(error)) from None
+        problems = [asdict(each) | {"path": ".".join(map(str, each.path))} for each in error.problems]
+        echo_json({"ok": False, "problems": problems, "notes": []})
+        click.get_current_context().exit(1)
+    notes = proxy.app.prices.doubts(written, table)
+    if as_json:
+        echo_json({"ok": True, "problems": [], "notes": notes})
+        return
+    _note(notes)
+    models = {price.model for price in table.prices}
+    click.echo(f"{printable(str(file))}: ok, {len(models):,} models in {len(table.prices):,} rows")
+
+
+@prices.command("import")
+@click.argument("file", type=_FILE)
+@click.option("--from", "start", type=DAY, metavar="DAY", help="Day (UTC) the prices hold from; default: tomorrow.")
+@data_options
+@json_option
+def import_prices(file: Path, start: date | None, *, config: Path | None, as_json: bool, **options: Any) -> None:
+    """Add the prices of a file to the operator's table, from a day on.
+
+    Takes a price table (JSON, TOML), or CSV with the columns model, input and output, in dollars per million tokens,
+    and others that `tollgate prices check` names. The operator's table is prices.file, or prices.json in the data
+    directory; it is written whole or not at all, and noted in the audit log. Rows that hold already stay as they are.
+    Servers read it when they start.
+
+    \b
+    Examples:
+      tollgate prices import negotiated.csv
+      tollgate prices import prices.json --from 2027-01-01
+    """
+    import proxy.app.prices  # noqa: PLC0415 - as above
+
+    settings = settings_from(config, options)
+    today = _today()
+    start = start or today + timedelta(days=1)
+    with failures(), _refusals():
+        done = proxy.app.prices.import_prices(settings, file, start, today, f"cli:{_user()}")
+    if as_json:
+        told = {"file": str(done.file), "from": str(start), "models": list(done.models)}
+        echo_json(told | {"passed_over": list(done.passed_over)})
+        return
+    _note(f"{each} has no place in a price table of ours and is passed over" for each in done.passed_over)
+    place = printable(str(done.file))
+    if not done.models:
+        click.echo(f"{place}: has all of it already")
+        return
+    click.echo(f"{place}: {len(done.models):,} models; servers read it when they start")
+
+
+class _Refused(click.ClickException):
+    """A table that cannot be used; every problem is on a line of its own, with file and line in front."""
+
+    def show(self, file: Any = None) -> None:
+        for line in self.message.splitlines():
+            click.echo(printable(line), file=file, err=file is None)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except PricesInvalid as error:
+        raise _Refused(str(error)) from None
+
+
+_RIGHT = tuple(kind.replace("_", " ") for kind in KINDS)
+
+
+def _lines(price: Price, shipped: bool, *, whole: bool) -> Iterator[tuple[Cell, ...]]:  # noqa: FBT001 - one of two names
+    table = "shipped" if shipped else "own"
+    for tier, above, rates in _sheets(price) if whole else [(ServiceTier.DEFAULT, 0, price.rates[ServiceTier.DEFAULT])]:
+        context = f"> {above:,}" if above else None
+        amounts = (format_usd_per_million(getattr(rates, kind)) for kind in KINDS)
+        yield (price.model, _day(price), tier.value, context, *amounts, table)
+
+
+def _sheets(price: Price) -> Iterator[tuple[ServiceTier, int, Rates]]:
+    """Every tier's rates, then those of a long context with the tokens it begins above."""
+    yield from ((tier, 0, price.rates[tier]) for tier in ServiceTier)
+    match price.long_context:
+        case LongContext(above, rates):
+            yield from ((tier, above, rates[tier]) for tier in ServiceTier)
+
+
+def _as_json(price: Price, *, holds: bool, shipped: bool) -> dict[str, object]:
+    long = price.long_context
+    return {
+        "model": price.model,
+        "price_id": price.price_id,
+        "from": _day(price),
+        "holds": holds,
+        "table": "shipped" if shipped else "own",
+        "mode": price.mode,
+        "max_input_tokens": price.max_input_tokens,
+        "max_output_tokens": price.max_output_tokens,
+        "pico_usd_per_token": _rates(price.rates),
+        "long_context": None
+        if long is None
+        else {"above_input_tokens": long.above_input_tokens, "pico_usd_per_token": _rates(long.rates)},
+    }
+
+
+def _rates(rates: Mapping[ServiceTier, Rates]) -> dict[str, dict[str, int]]:
+    return {tier.value: asdict(rates[tier]) for tier in ServiceTier}
+
+
+def _day(price: Price) -> str | None:
+    day = price.price_id.rpartition("@")[2]
+    return None if day == "undated" else day
+
+
+def _note(notes: Any) -> None:
+    for note in notes:
+        click.echo(f"note: {printable(note)}", err=True)
+
+
+def _user() -> str:
+    # An id without a name, as in some containers.
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return "unknown"
+
+
+def _today() -> date:
+    return datetime.fromtimestamp(now_ms() // 1_000, UTC).date()
