@@ -65,7 +65,7 @@ def read_master_keys(text: str) -> MasterKeys:
     """
     keys = [_read(word, number) for number, word in enumerate(text.split(), 1)]
     if not keys:
-        raise MasterKeysInvalid(f"holds no key; {HOW_TO_MAKE}")
+        raise MasterKeysInvalid("holds no key")
     return MasterKeys.of(*keys)
 
 
@@ -78,5 +78,5 @@ def _read(word: str, number: int) -> bytes:
     # Written back, because base64 has spare bits: a letter that was changed in transit must not pass.
     if len(key) != KEY_BYTES or base64.b64encode(key).decode("ascii").rstrip("=") != bare:
         # Not `from`: the cause may quote the key.
-        raise MasterKeysInvalid(f"key {number} is not {KEY_BYTES} bytes in base64 (43 or 44 characters); {HOW_TO_MAKE}")
+        raise MasterKeysInvalid(f"key {number} is not {KEY_BYTES} bytes in base64 (43 or 44 characters)")
     return key

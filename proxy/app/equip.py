@@ -35,7 +35,7 @@ from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
-from proxy.ports import Clock, KeyStore, Spawn
+from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
 from proxy.web.errors import status_of
 
@@ -71,7 +71,6 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
     telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
-    cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
     ledger = SpoolLedger(
         settings.data_dir / SPOOL_DIRECTORY,
         SqlLedgerStore(engine),
@@ -84,13 +83,14 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     )
     pacer = _pacer(settings)
     limits = await _limits(settings, clock, metrics, spawn, stack)
+    answers = await _answers(settings, clock, metrics, spawn, stack)
     services = Services(
         policy=_policy(settings),
         clock=clock,
         principals=Principals(key_store, peppers, clock),
         prices=prices,
         limiter=limits.limiter,
-        cache=cache,
+        cache=answers.cache,
         ledger=ledger,
         upstream=await _upstream(settings, pacer, stack),
         telemetry=telemetry,
@@ -99,10 +99,10 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         spawn=spawn,
         status_of=status_of,
     )
-    sample = partial(_sample, metrics, ledger, cache, pacer, limits.limiter.clock_steps, ClockSteps())
+    sample = partial(_sample, metrics, ledger, answers, pacer, limits.limiter.clock_steps, ClockSteps())
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
-    chores = (ledger.run, *limits.chores)
+    chores = (ledger.run, *limits.chores, *answers.chores)
     return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
 
 
@@ -122,6 +122,24 @@ async def _limits(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spa
     return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn))
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    cache: Cache
+    sample: Callable[[], None]
+    chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
+
+
+async def _answers(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack) -> _Answers:
+    if settings.redis_url is not None or settings.cache_redis_url is not None:
+        from proxy.app import caching  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
+
+        shared = await caching.shared_cache(settings, clock, metrics, spawn, stack)
+        if shared is not None:
+            return _Answers(shared.cache, shared.sample, shared.chores)
+    cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
+    return _Answers(cache, lambda: metrics.cache_bytes.set(cache.size_bytes))
+
+
 def _models_in_use(engine: Engine) -> list[tuple[str, str, str]]:
     axes = (Axis.TEAM, Axis.MODEL, Axis.ENDPOINT)
     return [
@@ -132,7 +150,7 @@ def _models_in_use(engine: Engine) -> list[tuple[str, str, str]]:
 def _sample(
     metrics: Metrics,
     ledger: SpoolLedger,
-    cache: MemoryCache,
+    answers: _Answers,
     pacer: Pacer | None,
     steps: ClockSteps,
     counted: ClockSteps,
@@ -142,7 +160,7 @@ def _sample(
     state = ledger.state()
     metrics.spool_bytes.set(state.spool_bytes)
     metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
-    metrics.cache_bytes.set(cache.size_bytes)
+    answers.sample()
     metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
 
 

@@ -31,7 +31,7 @@ from proxy.app.background import in_background
 from proxy.ports import Clock, Spawn
 from proxy.settings import Settings, WhenRedisIsAway
 
-__all__ = ["SharedLimits", "probe", "redis_warnings", "shared_limits"]
+__all__ = ["SharedLimits", "called", "probe", "redis_warnings", "server_warnings", "shared_limits"]
 
 _OLDEST_REDIS = (6, 2)
 _PATIENCE_SECONDS = 3.0
@@ -78,15 +78,18 @@ async def shared_limits(
     return SharedLimits(limiter, route, (membership.run, limiter.renew))
 
 
-def probe(url: str) -> list[str]:
-    """Look at a Redis once and say what is wrong with it. Raises `TimeoutError` when it does not answer."""
+def probe(url: str, warnings: Callable[[tuple[Facts, ...]], list[str]] | None = None) -> list[str]:
+    """Look at a Redis once and say what is wrong with it. Raises `TimeoutError` when it does not answer.
+
+    `warnings` says it; absent: as of a Redis that limits are kept in.
+    """
 
     async def look() -> list[str]:
         async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
             route = route_for(url, spawn)
             try:
                 await route.open()
-                return redis_warnings(await route.facts())
+                return (warnings or redis_warnings)(await route.facts())
             finally:
                 await route.close()
 
@@ -130,14 +133,26 @@ def redis_warnings(facts: tuple[Facts, ...]) -> list[str]:
     """Say what is wrong with the Redis that limits are kept in, a sentence for each server and fault."""
     said = []
     for fact in facts:
-        who = f"{fact.server} {fact.version} at {fact.address}"
         if fact.evicts:
-            said.append(f"{who} throws keys away when memory is short ({fact.maxmemory_policy}): set noeviction")
-        if fact.role not in {"", "master"}:
-            said.append(f"{who} is a replica and takes no writes: name its primary, or use redis+sentinel://")
-        if fact.server == "redis" and _version(fact.version) < _OLDEST_REDIS:
-            said.append(f"{who} is too old: 6.2 or newer is needed")
+            policy = fact.maxmemory_policy
+            said.append(f"{called(fact)} throws keys away when memory is short ({policy}): set noeviction")
+        said += server_warnings(fact)
     return said
+
+
+def server_warnings(fact: Facts) -> list[str]:
+    """Say what is wrong with a server whatever is kept in it."""
+    said = []
+    if fact.role not in {"", "master"}:
+        said.append(f"{called(fact)} is a replica and takes no writes: name its primary, or use redis+sentinel://")
+    if fact.server == "redis" and _version(fact.version) < _OLDEST_REDIS:
+        said.append(f"{called(fact)} is too old: 6.2 or newer is needed")
+    return said
+
+
+def called(fact: Facts) -> str:
+    """What people call a server."""
+    return f"{fact.server} {fact.version} at {fact.address}"
 
 
 def _policy(settings: Settings, clock: Clock, membership: Membership, metrics: Metrics) -> Fallback:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from proxy.cli.options import SettingsRefused, config_option
-from proxy.settings import Problem, SettingsError, load
+from proxy.settings import Problem, Settings, SettingsError, load
 
 __all__ = ["check"]
 
@@ -39,16 +40,23 @@ def check(config: Path | None, *, as_json: bool) -> None:
         problems = error.problems
     for note in keyless:
         click.echo(f"note: {note}", err=True)
-    usable = not any(problem.key == "redis_url" for problem in problems)
-    if settings is not None and settings.redis_url is not None and usable:
-        for warning in _about_redis(settings.redis_url.reveal()):
-            click.echo(f"warning: {warning}", err=True)
+    usable = not any(problem.key in {"redis_url", "cache_redis_url"} for problem in problems)
+    if settings is not None and usable:
+        if settings.redis_url is not None:
+            _warn(_about_redis(settings.redis_url.reveal()))
+        if settings.redis_url is not None or settings.cache_redis_url is not None:
+            _warn(_about_cache(settings))
     if as_json:
         click.echo(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
         click.get_current_context().exit(1 if problems else 0)
     if problems:
         raise SettingsRefused(SettingsError(problems))
     click.echo(f"{config or 'settings'}: ok")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _about_redis(url: str) -> list[str]:
@@ -58,3 +66,15 @@ def _about_redis(url: str) -> list[str]:
         return proxy.app.limiting.probe(url)
     except TimeoutError:
         return ["Redis does not answer from here"]
+
+
+def _about_cache(settings: Settings) -> list[str]:
+    from proxy.app import caching  # noqa: PLC0415 - loaded only where there is a Redis to look at
+
+    told = caching.advice(settings)
+    for note in told.notes:
+        click.echo(f"note: {note}", err=True)
+    try:
+        return [*told.warnings, *caching.probe(settings)]
+    except TimeoutError:
+        return [*told.warnings, "Redis of the cache does not answer from here"]

@@ -2,6 +2,7 @@
 
 from proxy.settings.duration import parse_duration_ms
 from proxy.settings.layers import load
+from proxy.settings.packages import INSTALL_SERVER, missing_for_cache
 from proxy.settings.problem import Problem, SettingsError
 from proxy.settings.schema import Settings
 from proxy.settings.secret import Secret
@@ -26,6 +27,7 @@ from proxy.settings.sections import (
 
 __all__ = [
     "DEFAULT_UPSTREAM_URL",
+    "INSTALL_SERVER",
     "CacheSettings",
     "HitsCount",
     "LedgerSettings",
@@ -46,5 +48,6 @@ __all__ = [
     "UpstreamSettings",
     "WhenRedisIsAway",
     "load",
+    "missing_for_cache",
     "parse_duration_ms",
 ]

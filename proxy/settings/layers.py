@@ -22,6 +22,12 @@ from proxy.settings.secret import Secret
 __all__ = ["load"]
 
 _API_KEY: KeyPath = ("upstream", "api_key")
+_CACHE_KEY: KeyPath = ("cache", "key")
+_NOT_IN_THE_FILE = {
+    _API_KEY: "set OPENAI_API_KEY or upstream.api_key_file",
+    _CACHE_KEY: "set TOLLGATE_CACHE_KEY or cache.key_file",
+}
+"""Secrets, and where they may be written. Each has a neighbour `<name>_file`."""
 _LEAVES = dict(leaves(Settings))
 _VARIABLES = {variable_of(path): path for path in _LEAVES if path != ("limits", "tiers")}
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
@@ -57,7 +63,8 @@ def load(
         table[str(path[-1])] = value
     origins = {path: Origin(ENVIRONMENT, variable_of(path)) for path in from_environment}
     origins |= {path: Origin(COMMAND_LINE, flag_of(path)) for path in from_options}
-    _read_key_file(tree, origins, file, problems)
+    for path in _NOT_IN_THE_FILE:
+        _read_key_file(path, tree, origins, file, problems)
     if problems:
         raise SettingsError(problems)
     upstream = tree.get("upstream", {})
@@ -95,11 +102,10 @@ class _File:
             problems.append(_syntax_problem(str(error), str(self.path), self._text))
             return {}
         found: list[Finding] = []
-        if isinstance(table := document.get("upstream"), dict) and "api_key" in table:
-            del table["api_key"]
-            found.append(
-                Finding(_API_KEY, "keys do not belong in this file", "set OPENAI_API_KEY or upstream.api_key_file")
-            )
+        for path, remedy in _NOT_IN_THE_FILE.items():
+            if isinstance(table := document.get(str(path[0])), dict) and path[1] in table:
+                del table[path[1]]
+                found.append(Finding(path, "keys do not belong in this file", remedy))
         tree = decode_table(document, Settings, (), self.path.parent.absolute(), found)
         located = [Problem.at(self.origin(finding.path), finding.message, finding.suggestion) for finding in found]
         problems += sorted(located, key=lambda problem: problem.line or 0)
@@ -148,15 +154,18 @@ def _from_options(overrides: Mapping[str, object], problems: list[Problem]) -> V
     return values
 
 
-def _read_key_file(tree: dict[str, Any], origins: dict[KeyPath, Origin], file: _File, problems: list[Problem]) -> None:
-    """Put the key of `api_key_file` in its place, unless the environment has one."""
-    upstream = tree.get("upstream", {})
-    path: KeyPath = ("upstream", "api_key_file")
-    if upstream.get("api_key") is not None or upstream.get("api_key_file") is None:
+def _read_key_file(
+    key_path: KeyPath, tree: dict[str, Any], origins: dict[KeyPath, Origin], file: _File, problems: list[Problem]
+) -> None:
+    """Put what `<name>_file` holds in the place of the secret beside it, unless the environment has one."""
+    section, name = str(key_path[0]), str(key_path[1])
+    table, name_of_file = tree.get(section, {}), f"{name}_file"
+    if table.get(name) is not None or table.get(name_of_file) is None:
         return
+    path: KeyPath = (section, name_of_file)
     origin = origins.get(path) or file.origin(path)
     try:
-        key = upstream["api_key_file"].read_text("ascii").strip()
+        key = table[name_of_file].read_text("ascii").strip()
     except OSError as error:
         problems.append(Problem.at(origin, f"cannot read the file: {error.strerror}"))
     except UnicodeDecodeError:
@@ -164,8 +173,8 @@ def _read_key_file(tree: dict[str, Any], origins: dict[KeyPath, Origin], file: _
     else:
         if not key:
             problems.append(Problem.at(origin, "the file is empty"))
-        upstream["api_key"] = Secret(key)
-        origins.setdefault(_API_KEY, origin)
+        table[name] = Secret(key)
+        origins.setdefault(key_path, origin)
 
 
 def _built(kind: type[_Table], tree: dict[str, Any]) -> _Table:

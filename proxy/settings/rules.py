@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from proxy.adapters.cache_keys import HOW_TO_MAKE, MasterKeysInvalid, read_master_keys
 from proxy.adapters.price_file import load_prices
 from proxy.core.pricing import PricesInvalid
 from proxy.settings.decode import Finding
@@ -98,6 +99,16 @@ def _cache_sizes(settings: Settings) -> Iterator[Finding]:
         yield Finding(("cache", "entry_max_bytes"), f"is above max_bytes ({cache.max_bytes})")
 
 
+def _cache_key(settings: Settings) -> Iterator[Finding]:
+    key = settings.cache.key
+    if key is None:
+        return
+    try:
+        read_master_keys(key.reveal())
+    except MasterKeysInvalid as error:
+        yield Finding(("cache", "key"), str(error), HOW_TO_MAKE)
+
+
 def _ledger_sizes(settings: Settings) -> Iterator[Finding]:
     ledger = settings.ledger
     if ledger.segment_bytes > ledger.quota_bytes:
@@ -137,6 +148,7 @@ _RULES = (
     _capacities,
     _default_tier,
     _cache_sizes,
+    _cache_key,
     _ledger_sizes,
     _prices,
     _stores,

@@ -10,6 +10,7 @@ import msgspec
 import platformdirs
 
 from proxy.settings.names import variable_of
+from proxy.settings.packages import INSTALL_SERVER, missing_for_cache
 from proxy.settings.problem import Problem, SettingsError
 from proxy.settings.secret import Secret
 from proxy.settings.sections import (
@@ -39,7 +40,7 @@ class Settings(Section, frozen=True, kw_only=True):
     redis_url: Secret | None = None
     """Redis for limits: what lets several workers and replicas hold teams to one limit."""
     cache_redis_url: Secret | None = None
-    """Redis for the cache."""
+    """Redis for the cache; absent: that of `redis_url`, or where there is none, a cache in each worker."""
     database_url: Secret | None = None
     """Database of keys and ledger; absent: a SQLite file in the data directory."""
     server: ServerSettings = ServerSettings()
@@ -104,24 +105,32 @@ class Settings(Section, frozen=True, kw_only=True):
     def _unserved_stores(self) -> list[Problem]:
         """Stores that can be written down and not be used."""
         found = []
-        if self.redis_url is not None:
-            from proxy.adapters.redis.address import BadRedisUrl, parse_redis_url  # noqa: PLC0415 - costly, seldom needed
-
-            try:
-                parse_redis_url(self.redis_url.reveal())
-            except BadRedisUrl as error:
-                found.append(Problem("redis_url", str(error)))
-        if self.cache_redis_url is not None:
+        for name, redis_url in (("redis_url", self.redis_url), ("cache_redis_url", self.cache_redis_url)):
+            if redis_url is not None:
+                found += _redis_problems(name, redis_url.reveal())
+        if self.cache_redis_url is not None and (missing := missing_for_cache()):
             found.append(
                 Problem(
                     "cache_redis_url",
-                    "a cache in Redis is not served by this version",
-                    suggestion=f"leave {variable_of(('cache_redis_url',))} out: each worker has a cache of its own",
+                    f"answers in Redis are sealed and compressed with {' and '.join(missing)}, not installed here",
+                    suggestion=f"{INSTALL_SERVER}, or leave {variable_of(('cache_redis_url',))} out: each worker then "
+                    "has a cache of its own",
                 )
             )
         if self.database_url is not None:
             found += _database_problems(self.database_url.reveal())
         return found
+
+
+def _redis_problems(name: str, url: str) -> list[Problem]:
+    """What is wrong with a URL of Redis; none of it is repeated."""
+    from proxy.adapters.redis.address import BadRedisUrl, parse_redis_url  # noqa: PLC0415 - costly, seldom needed
+
+    try:
+        parse_redis_url(url)
+    except BadRedisUrl as error:
+        return [Problem(name, str(error))]
+    return []
 
 
 def _database_problems(url: str) -> list[Problem]:

@@ -206,11 +206,19 @@ class CacheSettings(Section, frozen=True, kw_only=True):
     enabled: bool = True
     """Whether anything is kept."""
     max_bytes: Bytes = 256 * 1024 * 1024
-    """Size of the in-process cache; the least recently used answers leave first."""
+    """Size of the in-process cache; the least recently used answers leave first. Redis has its own bound."""
     entry_max_bytes: Bytes = 1024 * 1024
     """Largest answer that is kept."""
     ttl_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400
     """How long an answer is good for."""
+    redis_deadline_ms: Milliseconds = 50
+    """Longest wait for an answer of the cache's Redis; then it counts as a miss."""
+    l1_seconds: SecondsOrNone = 0.0
+    """How long a worker has answers of Redis at hand itself, `max_bytes` of them at most; 0: not at all."""
+    key: Secret | None = None
+    """Master keys that answers in Redis are sealed under; from TOLLGATE_CACHE_KEY or `key_file`, never in the file."""
+    key_file: Path | None = None
+    """A file of master keys, one a line: the first seals, all open; TOLLGATE_CACHE_KEY wins over it."""
     fill_wait_seconds: SecondsOrNone = 30.0
     """Longest wait for an answer that another process is fetching; then it is fetched here too. 0: no wait."""
 

@@ -13,13 +13,14 @@ from proxy.settings import Settings, load
 from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
-EXPLAINED = {"data_dir", "database_url", "redis_url", "cache_redis_url", "api_key_file", "requests_per_minute", "file"}
+EXPLAINED = {"data_dir", "database_url", "redis_url", "cache_redis_url", "requests_per_minute"}
+EXPLAINED |= {"file", "api_key_file", "key_file"}
 """Settings without a default that could be written down; the example shows a value."""
 
 
 def uncommented() -> str:
     """The example with every setting in force."""
-    return re.sub(r"^# ((?:\[|\]|  \{|[a-z_]+ = ).*)$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    return re.sub(r"^# ((?:\[|\]|  \{|[a-z][a-z0-9_]* = ).*)$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
 
 
 def test_the_example_changes_nothing_as_it_stands():
@@ -33,7 +34,7 @@ def test_the_example_names_every_setting():
         for table in document
         for key in (document[table] if isinstance(document[table], dict) else [None])
     }
-    assert named == {path for path, _ in leaves(Settings)} - {("upstream", "api_key")}
+    assert named == {path for path, _ in leaves(Settings)} - {("upstream", "api_key"), ("cache", "key")}
 
 
 def test_values_in_the_example_are_the_defaults():
@@ -47,6 +48,7 @@ def test_values_in_the_example_are_the_defaults():
 
 def test_the_example_is_accepted_with_every_setting_in_force(tmp_path):
     (tmp_path / "openai.key").write_text("sk-some-key")
+    (tmp_path / "cache.key").write_text(f"{'A' * 43}\n{'B' * 42}A=\n")
     (tmp_path / "prices.json").write_text('{"models": {}}')
     file = tmp_path / "tollgate.toml"
     file.write_text(uncommented())

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import base64
 import pickle
 import re
 import string
+import sys
 from pathlib import Path
 
 import msgspec
@@ -367,17 +369,62 @@ def test_processes_that_share_no_limits_are_refused(name):
     assert f"TOLLGATE_{name.upper()}=1" in (problem.suggestion or "")
 
 
-@pytest.mark.parametrize(
-    ("variable", "url"),
-    [
-        ("TOLLGATE_CACHE_REDIS_URL", "rediss://h"),
-    ],
-)
-def test_stores_that_are_not_served_yet_are_refused_with_what_to_set(variable, url):
+def test_a_cache_in_redis_is_served():
+    load(None, {"TOLLGATE_CACHE_REDIS_URL": "rediss://h"}).check_servable(demo=True)
+
+
+@pytest.mark.parametrize("package", ["cryptography", "backports"] if sys.version_info < (3, 14) else ["cryptography"])
+def test_a_cache_in_redis_without_its_packages_is_refused_with_what_to_install(monkeypatch, package):
+    for name in (package, f"{package}.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SettingsError) as caught:
-        load(None, {variable: url}).check_servable(demo=True)
+        load(None, {"TOLLGATE_CACHE_REDIS_URL": "redis://h"}).check_servable(demo=True)
     (problem,) = caught.value.problems
-    assert variable in (problem.suggestion or "")
+    assert problem.key == "cache_redis_url"
+    assert package in problem.message
+    assert "pip install 'tollgate[server]'" in (problem.suggestion or "")
+    # One that was named for limits goes on without.
+    load(None, {"TOLLGATE_REDIS_URL": "redis://h"}).check_servable(demo=True)
+
+
+@pytest.mark.parametrize("variable", ["TOLLGATE_REDIS_URL", "TOLLGATE_CACHE_REDIS_URL"])
+def test_a_url_of_redis_that_leads_nowhere_is_refused_and_not_repeated(variable):
+    with pytest.raises(SettingsError) as caught:
+        load(None, {variable: "redis://:hunter2@h:port"}).check_servable(demo=True)
+    assert "hunter2" not in str(caught.value)
+    assert [problem.key for problem in caught.value.problems] == [variable.removeprefix("TOLLGATE_").lower()]
+
+
+CACHE_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+def test_cache_keys_come_from_a_file_and_the_environment_wins(written, tmp_path):
+    (tmp_path / "cache.key").write_text(f"{CACHE_KEY}\n{'A' * 43}\n")
+    file = written("[cache]\nkey_file = 'cache.key'\n")
+    settings = load(file, {})
+    assert settings.cache.key == Secret(f"{CACHE_KEY}\n{'A' * 43}")
+    assert CACHE_KEY not in repr(settings)
+    assert load(file, {"TOLLGATE_CACHE_KEY": "B" * 42 + "A"}).cache.key == Secret("B" * 42 + "A")
+
+
+@pytest.mark.parametrize("content", ["not-a-key", f"{CACHE_KEY}\n{CACHE_KEY[:-2]}", "B" * 43, "é", "", "A" * 86])
+def test_cache_keys_that_are_none_are_refused_where_they_are_written_and_not_repeated(written, tmp_path, content):
+    (tmp_path / "cache.key").write_text(content)
+    (problem,) = refused(written("[cache]\nkey_file = 'cache.key'\n"), {})
+    assert (problem.key, problem.line) == ("cache.key_file", 2)
+    assert content[:5] not in str(problem) or not content
+    if content.strip() and content.isascii():
+        (problem,) = refused(None, {"TOLLGATE_CACHE_KEY": content})
+        assert problem.key == "TOLLGATE_CACHE_KEY"
+        assert "openssl rand -base64 32" in (problem.suggestion or "")
+        assert content[:5] not in str(problem)
+
+
+def test_a_cache_key_in_the_settings_file_is_refused_and_not_repeated(written):
+    (problem,) = refused(written(f"[cache]\nkey = '{CACHE_KEY}'\n"), {})
+    assert (problem.key, problem.line) == ("cache.key", 2)
+    assert CACHE_KEY not in str(problem)
+    assert "TOLLGATE_CACHE_KEY" in (problem.suggestion or "")
 
 
 @pytest.mark.parametrize("count", ["workers", "replicas"])

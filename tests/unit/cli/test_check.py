@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -71,8 +72,9 @@ def test_json_of_a_good_file(check):
 # Redis
 
 
-def about(check, url):
-    _, result = check("", OPENAI_API_KEY="sk-some-key", TOLLGATE_REDIS_URL=url)
+def about(check, url, **more):
+    told = {"TOLLGATE_CACHE_ENABLED": "false"} | more
+    _, result = check("", OPENAI_API_KEY="sk-some-key", TOLLGATE_REDIS_URL=url, **told)
     return result.exit_code, result.stderr
 
 
@@ -110,3 +112,67 @@ def test_a_url_that_is_no_redis_url_is_a_problem(check, url):
     assert (result.exit_code, result.stdout) == (1, "")
     assert "redis_url: " in result.stderr.lower()
     assert "a-password" not in result.stderr
+
+
+# Redis of the cache
+
+EVICTING = ("maxmemory 50mb", "maxmemory-policy allkeys-lru")
+
+
+def about_cache(check, **environment):
+    _, result = check("", OPENAI_API_KEY="sk-some-key", **environment)
+    return result.exit_code, result.stderr
+
+
+def test_a_cache_that_shares_the_redis_of_limits_is_a_note(check):
+    with RedisServer() as redis:
+        for cache in ({}, {"TOLLGATE_CACHE_REDIS_URL": f"{redis.url}/1"}):
+            status, said = about_cache(check, TOLLGATE_REDIS_URL=redis.url, **cache)
+            assert status == 0
+            assert said.startswith("note: limits and answers share one Redis")
+            assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (EVICTING, ""),
+        ((EVICTING[0], "maxmemory-policy volatile-lfu"), ""),
+        ((EVICTING[0], "maxmemory-policy volatile-ttl"), "throws away what fills are held by first (volatile-ttl)"),
+        (EVICTING[:1], "refuses answers when memory is short (noeviction): set maxmemory-policy allkeys-lru"),
+        ((), "holds answers without a bound: set maxmemory, and maxmemory-policy allkeys-lru"),
+    ],
+)
+def test_a_redis_of_answers_alone_has_to_evict(check, options, said):
+    with RedisServer(*options) as redis:
+        status, all_said = about_cache(check, TOLLGATE_CACHE_REDIS_URL=redis.url)
+    assert status == 0
+    assert said in all_said
+    assert bool(all_said) is bool(said)
+
+
+def test_a_redis_of_the_cache_that_does_not_answer_is_warned_of(check):
+    status, said = about_cache(check, TOLLGATE_CACHE_REDIS_URL=f"redis://:a-password@127.0.0.1:{free_port()}")
+    assert (status, said) == (0, "warning: Redis of the cache does not answer from here\n")
+
+
+def test_machines_that_would_each_make_a_key_are_warned_of(check):
+    with RedisServer() as limits, RedisServer(*EVICTING) as answers:
+        urls = {"TOLLGATE_REDIS_URL": limits.url, "TOLLGATE_CACHE_REDIS_URL": answers.url, "TOLLGATE_REPLICAS": "2"}
+        status, said = about_cache(check, **urls)
+        assert status == 0
+        assert "each machine makes a master key of its own" in said
+        assert "TOLLGATE_CACHE_KEY" in said
+        assert about_cache(check, TOLLGATE_CACHE_KEY="A" * 43, **urls) == (0, "")
+
+
+def test_without_its_packages_a_cache_in_redis_is_a_warning_or_refused(check, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with RedisServer() as redis:
+        status, said = about_cache(check, TOLLGATE_REDIS_URL=redis.url)
+        assert status == 0
+        assert said.startswith("warning: each worker keeps answers of its own, because a cache in Redis needs crypto")
+        assert said.endswith("pip install 'tollgate[server]'\n")
+        status, said = about_cache(check, TOLLGATE_CACHE_REDIS_URL=redis.url)
+        assert status == 1
+        assert "pip install 'tollgate[server]'" in said
