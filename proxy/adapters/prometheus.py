@@ -28,6 +28,13 @@ OTHER = "_other"
 _PICO = 1_000_000_000_000
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_USUAL_REASONS = {
+    CacheResult.HIT: ("",),
+    CacheResult.MISS: ("uri-miss", "no-cache", "max-age"),
+    CacheResult.COLLAPSED: ("uri-miss", "max-age"),
+    CacheResult.BYPASS: ("temperature", "no-store", "off"),
+}
+"""Those most teams will see. There are some twenty more, all names of ours for what a request asks for."""
 _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
 
@@ -140,7 +147,10 @@ class Metrics:
             registry=on,
         )
         self.cache_requests_total = Counter(
-            "tollgate_cache_requests_total", "Requests by what the cache had to say.", ("team", "result"), registry=on
+            "tollgate_cache_requests_total",
+            "Requests by what the cache had to say, and why where it was no hit.",
+            ("team", "result", "reason"),
+            registry=on,
         )
 
     def _declare_latency(self, on: CollectorRegistry) -> None:
@@ -266,8 +276,9 @@ class Metrics:
     def prepare(self, teams: Iterable[str]) -> None:
         """Create what a team's first event would otherwise create: a counter's first step would be invisible."""
         for team in teams:
-            for result in CacheResult:
-                self._cached(team, result.value)
+            for result, reasons in _USUAL_REASONS.items():
+                for reason in reasons:
+                    self._cached(team, result.value, reason)
             for limit in Dimension:
                 self._limited(team, limit.value)
             for limit in (Dimension.REQUESTS, Dimension.TOKENS):
@@ -293,7 +304,7 @@ class Metrics:
             self._in_use(team, model, record.endpoint)
         self._request(team, model, record.endpoint, record.outcome.value).inc()
         if record.cache is not None:
-            self._cached(team, record.cache.value).inc()
+            self._cached(team, record.cache.value, record.cache_reason).inc()
         if record.limited_dimension:
             self._limited(team, record.limited_dimension).inc()
         if record.shadow_limited:

@@ -46,6 +46,8 @@ class RequestRecord:
     error_code: str = ""
     cache: CacheResult | None = None
     """None: the request never came to the cache."""
+    cache_reason: str = ""
+    """Why it was no hit: one of a fixed set of names."""
     attempts: int = 0
     usage: Usage = NO_USAGE
     cost_pico_usd: int = 0

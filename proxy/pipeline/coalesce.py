@@ -131,7 +131,7 @@ async def _fly(flight: Flight, services: Services) -> None:
             reply = await call(leader, flight, services)
             landing = Landing(reply, broken=flight.broken, entry=leader.kept, stored=leader.stored)
     except Exception as error:  # noqa: BLE001 - everybody who listens raises it
-        landing = Landing(error=error)
+        landing = Landing(error=error, place=error.__traceback__)
     finally:
         if flight.landing is None:
             if landing.error is not None:
@@ -193,8 +193,7 @@ async def _listen(
     while (landing := flight.landing) is None and (flight.head is None or not seat.reads):
         await _news(flight, exchange, services, follows=follows)
     if landing is not None:
-        if landing.error is not None:
-            raise landing.error.with_traceback(None)
+        landing.check()
         if flight.head is None or not seat.reads:
             return await _whole(flight, landing, seat, exchange, services)
         if landing.broken and follows:
@@ -222,8 +221,7 @@ async def _read_along(flight: Flight, seat: Seat, exchange: Exchange, client: Do
             await _news(flight, exchange, services, follows=follows)
         else:
             break
-    if landing.error is not None:
-        raise landing.error.with_traceback(None)
+    landing.check()
     if follows:
         settle_collapsed(exchange, flight.leader, services)
     if landing.broken:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from proxy.core.chat import ChatRequest
@@ -47,6 +48,13 @@ class Landing:
     """The answer as it is kept, for whom wants it in another form."""
     stored: bool = False
     error: Exception | None = None
+    place: TracebackType | None = None
+    """Where the error was raised."""
+
+    def check(self) -> None:
+        """Raise the error, if there is one, as if it were the only time."""
+        if self.error is not None:
+            raise self.error.with_traceback(self.place)
 
 
 class Seat:

@@ -56,6 +56,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         client_request_id=exchange.client_request_id,
         error_code=ending.error_code,
         cache=exchange.cache,
+        cache_reason=exchange.cache_reason,
         attempts=exchange.attempts,
         usage=exchange.usage,
         cost_pico_usd=exchange.cost_pico_usd,

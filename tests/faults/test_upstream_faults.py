@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from proxy.adapters.memory.cache import MemoryCache
+from proxy.adapters.memory.cache import MemoryFill
 from proxy.simulator import Behaviour
 from tests.faults.conftest import CHAT, TEAM, UPSTREAM_KEY, Answer, Gateway, Open, ScriptedUpstream
 
@@ -409,7 +409,7 @@ async def test_a_fault_of_ours_in_mid_stream_breaks_the_connection(
     async def fall_over(*_: object) -> bool:
         raise RuntimeError(gateway.key)
 
-    monkeypatch.setattr(MemoryCache, "claim", fall_over)
+    monkeypatch.setattr(MemoryFill, "store", fall_over)
     answer = await told(gateway, {**STREAM, "temperature": 0})
     assert answer.status == 200
     assert not answer.clean

@@ -132,7 +132,7 @@ def test_an_end_user_is_not_given_the_answer_of_another(call, upstream, question
 def test_no_cache_asks_again_and_keeps_the_newer_answer(call, upstream, question):
     call(question)
     newer = call(question, {"Cache-Control": "no-cache"})
-    assert newer.headers["Cache-Status"] == "tollgate; fwd=request; stored"
+    assert newer.headers["Cache-Status"] == "tollgate; fwd=request; stored; detail=no-cache"
     assert asked(upstream) == 2
     assert call(question).content == newer.content
     assert asked(upstream) == 2

@@ -56,8 +56,10 @@ def finish(metrics: Metrics, **changes: object) -> None:
 
 def test_a_teams_counters_stand_at_zero_before_its_first_request(metrics):
     metrics.prepare(["growth"])
-    for result in CacheResult:
-        assert value(metrics, "tollgate_cache_requests_total", team="growth", result=result.value) == 0
+    reasons = {"hit": "", "miss": "uri-miss", "collapsed": "uri-miss", "bypass": "temperature"}
+    assert reasons.keys() == {result.value for result in CacheResult}
+    for result, reason in reasons.items():
+        assert value(metrics, "tollgate_cache_requests_total", team="growth", result=result, reason=reason) == 0
     for limit in ("requests", "tokens"):
         assert value(metrics, "tollgate_rate_limited_total", team="growth", limit=limit) == 0
 
