@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.event import Dispatch, UsageEvent
-from proxy.core.principal import KeyRecord, Team
+from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.core.record import RequestRecord
 from proxy.core.replay import Form
 
 __all__ = [
+    "USES_EVERY_MS",
     "Cache",
     "CacheAddress",
     "CachedAnswer",
@@ -49,6 +50,10 @@ class Clock(Protocol):
         ...
 
 
+USES_EVERY_MS = 60_000
+"""How exactly it is known when a key was last used: no key is written for it more often."""
+
+
 class KeyStore(Protocol):
     """Issued keys and their teams, as the request path sees them.
 
@@ -59,8 +64,27 @@ class KeyStore(Protocol):
         """The key with this id and its team, whatever its state, or None."""
         ...
 
+    async def find_imported(self, hashes: Sequence[bytes]) -> tuple[KeyRecord, Team] | None:
+        """The key made elsewhere that has one of these keyed hashes, and its team, whatever their state, or None."""
+        ...
+
+    async def imported_under(self) -> frozenset[int]:
+        """Versions of the pepper that keys made elsewhere are hashed under; empty when there is no such key."""
+        ...
+
     async def revision(self) -> int:
         """A number that grows with every change of a key or team, by whatever process."""
+        ...
+
+    async def note_uses(self, used_at_ms: Mapping[str, int]) -> None:
+        """Keep when keys were last used, by id, in unix milliseconds; less than `USES_EVERY_MS` after the last is left.
+
+        Is no change, and moves no revision on.
+        """
+        ...
+
+    async def add_hash(self, kid: str, known: KeySecret, pepper_id: int, secret_hash: bytes) -> None:
+        """Have a secret that is known under one pepper be known under another as well; is no change either."""
         ...
 
 

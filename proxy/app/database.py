@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
-from proxy.adapters.secrets import load_or_create_pepper
+from proxy.adapters.secrets import PepperFile, load_or_create_pepper
 from proxy.adapters.spool_state import look_at_spool
 from proxy.adapters.sql.books import SqlBooks
 from proxy.adapters.sql.engine import PATIENCE_SECONDS, open_engine
@@ -24,7 +24,7 @@ from proxy.core.books import Books
 from proxy.core.registry import DataUnusable, Registry, UsageReports
 from proxy.settings import Settings
 
-__all__ = ["SPOOL_DIRECTORY", "alone_in", "open_books", "open_database", "open_registry", "open_reports"]
+__all__ = ["SPOOL_DIRECTORY", "alone_in", "open_books", "open_database", "open_registry", "open_reports", "peppers_of"]
 
 SPOOL_DIRECTORY = "spool"
 """Of the data directory."""
@@ -38,7 +38,7 @@ _PATIENCE_OF_PEOPLE_SECONDS = 600.0
 def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
     """Open teams and keys for managing them, beside a running server or without one."""
     with open_database(settings) as engine:
-        registry = SqlRegistry(engine, SystemClock(), load_or_create_pepper(settings.data_dir), actor)
+        registry = SqlRegistry(engine, SystemClock(), peppers_of(settings), actor)
         before = SqlKeyStore(engine).read_revision()
         yield registry
         if settings.redis_url is not None and SqlKeyStore(engine).read_revision() != before:
@@ -115,3 +115,8 @@ def _opened(settings: Settings, patience_seconds: float) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def peppers_of(settings: Settings) -> PepperFile:
+    """The peppers of this machine, made when it has none. Raises `DataUnusable`, `OSError`."""
+    return load_or_create_pepper(settings.data_dir, settings.pepper_file)

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
-from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.registry import SqlRegistry
+from proxy.app.database import peppers_of
 from proxy.core.registry import TeamExists
 from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, Settings
 from proxy.simulator.behaviour import Behaviour
@@ -69,8 +69,7 @@ async def welcome(settings: Settings, engine: Engine, base_url: str, operations_
 
 
 def _issue_key(settings: Settings, engine: Engine) -> str:
-    peppers = load_or_create_pepper(settings.data_dir)
-    registry = SqlRegistry(engine, SystemClock(), peppers, actor="demo")
+    registry = SqlRegistry(engine, SystemClock(), peppers_of(settings), actor="demo")
     # A second start: the team, its keys and its ledger are as they were left.
     with contextlib.suppress(TeamExists):
         registry.add_team(TEAM, settings.limits.default_tier)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.pacer import Pacer
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
-from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.telemetry import Telemetry
-from proxy.app.database import SPOOL_DIRECTORY
+from proxy.app.database import SPOOL_DIRECTORY, peppers_of
+from proxy.core.errors import StoreAway
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
@@ -65,8 +65,9 @@ class Equipment:
 async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
     """Make the adapters of the settings, warm, in the order in which they need each other."""
     clock = SystemClock()
-    peppers = load_or_create_pepper(settings.data_dir)
+    peppers = peppers_of(settings)
     key_store = SqlKeyStore(engine)
+    principals = Principals(key_store, peppers, clock)
     prices = load_prices(settings.price_file())
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
@@ -87,7 +88,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     services = Services(
         policy=_policy(settings),
         clock=clock,
-        principals=Principals(key_store, peppers, clock),
+        principals=principals,
         prices=prices,
         limiter=limits.limiter,
         cache=answers.cache,
@@ -102,8 +103,15 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     sample = partial(_sample, metrics, ledger, answers, pacer, limits.limiter.clock_steps, ClockSteps())
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
-    chores = (ledger.run, *limits.chores, *answers.chores)
+    stack.push_async_callback(_last_notes, principals)
+    note_uses: Callable[[], Coroutine[Any, Any, None]] = partial(principals.notes.run, telemetry.store_failed)
+    chores = (ledger.run, note_uses, *limits.chores, *answers.chores)
     return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
+
+
+async def _last_notes(principals: Principals) -> None:
+    with suppress(StoreAway):
+        await principals.notes.write()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ import click
 
 from proxy.cli.options import CLEARED, DURATION, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant, printable
-from proxy.cli.stores import now_ms, registry_of
+from proxy.cli.peppers import pepper
+from proxy.cli.stores import failures, now_ms, registry_of
 from proxy.core.principal import KeyRecord
 from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits
 
 __all__ = ["keys"]
 
+_MAX_IMPORT_BYTES = 16 * 1024 * 1024
 _LIMITS = {
     "requests_per_minute": "Requests per minute of its own, beside its team's.",
     "tokens_per_minute": "Tokens per minute of its own, beside its team's.",
@@ -24,7 +26,10 @@ _LIMITS = {
 
 @click.group
 def keys() -> None:
-    """Issue, list, change, rotate and revoke keys."""
+    """Issue, import, list, change, rotate and revoke keys."""
+
+
+keys.add_command(pepper)
 
 
 @keys.command
@@ -60,6 +65,49 @@ def issue(
     with registry_of(settings_from(config, options)) as registry:
         issued = registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models, **limits)
     _hand_out(issued, as_json=as_json)
+
+
+@keys.command("import")
+@click.option("--team", required=True, help="Team the keys are for.")
+@click.option("--file", "source", required=True, metavar="FILE|-", help="The keys, one a line; - is standard input.")
+@click.option("--label", default="", help="What they are for, for people.")
+@click.option("--expires", type=DURATION, metavar="DURATION", help="How long they work; default: for good.")
+@click.option("--models", type=MODELS, metavar="A,B", help="Models they may use, of those of the team.")
+@click.option("--allow-weak", is_flag=True, help="Also keys that could be guessed.")
+@limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
+@limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
+@limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
+@data_options
+@json_option
+def import_(
+    team: str,
+    source: str,
+    label: str,
+    expires: int | None,
+    models: frozenset[str] | None,
+    *,
+    allow_weak: bool,
+    config: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Take over keys that clients have already, so that none of them needs to change.
+
+    One key a line, exactly as clients send it; any printable text will do. All of them are taken or none. They are kept
+    as hashes and get ids, by which they are listed, changed, rotated and revoked.
+
+    \b
+    Examples:
+      tollgate keys import --team growth --file keys.txt
+      vault read -field=keys secret/growth | tollgate keys import --team growth --file - --label legacy
+    """
+    expires_at_ms = None if expires is None else now_ms() + expires
+    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
+    lines = _lines(source)
+    of_models = None if models == MODELS.every else models
+    with registry_of(settings_from(config, options)) as registry:
+        imported = registry.import_keys(team, lines, label, expires_at_ms, of_models, allow_weak=allow_weak, **limits)
+    _show(list(imported), as_json=as_json)
 
 
 @keys.command("set")
@@ -109,11 +157,15 @@ def list_(team: str | None, *, config: Path | None, as_json: bool, **options: An
 
 @keys.command
 @click.argument("key_id", metavar="ID")
-@click.option("--overlap", type=DURATION, default=0, metavar="DURATION", help="How long the old key goes on working.")
+@click.option(
+    "--overlap", type=DURATION, default=0, metavar="DURATION", help="How long the old secret goes on working."
+)
 @data_options
 @json_option
 def rotate(key_id: str, overlap: int, *, config: Path | None, as_json: bool, **options: Any) -> None:
-    """Make a key like the one with this ID, and end the old one after the overlap.
+    """Give the key with this ID another secret, and end the old one after the overlap.
+
+    It stays the same key: its id, label, limits and usage go on.
 
     \b
     Examples:
@@ -145,6 +197,20 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
         click.echo(f"revoked {record.kid} of team {printable(record.team)}")
 
 
+def _lines(source: str) -> list[str]:
+    """The lines of a file; nothing of what stands in it is ever shown."""
+    with failures(), click.open_file(source, "rb") as file:
+        content = file.read(_MAX_IMPORT_BYTES + 1)
+    if len(content) > _MAX_IMPORT_BYTES:
+        raise click.ClickException(f"the file is larger than {_MAX_IMPORT_BYTES:,} bytes: import it in parts")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise click.ClickException(f"line {line}: not UTF-8") from None
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None:
     at_ms = now_ms()
     if as_json:
@@ -152,7 +218,10 @@ def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None
         echo_json(rows[0] if alone else rows)
         return
     echo_table(
-        ("id", "team", "label", "state", "created", "expires", "requests/min", "tokens/min", "parallel", "models"),
+        (
+            *("id", "team", "label", "state", "created", "by", "expires", "last used"),
+            *("requests/min", "tokens/min", "parallel", "models"),
+        ),
         [
             (
                 record.kid,
@@ -160,7 +229,9 @@ def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None
                 record.label,
                 _state(record, at_ms),
                 instant(record.created_at_ms),
+                record.created_by or None,
                 instant(record.expires_at_ms),
+                instant(record.last_used_at_ms),
                 record.limits.requests_per_minute if record.limits else None,
                 record.limits.tokens_per_minute if record.limits else None,
                 record.max_parallel,
@@ -185,7 +256,15 @@ def _hand_out(issued: IssuedKey, *, as_json: bool) -> None:
 def _state(record: KeyRecord, at_ms: int) -> str:
     if record.revoked_at_ms is not None:
         return "revoked"
-    return "live" if record.live_at(at_ms) else "expired"
+    if not record.live_at(at_ms):
+        return "expired"
+    return "live" if _overlap_ends_at_ms(record, at_ms) is None else "rotating"
+
+
+def _overlap_ends_at_ms(record: KeyRecord, at_ms: int) -> int | None:
+    """When the last of the secrets that were rotated stops; None when none of them goes on."""
+    ends = (secret.ends_at_ms for secret in record.secrets)
+    return max((end for end in ends if end is not None and end > at_ms), default=None)
 
 
 def _row(record: KeyRecord, at_ms: int) -> dict[str, object]:
@@ -196,8 +275,12 @@ def _row(record: KeyRecord, at_ms: int) -> dict[str, object]:
         "label": record.label,
         "state": _state(record, at_ms),
         "created": instant(record.created_at_ms),
+        "created_by": record.created_by or None,
         "expires": instant(record.expires_at_ms),
         "revoked": instant(record.revoked_at_ms),
+        "overlap_ends": instant(_overlap_ends_at_ms(record, at_ms)),
+        "last_used": instant(record.last_used_at_ms),
+        "imported": any(secret.imported for secret in record.secrets),
         "requests_per_minute": record.limits.requests_per_minute if record.limits else None,
         "tokens_per_minute": record.limits.tokens_per_minute if record.limits else None,
         "max_parallel": record.max_parallel,

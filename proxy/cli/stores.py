@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from proxy.core.registry import Registry, RegistryError, UsageReports
 from proxy.settings import Settings
 from proxy.settings.problem import nearest
 
-__all__ = ["books_of", "failures", "now_ms", "registry_of", "reports_of", "require_tier"]
+__all__ = ["actor", "books_of", "failures", "now_ms", "registry_of", "reports_of", "require_tier"]
 
 
 def now_ms() -> int:
@@ -23,12 +25,22 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000  # noqa: TID251  # a command is one instant; there is no application to ask
 
 
+def actor() -> str:
+    """Who gives the command, as the audit log names them: the user the process belongs to."""
+    uid = os.getuid()
+    try:
+        return f"cli:{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        # As in a container that runs under a number of its own.
+        return f"cli:{uid}"
+
+
 @contextmanager
 def registry_of(settings: Settings) -> Iterator[Registry]:
     """Teams and keys of the configured database; what goes wrong ends the command with a sentence."""
     import proxy.app  # noqa: PLC0415  # --help and refusals do without the database
 
-    with failures(), proxy.app.open_registry(settings) as registry:
+    with failures(), proxy.app.open_registry(settings, actor()) as registry:
         yield registry
 
 

@@ -1,8 +1,8 @@
-"""Issued keys: their form, their checksum and the keyed hash under which they are known.
+"""Keys: the form of those we issue, what may be taken over from elsewhere, and the keyed hashes both are known by.
 
 `sk-tg_<kid>_<secret><crc>`: 12, 43 and 6 characters of base62. The kid is public and finds the record; the secret holds
 256 random bits, which is why a plain keyed hash suffices and no slow one is needed; the checksum keeps mistyped and
-made-up keys away from the database.
+made-up keys away from the database. An imported key has none of this: its hash itself is what finds it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,38 @@ from __future__ import annotations
 import hmac
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-__all__ = ["PREFIX", "RANDOM_BYTES", "ParsedKey", "Peppers", "keyed_hash", "kid_of", "make_key", "matches", "parse"]
+from proxy.core.principal import KeySecret
+
+__all__ = [
+    "MAX_IMPORTED_CHARACTERS",
+    "PREFIX",
+    "RANDOM_BYTES",
+    "ParsedKey",
+    "PepperKeeper",
+    "Peppers",
+    "keyed_hash",
+    "kid_of",
+    "make_key",
+    "may_be_imported",
+    "parse",
+    "secret_behind",
+    "why_guessable",
+    "why_not_imported",
+]
 
 PREFIX = "sk-tg_"
 RANDOM_BYTES = 48
 """Random bytes one key takes: 16 for the kid, 32 for the secret."""
 
+MAX_IMPORTED_CHARACTERS = 512
+"""Longest key that is taken over from elsewhere."""
+
+_LEAST_CHARACTERS = 16
+_LEAST_DIFFERENT = 6
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KID_LENGTH = 12
 _SECRET_LENGTH = 43
@@ -31,18 +54,21 @@ _KID = re.compile(rf"(?:{PREFIX})?([0-9A-Za-z]{{{_KID_LENGTH}}})(?:_.*)?", re.AS
 
 @dataclass(frozen=True, slots=True)
 class ParsedKey:
-    """A well-formed key; whether it opens anything is not known yet."""
+    """A well-formed key of ours; whether it opens anything is not known yet."""
 
     kid: str
     text: str = field(repr=False)
     """The whole key."""
 
 
-def make_key(random_bytes: bytes) -> tuple[str, str]:
-    """The kid and the whole key made of 48 random bytes; raises `ValueError` for another number of them."""
+def make_key(random_bytes: bytes, kid: str | None = None) -> tuple[str, str]:
+    """The kid and the whole key made of 48 random bytes; a `kid` that is given is kept: another secret of the same key.
+
+    Raises `ValueError` for another number of bytes.
+    """
     if len(random_bytes) != RANDOM_BYTES:
         raise ValueError(f"a key takes {RANDOM_BYTES} random bytes, not {len(random_bytes)}")
-    kid = _base62(int.from_bytes(random_bytes[:16], "big") % 62**_KID_LENGTH, _KID_LENGTH)
+    kid = kid or _base62(int.from_bytes(random_bytes[:16], "big") % 62**_KID_LENGTH, _KID_LENGTH)
     secret = _base62(int.from_bytes(random_bytes[16:], "big"), _SECRET_LENGTH)
     body = f"{PREFIX}{kid}_{secret}"
     return kid, body + _checksum(body)
@@ -62,14 +88,39 @@ def kid_of(text: str) -> str | None:
     return match[1] if match else None
 
 
+def why_not_imported(text: str) -> str:
+    """Why this text cannot be a key taken over from elsewhere; empty when it can."""
+    if not 0 < len(text) <= MAX_IMPORTED_CHARACTERS:
+        return f"a key has 1 to {MAX_IMPORTED_CHARACTERS} characters"
+    if not text.isprintable():
+        return "it has characters that cannot be printed"
+    if text != text.strip():
+        return "it begins or ends with a space, which HTTP does not carry"
+    if text.startswith(PREFIX):
+        return f"{PREFIX} begins the keys that are issued here: issue one"
+    return ""
+
+
+def may_be_imported(text: str) -> bool:
+    """Whether this text can be a key taken over from elsewhere; whether it is one, is not known yet."""
+    return not why_not_imported(text)
+
+
+def why_guessable(text: str) -> str:
+    """Why this text could be guessed; empty when there is no sign of it."""
+    if len(text) < _LEAST_CHARACTERS:
+        return f"it has fewer than {_LEAST_CHARACTERS} characters"
+    if len(set(text)) < _LEAST_DIFFERENT:
+        return f"it has fewer than {_LEAST_DIFFERENT} different characters"
+    return ""
+
+
 def keyed_hash(pepper: bytes, text: str) -> bytes:
     """HMAC-SHA256 of the whole key under the pepper: 32 bytes."""
     return hmac.digest(pepper, text.encode(), "sha256")
 
 
-def matches(pepper: bytes, text: str, expected: bytes) -> bool:
-    """Whether `expected` is the keyed hash of `text`; takes the same time whatever the answer."""
-    return hmac.compare_digest(keyed_hash(pepper, text), expected)
+_FINGERPRINTED = "tollgate pepper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +134,49 @@ class Peppers:
         """The current version and the keyed hash under it."""
         return self.current_id, keyed_hash(self.secrets[self.current_id], text)
 
-    def matches(self, pepper_id: int, text: str, expected: bytes) -> bool:
-        """Whether `expected` is the hash under that version; does the same work when the version is unknown."""
-        known = pepper_id in self.secrets
-        pepper = self.secrets[pepper_id if known else self.current_id]
-        return matches(pepper, text, expected) and known
+    def hashes(self, text: str) -> dict[int, bytes]:
+        """The keyed hash under every version: the same work for every text, whoever knows it."""
+        return {version: keyed_hash(pepper, text) for version, pepper in self.secrets.items()}
+
+    def fingerprint(self, version: int) -> bytes:
+        """What tells one pepper from another and says nothing of it: 16 bytes that may be kept anywhere."""
+        return keyed_hash(self.secrets[version], _FINGERPRINTED)[:16]
+
+
+_NOBODYS = (KeySecret(serial=1, pepper_id=0, secret_hash=bytes(32), created_at_ms=0),)
+
+
+def secret_behind(hashes: Mapping[int, bytes], secrets: Iterable[KeySecret]) -> KeySecret | None:
+    """The secret that has one of these hashes, by version of the pepper; None when there is none.
+
+    Each is compared in constant time, and with nothing to compare the same is done with a secret nobody has.
+    """
+    found = None
+    for secret in tuple(secrets) or _NOBODYS:
+        known = hashes.get(secret.pepper_id)
+        # An unknown version is compared too, with what no hash is.
+        if hmac.compare_digest(known or bytes(32), secret.secret_hash) and known is not None:
+            found = secret
+    return found
+
+
+class PepperKeeper(Protocol):
+    """Where the peppers are kept: outside the database."""
+
+    def latest(self) -> Peppers:
+        """The peppers as they are there now; as they were last seen when they cannot be read any more."""
+        ...
+
+    def add(self, version: int, *, alone: bool = False) -> Peppers:
+        """Make a pepper of this new version and have it be the current one; `alone`: forget all others.
+
+        Raises `OSError`, `DataUnusable`.
+        """
+        ...
+
+    def remove(self, version: int) -> Peppers:
+        """Forget a pepper that is not the current one; again changes nothing. Raises `OSError`, `DataUnusable`."""
+        ...
 
 
 def _base62(number: int, length: int) -> str:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from proxy.core.tiers import Limits
 
-__all__ = ["CacheMode", "KeyRecord", "Principal", "Team"]
+__all__ = ["CacheMode", "KeyRecord", "KeySecret", "Principal", "Team"]
 
 
 class CacheMode(StrEnum):
@@ -50,8 +50,27 @@ class Team:
 
 
 @dataclass(frozen=True, slots=True)
+class KeySecret:
+    """How one of the secrets of a key is known: by its keyed hash under one pepper."""
+
+    serial: int
+    """Which of the key's secrets, from 1 on; a secret hashed under two peppers is here twice."""
+    pepper_id: int
+    secret_hash: bytes = field(repr=False)
+    created_at_ms: int
+    ends_at_ms: int | None = None
+    """When it stops, having been rotated; None: with its key."""
+    imported: bool = False
+    """Whether the key was made elsewhere, and is found by this hash."""
+
+    def live_at(self, now_ms: int) -> bool:
+        """Whether a live key is opened by it at `now_ms`."""
+        return self.ends_at_ms is None or now_ms < self.ends_at_ms
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """An issued key as the store knows it: never the secret."""
+    """A key as the store knows it: never a secret."""
 
     kid: str
     team: str
@@ -60,12 +79,16 @@ class KeyRecord:
     expires_at_ms: int | None
     revoked_at_ms: int | None
     models: frozenset[str] | None
-    pepper_id: int
-    secret_hash: bytes = field(repr=False)
+    secrets: tuple[KeySecret, ...]
+    """What opens it, oldest first: one, and for the overlap of a rotation the one before."""
     limits: Limits | None = None
     """Of its own, beside its team's; None: none."""
     max_parallel: int | None = None
     """Requests it may have under way at one time; None: as many as its team."""
+    created_by: str = ""
+    """Who made it, as the audit log names them; empty when that is not known."""
+    last_used_at_ms: int | None = None
+    """When it was last seen to open something, to about a minute; None: never yet."""
 
     @property
     def name(self) -> str:
@@ -83,6 +106,13 @@ class Principal:
 
     team: Team
     key: KeyRecord
+    secret_ends_at_ms: int | None = None
+    """When the secret that was used stops, its key going on under a newer one; None: with the key."""
+
+    def live_at(self, now_ms: int) -> bool:
+        """Whether the secret that was used opens anything at `now_ms`."""
+        ends = self.secret_ends_at_ms
+        return self.key.live_at(now_ms) and (ends is None or now_ms < ends)
 
     def may_use(self, model: str) -> bool:
         """Whether both the team and the key are open to `model`."""

@@ -6,17 +6,18 @@ Every method is synchronous and talks to the database; a caller on an event loop
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypedDict, Unpack
 
+from proxy.core.audit import AuditEntry
 from proxy.core.principal import CacheMode, KeyRecord, Team
 from proxy.core.usage import Usage
 
 __all__ = [
     "Axis",
+    "BadLine",
     "BadName",
     "BadValue",
     "DataUnusable",
@@ -25,6 +26,7 @@ __all__ = [
     "KeyLimits",
     "KeyUnknown",
     "Mismatch",
+    "PepperRecord",
     "Registry",
     "RegistryError",
     "TeamChanges",
@@ -33,10 +35,7 @@ __all__ = [
     "TeamUnknown",
     "UsageReports",
     "UsageRow",
-    "checked_name",
 ]
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 
 class RegistryError(Exception):
@@ -98,11 +97,16 @@ class BadValue(RegistryError):
         return f"{self.field}: {self.reason}"
 
 
-def checked_name(name: str) -> str:
-    """The name itself; raises `BadName`."""
-    if _NAME.fullmatch(name) is None:
-        raise BadName(name)
-    return name
+@dataclass(eq=False)
+class BadLine(RegistryError):
+    """A line of a list of keys cannot be taken; carries nothing of what stands on it."""
+
+    line: int
+    """From 1 on."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,21 @@ class IssuedKey:
 
     key: str = field(repr=False)
     record: KeyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PepperRecord:
+    """One version of the pepper, as the database knows it: never the pepper."""
+
+    version: int
+    created_at_ms: int
+    retired_at_ms: int | None
+    keys: int
+    """Live keys that have a secret hashed under this version alone."""
+    current: bool
+    """Whether new keys get it."""
+    here: bool
+    """Whether this machine has it."""
 
 
 class TeamFields(TypedDict, total=False):
@@ -206,12 +225,54 @@ class Registry(Protocol):
         """Every key, or a team's, oldest first. Raises `TeamUnknown`."""
         ...
 
+    def import_keys(
+        self,
+        team: str,
+        lines: Sequence[str],
+        label: str = "",
+        expires_at_ms: int | None = None,
+        models: frozenset[str] | None = None,
+        *,
+        allow_weak: bool = False,
+        **limits: Unpack[KeyLimits],
+    ) -> Sequence[KeyRecord]:
+        """Take over keys that were made elsewhere, one a line, all or none of them; empty lines are none.
+
+        `allow_weak`: also those that could be guessed. Raises `TeamUnknown`, `BadValue`, `BadLine`.
+        """
+        ...
+
     def rotate_key(self, kid: str, overlap_ms: int = 0) -> IssuedKey:
-        """Make a second key like this one, which stops after the overlap. Raises `KeyUnknown`, `BadValue`."""
+        """Give a key another secret; those it had stop after the overlap. Raises `KeyUnknown`, `BadValue`."""
         ...
 
     def revoke_key(self, kid: str) -> KeyRecord:
         """End a key, named by its id or by the beginning `sk-tg_<kid>`; again changes nothing. Raises `KeyUnknown`."""
+        ...
+
+    def list_peppers(self) -> Sequence[PepperRecord]:
+        """Every version of the pepper that keys were ever hashed under, oldest first."""
+        ...
+
+    def rotate_pepper(self, *, lost: bool = False) -> PepperRecord:
+        """Make a new pepper, for every key issued from now on; keys issued before go on.
+
+        `lost`: forget the peppers there are, which are not the ones that keys are hashed under. Raises `BadValue`,
+        `DataUnusable`, `OSError`.
+        """
+        ...
+
+    def retire_pepper(self, version: int) -> PepperRecord:
+        """Forget a pepper that no live key needs; again changes nothing.
+
+        Raises `BadValue`, `DataUnusable`, `OSError`.
+        """
+        ...
+
+    def list_audit(
+        self, since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> Sequence[AuditEntry]:
+        """What was changed in [since_ms, until_ms), of one team or at all, oldest first."""
         ...
 
 

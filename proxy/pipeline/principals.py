@@ -3,17 +3,27 @@
 A positive answer is trusted for `POSITIVE_TTL_MS`, which is therefore the published bound on revocation; a change
 noticed in the store empties the cache at once. A store that is away does not lock out who was in: principals go on
 for `STALE_MS`, and a revoked one never comes back.
+
+Strangers are kept apart from them: what is refused has a cache of its own, and those who are not known yet wait in a
+line of their own to be looked up, so that any number of invented keys costs a bounded number of look-ups and of bytes,
+and nobody his place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from proxy.core.errors import InvalidKey, StoreAway
-from proxy.core.keys import ParsedKey, Peppers, parse
+from proxy.core.errors import InvalidKey, Overloaded, StoreAway
+from proxy.core.keys import ParsedKey, PepperKeeper, may_be_imported, parse, secret_behind
 from proxy.core.principal import KeyRecord, Principal, Team
+from proxy.pipeline.key_notes import KeyNotes
 from proxy.pipeline.single_flight import SingleFlight
 from proxy.ports import Clock, KeyStore
 
@@ -23,79 +33,173 @@ POSITIVE_TTL_MS = 10 * 1_000
 NEGATIVE_TTL_MS = 2 * 1_000
 STALE_MS = 300 * 1_000
 MAX_ENTRIES = 100_000
+MAX_REFUSED = 10_000
+MAX_STRANGERS_AT_ONCE = 4
+"""Look-ups for strangers under way at one time: fewer than there are threads, so that some are left for the others."""
+MAX_STRANGERS_WAITING = 1_000
+_WARN_EVERY_MS = 60 * 1_000
+_log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    principal: Principal | None
+    principal: Principal
     fetched_ms: int
     """On the monotonic clock."""
-    confirmed: bool = True
-    """False from the moment the store was seen to change until it is asked again."""
+    generation: int
+    """Of the store, as it was when it was asked."""
 
 
 class Principals:
     """Finds who holds a key."""
 
-    def __init__(self, store: KeyStore, peppers: Peppers, clock: Clock) -> None:
+    def __init__(self, store: KeyStore, peppers: PepperKeeper, clock: Clock) -> None:
         self._store = store
-        self._peppers = peppers
+        self._keeper = peppers
+        self._peppers = peppers.latest()
+        self._peppers_are_old = False
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        """When it was refused, and in which generation."""
         self._look_ups: SingleFlight[bytes, Principal | None] = SingleFlight()
+        self._strangers = asyncio.Semaphore(MAX_STRANGERS_AT_ONCE)
+        self._waiting = 0
         self._generation = 0
+        self._imported: frozenset[int] = frozenset()
+        self._imported_seen: tuple[int, int] | None = None
+        self._warned_ms: dict[int, int] = {}
+        self.notes = KeyNotes(store)
 
     def invalidate(self) -> None:
         """Note that keys or teams have changed: every cached answer is asked for again before it is used."""
         self._generation += 1
-        for entry in self._entries.values():
-            entry.confirmed = False
+        self._peppers_are_old = True
 
     async def of(self, key: str) -> Principal:
-        """Return who holds `key`. Raises `InvalidKey`, `StoreAway`."""
+        """Return who holds `key`. Raises `InvalidKey`, `StoreAway`, `Overloaded`."""
         parsed = parse(key)
-        if parsed is None:
+        if parsed is None and not may_be_imported(key):
             raise InvalidKey
         # The cache is looked up by a digest, so that no secret is kept and no comparison leaks one.
         digest = hashlib.sha256(key.encode()).digest()
-        now_ms = self._clock.monotonic_ns() // 1_000_000
+        ms = self._clock.monotonic_ns() // 1_000_000
         entry = self._entries.get(digest)
-        if entry is None or not entry.confirmed or now_ms - entry.fetched_ms >= _ttl_ms(entry):
-            principal = await self._look_ups.join(digest, lambda: self._ask_store(digest, parsed, entry, now_ms))
-        else:
+        principal: Principal | None
+        if entry is not None and entry.generation == self._generation and ms - entry.fetched_ms < POSITIVE_TTL_MS:
             principal = entry.principal
-        if principal is None or not principal.key.live_at(self._clock.now_ms()):
+        elif entry is None and self._is_fresh(self._refused.get(digest), ms):
             raise InvalidKey
+        else:
+            principal = await self._look_ups.join(digest, lambda: self._look_up(digest, key, parsed, entry, ms))
+        now_ms = self._clock.now_ms()
+        if principal is None or not principal.live_at(now_ms):
+            raise InvalidKey
+        self.notes.used(principal.key.kid, now_ms)
         return principal
 
-    async def _ask_store(self, digest: bytes, parsed: ParsedKey, old: _Entry | None, now_ms: int) -> Principal | None:
+    async def _look_up(
+        self, digest: bytes, key: str, parsed: ParsedKey | None, old: _Entry | None, ms: int
+    ) -> Principal | None:
         generation = self._generation
-        try:
-            found = await self._store.find(parsed.kid)
-        except StoreAway:
-            # That a key was unknown a while ago says nothing now: it may have been issued since.
-            if old is not None and old.principal and old.confirmed and now_ms - old.fetched_ms < STALE_MS:
-                return old.principal
-            raise
-        principal = self._verified(parsed, found)
-        self._entries[digest] = _Entry(principal, now_ms, confirmed=generation == self._generation)
-        self._entries.move_to_end(digest)
-        while len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
+        if old is not None:
+            try:
+                principal = await self._ask_store(key, parsed)
+            except StoreAway:
+                # That a key was unknown a while ago says nothing now: only who was in stays in.
+                if old.generation == self._generation and ms - old.fetched_ms < STALE_MS:
+                    return old.principal
+                raise
+        else:
+            async with self._line_of_strangers():
+                # None from elsewhere at all: what is not one of ours is then known to be nobody's.
+                if parsed is None and not await self._imported_under(ms):
+                    return None
+                principal = await self._ask_store(key, parsed)
+        self._remember(digest, principal, ms, generation)
         return principal
 
-    def _verified(self, parsed: ParsedKey, found: tuple[KeyRecord, Team] | None) -> Principal | None:
-        if found is None:
-            # The same work as for a key id that is known.
-            self._peppers.matches(self._peppers.current_id, parsed.text, b"")
-            return None
+    def _remember(self, digest: bytes, principal: Principal | None, ms: int, generation: int) -> None:
+        if principal is None:
+            self._entries.pop(digest, None)
+            self._refused[digest] = (ms, generation)
+            self._refused.move_to_end(digest)
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
+            return
+        self._refused.pop(digest, None)
+        self._entries[digest] = _Entry(principal, ms, generation)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+
+    def _is_fresh(self, refused: tuple[int, int] | None, ms: int) -> bool:
+        return refused is not None and ms - refused[0] < NEGATIVE_TTL_MS and refused[1] == self._generation
+
+    @asynccontextmanager
+    async def _line_of_strangers(self) -> AsyncIterator[None]:
+        if self._waiting >= MAX_STRANGERS_WAITING:
+            raise Overloaded("too many unknown keys at once")
+        self._waiting += 1
+        try:
+            async with self._strangers:
+                yield
+        finally:
+            self._waiting -= 1
+
+    async def _imported_under(self, ms: int) -> frozenset[int]:
+        """The peppers that keys from elsewhere are hashed under; while there are none, nobody needs to look for one."""
+        if not self._is_fresh(self._imported_seen, ms):
+            generation = self._generation
+            self._imported = await self._store.imported_under()
+            self._imported_seen = (ms, generation)
+        return self._imported
+
+    async def _ask_store(self, key: str, parsed: ParsedKey | None) -> Principal | None:
+        needed = self._imported if parsed is None else frozenset[int]()
+        if self._peppers_are_old or needed - self._peppers.secrets.keys():
+            await self._renew_peppers()
+        hashes = self._peppers.hashes(key)
+        if parsed is not None:
+            found = await self._store.find(parsed.kid)
+        else:
+            found = await self._store.find_imported(list(hashes.values()))
+        principal, missing = self._verified(hashes, found)
+        if missing:
+            # Made by another process a moment ago, perhaps, and here by now.
+            await self._renew_peppers()
+            principal, missing = self._verified(self._peppers.hashes(key), found)
+        if principal is None:
+            self._warn_of(missing | (needed - self._peppers.secrets.keys()))
+        return principal
+
+    async def _renew_peppers(self) -> None:
+        self._peppers_are_old = False
+        self._peppers = await asyncio.to_thread(self._keeper.latest)
+
+    def _verified(
+        self, hashes: Mapping[int, bytes], found: tuple[KeyRecord, Team] | None
+    ) -> tuple[Principal | None, AbstractSet[int]]:
+        """Who holds the key, and, when nobody does, the peppers it would have taken to know."""
+        secrets = found[0].secrets if found else ()
+        # The same work when nothing was found.
+        secret = secret_behind(hashes, secrets)
+        if found is None or secret is None:
+            return None, {each.pepper_id for each in secrets} - hashes.keys()
         record, team = found
-        return (
-            Principal(team, record)
-            if self._peppers.matches(record.pepper_id, parsed.text, record.secret_hash)
-            else None
-        )
+        current = self._peppers.current_id
+        if all(each.serial != secret.serial or each.pepper_id != current for each in secrets) and current in hashes:
+            self.notes.hashed(record.kid, secret, current, hashes[current])
+        return Principal(team, record, secret.ends_at_ms), frozenset()
 
-
-def _ttl_ms(entry: _Entry) -> int:
-    return POSITIVE_TTL_MS if entry.principal is not None else NEGATIVE_TTL_MS
+    def _warn_of(self, versions: AbstractSet[int]) -> None:
+        """Say, now and then, that keys are refused for want of a pepper; nobody else will know why."""
+        now_ms = self._clock.monotonic_ns() // 1_000_000
+        for version in versions:
+            if now_ms - self._warned_ms.get(version, -_WARN_EVERY_MS) >= _WARN_EVERY_MS:
+                self._warned_ms[version] = now_ms
+                _log.warning(
+                    "a key was refused that is hashed under pepper %d, which is not here: all machines that share a "
+                    "database need the same file of peppers (pepper_file)",
+                    version,
+                )

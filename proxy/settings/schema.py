@@ -43,6 +43,8 @@ class Settings(Section, frozen=True, kw_only=True):
     """Redis for the cache; absent: that of `redis_url`, or where there is none, a cache in each worker."""
     database_url: Secret | None = None
     """Database of keys and ledger; absent: a SQLite file in the data directory."""
+    pepper_file: Path | None = None
+    """Secrets that keys are hashed under; machines that share a database share it; absent: made in data_dir."""
     server: ServerSettings = ServerSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     limits: LimitSettings = LimitSettings()

@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 
+from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.core.errors import StoreAway
-from proxy.core.keys import Peppers
 from proxy.core.tiers import Limits
 
 
@@ -26,10 +26,10 @@ def engine(database):
 
 
 @pytest.fixture
-def registry(database):
+def registry(database, tmp_path):
     """Changes things through an engine of its own, as another process would."""
     other = open_engine(database)
-    yield SqlRegistry(other, SetClock(), Peppers(1, {1: b"p" * 32}))
+    yield SqlRegistry(other, SetClock(), load_or_create_pepper(tmp_path / "secrets"))
     other.dispose()
 
 
@@ -92,6 +92,7 @@ async def test_the_revision_grows_with_every_change(store, registry):
 
 async def test_a_database_that_fails_is_a_store_that_is_away(store, engine):
     with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE key_secrets")
         connection.exec_driver_sql("DROP TABLE api_keys")
         connection.exec_driver_sql("DROP TABLE config_revision")
     with pytest.raises(StoreAway) as raised:

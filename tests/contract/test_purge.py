@@ -5,11 +5,11 @@ import json
 import pytest
 from sqlalchemy import select
 
+from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import audit_log, cache_salts
-from proxy.core.keys import Peppers
 from proxy.core.registry import BadValue, TeamUnknown
 
 
@@ -29,8 +29,8 @@ def engine(database):
 
 
 @pytest.fixture
-def registry(engine):
-    return SqlRegistry(engine, SetClock(), Peppers(1, {1: b"p" * 32}), actor="ada")
+def registry(engine, tmp_path):
+    return SqlRegistry(engine, SetClock(), load_or_create_pepper(tmp_path / "secrets"), actor="ada")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from proxy.settings import Settings, load
 from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
-EXPLAINED = {"data_dir", "database_url", "redis_url", "cache_redis_url", "requests_per_minute"}
+EXPLAINED = {"data_dir", "database_url", "pepper_file", "redis_url", "cache_redis_url", "requests_per_minute"}
 EXPLAINED |= {"file", "api_key_file", "key_file"}
 """Settings without a default that could be written down; the example shows a value."""
 

@@ -8,25 +8,33 @@ from contextlib import contextmanager
 import msgspec
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from proxy.adapters.sql.agreement import agree
 from proxy.adapters.sql.engine import reading, writing
-from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, team_of
-from proxy.adapters.sql.tables import api_keys, audit_log, cache_salts, config_revision, model_limits, teams
-from proxy.core.keys import Peppers, kid_of
+from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, secrets_in, team_of
+from proxy.adapters.sql.tables import (
+    api_keys,
+    audit_log,
+    cache_salts,
+    config_revision,
+    key_secrets,
+    model_limits,
+    teams,
+)
+from proxy.core.keys import PepperKeeper, Peppers, kid_of
 from proxy.core.principal import KeyRecord, Team
 from proxy.core.registry import BadValue, KeyUnknown, TeamUnknown
 from proxy.core.tiers import LARGEST_LIMIT, Limits
 from proxy.ports import Clock
 
-__all__ = ["Changes", "check_model", "check_numbers", "key_in", "team_in"]
+__all__ = ["Changes", "check_numbers", "key_in", "team_in"]
 
-_MAX_MODEL_CHARACTERS = 256
 _NUMBERS = (*Limits.__slots__, "max_parallel")
 
 
 class Changes:
     """A part of the registry. `actor` is who the audit log names."""
 
-    def __init__(self, engine: Engine, clock: Clock, peppers: Peppers, actor: str = "cli") -> None:
+    def __init__(self, engine: Engine, clock: Clock, peppers: PepperKeeper, actor: str = "cli") -> None:
         self._engine = engine
         self._clock = clock
         self._peppers = peppers
@@ -36,8 +44,6 @@ class Changes:
     def _change(self, operation: str) -> Iterator[Connection]:
         """A transaction that waits for the one before it, so that what it has read stays true until it is committed."""
         with writing(self._engine, "registry", operation) as connection:
-            # On SQLite the transaction itself is the lock.
-            connection.execute(select(config_revision.c.revision).with_for_update())
             yield connection
 
     @contextmanager
@@ -45,7 +51,16 @@ class Changes:
         with reading(self._engine, "registry", operation) as connection:
             yield connection
 
-    def _note(self, connection: Connection, action: str, subject: str, details: Mapping[str, object]) -> None:
+    def _agreed(self, connection: Connection) -> Peppers:
+        """The peppers of this machine, which are those of the database. Raises `PepperMismatch`."""
+        found = self._peppers.latest()
+        agree(connection, found, self._clock.now_ms())
+        return found
+
+    def _note(
+        self, connection: Connection, action: str, subject: str, team: str | None, details: Mapping[str, object]
+    ) -> None:
+        """Keep the change in the audit log and have every worker see it: once for each, in its transaction."""
         connection.execute(update(config_revision).values(revision=config_revision.c.revision + 1))
         connection.execute(
             insert(audit_log).values(
@@ -53,6 +68,7 @@ class Changes:
                 actor=self._actor,
                 action=action,
                 subject=subject,
+                team=team,
                 details=msgspec.json.encode(details).decode(),
             )
         )
@@ -74,7 +90,7 @@ def key_in(connection: Connection, text: str) -> KeyRecord:
     row = connection.execute(select(api_keys).where(api_keys.c.kid == kid)).mappings().first() if kid else None
     if row is None:
         raise KeyUnknown(kid or "")
-    return key_of(row)
+    return key_of(row, secrets_in(connection, key_secrets.c.kid == kid).get(row["kid"], ()))
 
 
 def check_numbers(values: Mapping[str, object]) -> None:
@@ -83,9 +99,3 @@ def check_numbers(values: Mapping[str, object]) -> None:
         number = values.get(name)
         if number is not None and (not isinstance(number, int) or not 0 < number <= LARGEST_LIMIT):
             raise BadValue(name, f"must be a whole number from 1 to {LARGEST_LIMIT}")
-
-
-def check_model(model: str) -> None:
-    """Raise `BadValue` for what is no name of a model."""
-    if not 0 < len(model) <= _MAX_MODEL_CHARACTERS or not model.isprintable():
-        raise BadValue("model", f"must be printable, and 1 to {_MAX_MODEL_CHARACTERS} characters")

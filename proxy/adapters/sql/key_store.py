@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, or_, select, update
 
-from proxy.adapters.sql.engine import reading
-from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, team_of
-from proxy.adapters.sql.tables import api_keys, cache_salts, config_revision, model_limits, teams
-from proxy.core.principal import KeyRecord, Team
+from proxy.adapters.sql.engine import insert_into, reading, writing
+from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, secret_values, secrets_in, team_of
+from proxy.adapters.sql.tables import api_keys, cache_salts, config_revision, key_secrets, model_limits, peppers, teams
+from proxy.core.principal import KeyRecord, KeySecret, Team
+from proxy.ports import USES_EVERY_MS
 
 __all__ = ["SqlKeyStore"]
 
@@ -25,27 +28,77 @@ class SqlKeyStore:
 
     async def find(self, kid: str) -> tuple[KeyRecord, Team] | None:
         """The key with this id and its team, whatever its state, or None. Raises `StoreAway`."""
-        return await asyncio.to_thread(self._find, kid)
+        return await asyncio.to_thread(self._find, "find", kid, ())
+
+    async def find_imported(self, hashes: Sequence[bytes]) -> tuple[KeyRecord, Team] | None:
+        """The key made elsewhere that has one of these hashes, and its team, or None. Raises `StoreAway`."""
+        return await asyncio.to_thread(self._find, "find_imported", None, hashes)
+
+    async def imported_under(self) -> frozenset[int]:
+        """Versions of the pepper that keys made elsewhere are hashed under; empty without any. Raises `StoreAway`."""
+        return await asyncio.to_thread(self._imported_under)
 
     async def revision(self) -> int:
         """A number that grows with every change of a key or team, by whatever process. Raises `StoreAway`."""
         return await asyncio.to_thread(self.read_revision)
 
-    def _find(self, kid: str) -> tuple[KeyRecord, Team] | None:
-        with reading(self._engine, "keys", "find") as connection:
-            key = connection.execute(select(api_keys).where(api_keys.c.kid == kid)).mappings().first()
+    async def note_uses(self, used_at_ms: Mapping[str, int]) -> None:
+        """Keep when keys were last used, by their ids; what is at most a minute newer stays out. Raises `StoreAway`."""
+        await asyncio.to_thread(self._note_uses, used_at_ms)
+
+    async def add_hash(self, kid: str, known: KeySecret, pepper_id: int, secret_hash: bytes) -> None:
+        """Have a secret that is known under one pepper be known under another as well. Raises `StoreAway`."""
+        await asyncio.to_thread(self._add_hash, kid, known, pepper_id, secret_hash)
+
+    def _find(self, operation: str, kid: str | None, hashes: Sequence[bytes]) -> tuple[KeyRecord, Team] | None:
+        with reading(self._engine, "keys", operation) as connection:
+            if kid is None:
+                imported = and_(key_secrets.c.secret_hash.in_(hashes), key_secrets.c.imported)
+                kid = connection.execute(select(key_secrets.c.kid).where(imported).limit(1)).scalar()
+            key = connection.execute(select(api_keys).where(api_keys.c.kid == kid)).mappings().first() if kid else None
             if key is None:
                 return None
             name = key["team"]
+            opening = secrets_in(connection, key_secrets.c.kid == kid)
             team = connection.execute(select(teams).where(teams.c.name == name)).mappings().one()
             limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
             salts = connection.execute(select(cache_salts).where(cache_salts.c.team == name)).mappings()
-            return key_of(key), team_of(
+            return key_of(key, opening.get(key["kid"], ())), team_of(
                 team, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {})
             )
+
+    def _imported_under(self) -> frozenset[int]:
+        with reading(self._engine, "keys", "imported_under") as connection:
+            versions = connection.execute(select(key_secrets.c.pepper_id).where(key_secrets.c.imported).distinct())
+            return frozenset(versions.scalars())
+
+    def _note_uses(self, used_at_ms: Mapping[str, int]) -> None:
+        before = api_keys.c.last_used_at_ms
+        fresh: ColumnElement[int] = bindparam("at_ms")
+        change = update(api_keys).where(
+            api_keys.c.kid == bindparam("key"), or_(before.is_(None), before <= fresh - USES_EVERY_MS)
+        )
+        rows = [{"key": kid, "at_ms": at_ms} for kid, at_ms in used_at_ms.items()]
+        with writing(self._engine, "keys", "note_uses") as connection:
+            connection.execute(change.values(last_used_at_ms=fresh), rows)
+
+    def _add_hash(self, kid: str, known: KeySecret, pepper_id: int, secret_hash: bytes) -> None:
+        # In the turn of those who change keys: a rotation that is under way may be ending this very secret.
+        with writing(self._engine, "registry", "add_hash") as connection:
+            found = secrets_in(connection, key_secrets.c.secret_hash == known.secret_hash).get(kid)
+            if found is None or _is_retired(connection, pepper_id):
+                return
+            twin = replace(found[0], pepper_id=pepper_id, secret_hash=secret_hash)
+            made = insert_into(connection, key_secrets).values(secret_values(kid, twin))
+            connection.execute(made.on_conflict_do_nothing())
 
     def read_revision(self) -> int:
         """Read the revision on the caller's own thread. Raises `StoreAway`."""
         with reading(self._engine, "keys", "revision") as connection:
             revision: int = connection.execute(select(config_revision.c.revision)).scalar_one()
         return revision
+
+
+def _is_retired(connection: Connection, version: int) -> bool:
+    noted = connection.execute(select(peppers.c.retired_at_ms).where(peppers.c.version == version)).first()
+    return noted is None or noted[0] is not None

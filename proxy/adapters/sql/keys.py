@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from proxy.adapters.sql.changes import Changes, check_numbers, key_in, team_in
-from proxy.adapters.sql.rows import key_of, key_values, model_list
-from proxy.adapters.sql.tables import api_keys
-from proxy.core.keys import RANDOM_BYTES, make_key
-from proxy.core.principal import KeyRecord
-from proxy.core.registry import BadValue, IssuedKey, KeyChanges, KeyLimits
+from proxy.adapters.sql.rows import key_of, key_values, model_list, secret_values, secrets_in
+from proxy.adapters.sql.tables import api_keys, key_secrets
+from proxy.core.keys import RANDOM_BYTES, Peppers, make_key, why_guessable, why_not_imported
+from proxy.core.names import checked_label, checked_models
+from proxy.core.principal import KeyRecord, KeySecret
+from proxy.core.registry import BadLine, BadValue, IssuedKey, KeyChanges, KeyLimits
 from proxy.core.tiers import Limits
 
 __all__ = ["SqlKeys"]
 
 _LAST_INSTANT_MS = 253_402_300_799_999
 """The end of the year 9999: what lies behind it, nobody can be shown."""
+_MAX_LIVE_SECRETS = 4
+_BATCH = 500
+_TOLD = ("label", "expires_at_ms", "models", "requests_per_minute", "tokens_per_minute", "max_parallel")
 
 
 class SqlKeys(Changes):
@@ -34,15 +38,49 @@ class SqlKeys(Changes):
         models: frozenset[str] | None = None,
         **limits: Unpack[KeyLimits],
     ) -> IssuedKey:
-        """Make a key; it works at once and cannot be shown again. Raises `TeamUnknown`, `BadValue`, `StoreAway`."""
-        check_numbers(limits)
-        rates = Limits(limits.get("requests_per_minute"), limits.get("tokens_per_minute"))
-        own = None if rates == Limits() else rates
-        issued = self._make_key(team, label, expires_at_ms, models, own, limits.get("max_parallel"))
+        """Make a key; it works at once and cannot be shown again.
+
+        Raises `TeamUnknown`, `BadValue`, `DataUnusable`, `StoreAway`.
+        """
+        described = self._described(team, label, expires_at_ms, models, limits)
         with self._change("issue_key") as connection:
             team_in(connection, team)
-            self._keep_key(connection, issued.record, "key.issue")
-        return issued
+            kid, key = make_key(secrets.token_bytes(RANDOM_BYTES))
+            record = replace(described, kid=kid, secrets=(self._secret(self._agreed(connection), key),))
+            _keep(connection, [record])
+            self._note(connection, "key.issue", kid, team, _told(record))
+        return IssuedKey(key=key, record=record)
+
+    def import_keys(
+        self,
+        team: str,
+        lines: Sequence[str],
+        label: str = "",
+        expires_at_ms: int | None = None,
+        models: frozenset[str] | None = None,
+        *,
+        allow_weak: bool = False,
+        **limits: Unpack[KeyLimits],
+    ) -> Sequence[KeyRecord]:
+        """Take over keys that were made elsewhere, one a line, all or none of them; empty lines are none.
+
+        `allow_weak`: also those that could be guessed. Raises `TeamUnknown`, `BadValue`, `BadLine`, `DataUnusable`,
+        `StoreAway`.
+        """
+        texts = _checked_lines(lines, allow_weak=allow_weak)
+        described = self._described(team, label, expires_at_ms, models, limits)
+        with self._change("import_keys") as connection:
+            team_in(connection, team)
+            peppers = self._agreed(connection)
+            _refuse_known(connection, peppers, texts)
+            records = []
+            for text in texts.values():
+                kid, _ = make_key(secrets.token_bytes(RANDOM_BYTES))
+                records.append(replace(described, kid=kid, secrets=(self._secret(peppers, text, imported=True),)))
+            _keep(connection, records)
+            kids = [record.kid for record in records]
+            self._note(connection, "key.import", team, team, {"keys": kids, **_told(described)})
+        return records
 
     def set_key(self, kid: str, **changes: Unpack[KeyChanges]) -> KeyRecord:
         """Change the fields given, of a key named by its id or by the beginning `sk-tg_<kid>`.
@@ -52,29 +90,34 @@ class SqlKeys(Changes):
         values: dict[str, object] = dict(changes)
         check_numbers(values)
         if "label" in changes:
-            _check_label(changes["label"])
+            checked_label(changes["label"])
         if "models" in changes:
-            values["models"] = model_list(changes["models"])
+            values["models"] = model_list(checked_models(changes["models"]))
         with self._change("set_key") as connection:
             record = key_in(connection, kid)
             if values:
-                _set_key(connection, record.kid, **values)
-                self._note(connection, "key.set", record.kid, values)
+                _set(connection, record.kid, **values)
+                self._note(connection, "key.set", record.kid, record.team, values)
             return key_in(connection, record.kid)
 
     def list_keys(self, team: str | None = None) -> Sequence[KeyRecord]:
         """Every key, or a team's, oldest first. Raises `TeamUnknown`, `StoreAway`."""
         query = select(api_keys).order_by(api_keys.c.created_at_ms, api_keys.c.kid)
         with self._look("list_keys") as connection:
-            if team is not None:
+            if team is None:
+                opening = secrets_in(connection)
+            else:
                 team_in(connection, team)
                 query = query.where(api_keys.c.team == team)
-            return [key_of(row) for row in connection.execute(query).mappings()]
+                kids = select(api_keys.c.kid).where(api_keys.c.team == team)
+                opening = secrets_in(connection, key_secrets.c.kid.in_(kids))
+            return [key_of(row, opening.get(row["kid"], ())) for row in connection.execute(query).mappings()]
 
     def rotate_key(self, kid: str, overlap_ms: int = 0) -> IssuedKey:
-        """Make a second key like this one, which stops after the overlap (milliseconds).
+        """Give a key another secret; those it had stop after the overlap (milliseconds).
 
-        A key that is revoked or expired cannot be rotated. Raises `KeyUnknown`, `BadValue`, `StoreAway`.
+        All else of the key stays as it is, what it has used included. A key that is revoked or expired cannot be
+        rotated. Raises `KeyUnknown`, `BadValue`, `DataUnusable`, `StoreAway`.
         """
         if overlap_ms < 0:
             raise BadValue("overlap_ms", "must not be negative")
@@ -83,12 +126,17 @@ class SqlKeys(Changes):
             now_ms = self._clock.now_ms()
             if not old.live_at(now_ms):
                 raise BadValue("kid", "the key is revoked or expired; issue a new one")
-            issued = self._make_key(old.team, old.label, old.expires_at_ms, old.models, old.limits, old.max_parallel)
-            self._keep_key(connection, issued.record, "key.rotate")
-            ends_at_ms = min(now_ms + overlap_ms, old.expires_at_ms or _LAST_INSTANT_MS)
-            _set_key(connection, old.kid, expires_at_ms=ends_at_ms)
-            self._note(connection, "key.expire", old.kid, {"expires_at_ms": ends_at_ms, "successor": issued.record.kid})
-        return issued
+            live = {secret.serial for secret in old.secrets if secret.live_at(now_ms)}
+            if overlap_ms and len(live) >= _MAX_LIVE_SECRETS:
+                raise BadValue("overlap_ms", f"{len(live)} secrets of this key still work: wait, or end them with 0")
+            ends_at_ms = min(now_ms + overlap_ms, _LAST_INSTANT_MS)
+            _end_secrets(connection, old.kid, now_ms, ends_at_ms)
+            _, key = make_key(secrets.token_bytes(RANDOM_BYTES), old.kid)
+            serial = 1 + max((secret.serial for secret in old.secrets), default=0)
+            fresh = self._secret(self._agreed(connection), key, serial=serial)
+            connection.execute(insert(key_secrets).values(secret_values(old.kid, fresh)))
+            self._note(connection, "key.rotate", old.kid, old.team, {"serial": serial, "old_ends_at_ms": ends_at_ms})
+            return IssuedKey(key=key, record=key_in(connection, old.kid))
 
     def revoke_key(self, kid: str) -> KeyRecord:
         """End a key, named by its id or by the beginning `sk-tg_<kid>`; again changes nothing.
@@ -100,43 +148,101 @@ class SqlKeys(Changes):
             if record.revoked_at_ms is not None:
                 return record
             now_ms = self._clock.now_ms()
-            _set_key(connection, record.kid, revoked_at_ms=now_ms)
-            self._note(connection, "key.revoke", record.kid, {"team": record.team})
+            _set(connection, record.kid, revoked_at_ms=now_ms)
+            self._note(connection, "key.revoke", record.kid, record.team, {})
             return replace(record, revoked_at_ms=now_ms)
 
-    def _make_key(
-        self,
-        team: str,
-        label: str,
-        expires_at_ms: int | None,
-        models: frozenset[str] | None,
-        limits: Limits | None,
-        max_parallel: int | None,
-    ) -> IssuedKey:
+    def _described(
+        self, team: str, label: str, expires_at_ms: int | None, models: frozenset[str] | None, limits: KeyLimits
+    ) -> KeyRecord:
+        """A key that has everything but an id and a secret. Raises `BadValue`."""
+        check_numbers(limits)
         now_ms = self._clock.now_ms()
         if expires_at_ms is not None and expires_at_ms <= now_ms:
             raise BadValue("expires_at_ms", "must be in the future")
         if expires_at_ms is not None and expires_at_ms > _LAST_INSTANT_MS:
             raise BadValue("expires_at_ms", "is too far ahead")
-        _check_label(label)
-        kid, key = make_key(secrets.token_bytes(RANDOM_BYTES))
-        pepper_id, secret_hash = self._peppers.hash(key)
-        record = KeyRecord(
-            kid, team, label, now_ms, expires_at_ms, None, models, pepper_id, secret_hash, limits, max_parallel
+        rates = Limits(limits.get("requests_per_minute"), limits.get("tokens_per_minute"))
+        return KeyRecord(
+            kid="",
+            team=team,
+            label=checked_label(label),
+            created_at_ms=now_ms,
+            expires_at_ms=expires_at_ms,
+            revoked_at_ms=None,
+            models=checked_models(models),
+            secrets=(),
+            limits=None if rates == Limits() else rates,
+            max_parallel=limits.get("max_parallel"),
+            created_by=self._actor,
         )
-        return IssuedKey(key=key, record=record)
 
-    def _keep_key(self, connection: Connection, record: KeyRecord, action: str) -> None:
-        values = key_values(record)
-        connection.execute(insert(api_keys).values(values))
-        told = ("team", "label", "expires_at_ms", "models", "requests_per_minute", "tokens_per_minute", "max_parallel")
-        self._note(connection, action, record.kid, {name: values[name] for name in told})
+    def _secret(self, peppers: Peppers, text: str, *, serial: int = 1, imported: bool = False) -> KeySecret:
+        pepper_id, secret_hash = peppers.hash(text)
+        return KeySecret(serial, pepper_id, secret_hash, self._clock.now_ms(), imported=imported)
 
 
-def _set_key(connection: Connection, kid: str, **values: object) -> None:
+def _checked_lines(lines: Sequence[str], *, allow_weak: bool) -> dict[int, str]:
+    """Keys by the number of their line. Raises `BadLine`, `BadValue`."""
+    found: dict[int, str] = {}
+    first: dict[str, int] = {}
+    for number, text in enumerate(lines, 1):
+        if not text:
+            continue
+        if reason := why_not_imported(text):
+            raise BadLine(number, reason)
+        if not allow_weak and (reason := why_guessable(text)):
+            raise BadLine(number, f"the key can be guessed: {reason}")
+        if text in first:
+            raise BadLine(number, f"the key stands on line {first[text]} already")
+        first[text] = number
+        found[number] = text
+    if not found:
+        raise BadValue("keys", "there is none to import")
+    return found
+
+
+def _refuse_known(connection: Connection, peppers: Peppers, texts: Mapping[int, str]) -> None:
+    """Raise `BadLine` for the first line whose key is known already, under whatever pepper."""
+    lines = {secret_hash: line for line, text in texts.items() for secret_hash in peppers.hashes(text).values()}
+    owners: dict[int, str] = {}
+    for some in _batches(list(lines)):
+        query = select(key_secrets.c.secret_hash, api_keys.c.kid, api_keys.c.team).join(
+            api_keys, api_keys.c.kid == key_secrets.c.kid
+        )
+        for row in connection.execute(query.where(key_secrets.c.secret_hash.in_(some))):
+            owners[lines[row.secret_hash]] = f"{row.kid} of team {row.team}"
+    if owners:
+        line = min(owners)
+        raise BadLine(line, f"the key is known already, as {owners[line]}")
+
+
+def _batches(hashes: list[bytes]) -> Iterator[list[bytes]]:
+    for start in range(0, len(hashes), _BATCH):
+        yield hashes[start : start + _BATCH]
+
+
+def _keep(connection: Connection, records: Sequence[KeyRecord]) -> None:
+    connection.execute(insert(api_keys), [key_values(record) for record in records])
+    rows = [secret_values(record.kid, secret) for record in records for secret in record.secrets]
+    connection.execute(insert(key_secrets), rows)
+
+
+def _told(record: KeyRecord) -> dict[str, object]:
+    """What the audit log says of a new key."""
+    values = key_values(record)
+    return {name: values[name] for name in _TOLD}
+
+
+def _set(connection: Connection, kid: str, **values: object) -> None:
     connection.execute(update(api_keys).where(api_keys.c.kid == kid).values(values))
 
 
-def _check_label(label: str) -> None:
-    if len(label) > 200 or not label.isprintable():
-        raise BadValue("label", "must be printable, and at most 200 characters")
+def _end_secrets(connection: Connection, kid: str, now_ms: int, ends_at_ms: int) -> None:
+    """Have the key's secrets end no later than then, and forget those that have ended."""
+    here = key_secrets.c.kid == kid
+    ends = key_secrets.c.ends_at_ms
+    # An imported one is kept, so that nobody else can be given it.
+    connection.execute(delete(key_secrets).where(and_(here, ends <= now_ms, key_secrets.c.imported.is_(False))))
+    later = or_(ends.is_(None), ends > ends_at_ms)
+    connection.execute(update(key_secrets).where(here, later).values(ends_at_ms=ends_at_ms))

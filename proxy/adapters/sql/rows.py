@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from sqlalchemy import RowMapping
+from sqlalchemy import ColumnElement, Connection, RowMapping, select
 
-from proxy.core.principal import CacheMode, KeyRecord, Team
+from proxy.adapters.sql.tables import key_secrets
+from proxy.core.principal import CacheMode, KeyRecord, KeySecret, Team
 from proxy.core.tiers import Limits
 
-__all__ = ["cache_salts_of", "key_of", "key_values", "model_limits_of", "model_list", "team_of"]
+__all__ = [
+    "cache_salts_of",
+    "key_of",
+    "key_values",
+    "model_limits_of",
+    "model_list",
+    "secret_values",
+    "secrets_in",
+    "team_of",
+]
 
 _RATES = ("requests_per_minute", "tokens_per_minute")
 _NO_SALTS: Mapping[str, bytes] = MappingProxyType({})
@@ -52,8 +62,8 @@ def cache_salts_of(rows: Iterable[RowMapping]) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def key_of(row: RowMapping) -> KeyRecord:
-    """The key a row of `api_keys` describes."""
+def key_of(row: RowMapping, secrets: Iterable[KeySecret]) -> KeyRecord:
+    """The key a row of `api_keys` describes, with what opens it."""
     return KeyRecord(
         kid=row["kid"],
         team=row["team"],
@@ -62,18 +72,35 @@ def key_of(row: RowMapping) -> KeyRecord:
         expires_at_ms=row["expires_at_ms"],
         revoked_at_ms=row["revoked_at_ms"],
         models=_models(row["models"]),
-        pepper_id=row["pepper_id"],
-        secret_hash=row["secret_hash"],
+        secrets=tuple(secrets),
         limits=_limits(row, _RATES),
         max_parallel=row["max_parallel"],
+        created_by=row["created_by"],
+        last_used_at_ms=row["last_used_at_ms"],
     )
 
 
 def key_values(record: KeyRecord) -> dict[str, object]:
     """The row of `api_keys` that describes a key."""
-    values: dict[str, object] = {name: getattr(record, name) for name in KeyRecord.__slots__ if name != "limits"}
+    elsewhere = ("limits", "secrets")
+    values: dict[str, object] = {name: getattr(record, name) for name in KeyRecord.__slots__ if name not in elsewhere}
     own = record.limits or Limits()
     return values | {"models": model_list(record.models)} | {name: getattr(own, name) for name in _RATES}
+
+
+def secrets_in(connection: Connection, kids: ColumnElement[bool] | None = None) -> dict[str, list[KeySecret]]:
+    """What opens keys, by id and oldest first: of those for which the condition on `key_secrets` holds."""
+    query = select(key_secrets).order_by(key_secrets.c.kid, key_secrets.c.serial, key_secrets.c.pepper_id)
+    rows = connection.execute(query if kids is None else query.where(kids)).mappings()
+    found: dict[str, list[KeySecret]] = {}
+    for row in rows:
+        found.setdefault(row["kid"], []).append(KeySecret(**{name: row[name] for name in KeySecret.__slots__}))
+    return found
+
+
+def secret_values(kid: str, secret: KeySecret) -> dict[str, object]:
+    """The row of `key_secrets` that describes a secret."""
+    return {"kid": kid} | {name: getattr(secret, name) for name in KeySecret.__slots__}
 
 
 def model_list(models: frozenset[str] | None) -> list[str] | None:

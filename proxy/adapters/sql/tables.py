@@ -31,8 +31,10 @@ __all__ = [
     "audit_log",
     "cache_salts",
     "config_revision",
+    "key_secrets",
     "metadata",
     "model_limits",
+    "peppers",
     "spool_offsets",
     "teams",
     "usage_daily",
@@ -102,13 +104,37 @@ api_keys = Table(
     Column("expires_at_ms", BigInteger),
     Column("revoked_at_ms", BigInteger),
     Column("models", JSON(none_as_null=True)),
-    Column("pepper_id", Integer, nullable=False),
-    Column("secret_hash", LargeBinary, nullable=False),
     Column("requests_per_minute", BigInteger),
     Column("tokens_per_minute", BigInteger),
     Column("max_parallel", BigInteger),
+    Column("created_by", String, nullable=False, server_default=text("''")),
+    Column("last_used_at_ms", BigInteger),
     Index(None, "team"),
 )
+
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    Column("secret_hash", LargeBinary, primary_key=True),
+    Column("kid", String, ForeignKey("api_keys.kid"), nullable=False),
+    Column("serial", Integer, nullable=False),
+    Column("pepper_id", Integer, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("ends_at_ms", BigInteger),
+    Column("imported", Boolean, nullable=False),
+    Index(None, "kid"),
+)
+"""What opens a key; one row for each secret and pepper. An imported key is found by the hash."""
+
+peppers = Table(
+    "peppers",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("retired_at_ms", BigInteger),
+)
+"""Which peppers keys are hashed under, by what tells them apart: the peppers are kept outside the database."""
 
 config_revision = Table(
     "config_revision",
@@ -127,6 +153,8 @@ audit_log = Table(
     Column("action", String, nullable=False),
     Column("subject", String, nullable=False),
     Column("details", Text, nullable=False),
+    Column("team", String),
+    Index(None, "at_ms"),
 )
 """Who did what, when, to which team or key. `details` is JSON, never a secret."""
 

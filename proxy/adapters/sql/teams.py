@@ -8,12 +8,13 @@ from typing import Unpack
 
 from sqlalchemy import delete, select, update
 
-from proxy.adapters.sql.changes import Changes, check_model, check_numbers, team_in
+from proxy.adapters.sql.changes import Changes, check_numbers, team_in
 from proxy.adapters.sql.engine import insert_into
 from proxy.adapters.sql.rows import cache_salts_of, model_limits_of, model_list, team_of
 from proxy.adapters.sql.tables import cache_salts, model_limits, teams
+from proxy.core.names import checked_model, checked_models, checked_name, checked_tier
 from proxy.core.principal import CacheMode, Team
-from proxy.core.registry import BadValue, TeamChanges, TeamExists, TeamFields, checked_name
+from proxy.core.registry import TeamChanges, TeamExists, TeamFields
 from proxy.core.tiers import Limits
 
 __all__ = ["SqlTeams"]
@@ -38,7 +39,7 @@ class SqlTeams(Changes):
             made = insert_into(connection, teams).values(values | secret).on_conflict_do_nothing()
             if not connection.execute(made.returning(teams.c.name)).all():
                 raise TeamExists(name)
-            self._note(connection, "team.add", name, values)
+            self._note(connection, "team.add", name, name, values)
             return team_in(connection, name)
 
     def set_team(self, name: str, **changes: Unpack[TeamChanges]) -> Team:
@@ -55,7 +56,7 @@ class SqlTeams(Changes):
                 values["shadow_since_ms"] = self._clock.now_ms() if values["shadow_tier"] else None
             if values:
                 connection.execute(update(teams).where(teams.c.name == name).values(values))
-                self._note(connection, "team.set", name, values)
+                self._note(connection, "team.set", name, name, values)
             return team_in(connection, name)
 
     def set_model_limit(
@@ -65,7 +66,7 @@ class SqlTeams(Changes):
 
         Raises `TeamUnknown`, `BadValue`, `StoreAway`.
         """
-        check_model(model)
+        checked_model(model)
         numbers = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
         check_numbers(numbers)
         with self._change("set_model_limit") as connection:
@@ -78,7 +79,7 @@ class SqlTeams(Changes):
                 connection.execute(made.on_conflict_do_update(index_elements=list(here), set_=numbers))
             else:
                 connection.execute(delete(model_limits).where(here[0] == team, here[1] == model))
-            self._note(connection, "team.limit", team, {"model": model, **numbers})
+            self._note(connection, "team.limit", team, team, {"model": model, **numbers})
             return team_in(connection, team)
 
     def purge_cache(self, team: str, model: str | None = None) -> Team:
@@ -87,7 +88,7 @@ class SqlTeams(Changes):
         Raises `TeamUnknown`, `BadValue`, `StoreAway`.
         """
         if model is not None:
-            check_model(model)
+            checked_model(model)
         fresh = secrets.token_bytes(_SECRET_BYTES)
         with self._change("purge_cache") as connection:
             team_in(connection, team)
@@ -99,7 +100,7 @@ class SqlTeams(Changes):
                 made = insert_into(connection, cache_salts).values(team=team, model=model, salt=fresh)
                 here = [cache_salts.c.team, cache_salts.c.model]
                 connection.execute(made.on_conflict_do_update(index_elements=here, set_={"salt": fresh}))
-            self._note(connection, "cache.purge", team, {"model": model})
+            self._note(connection, "cache.purge", team, team, {"model": model})
             return team_in(connection, team)
 
     def get_team(self, name: str) -> Team:
@@ -119,12 +120,12 @@ class SqlTeams(Changes):
 def _columns(changes: TeamChanges) -> dict[str, object]:
     """Columns of `teams` for the fields of a change."""
     columns: dict[str, object] = dict(changes)
-    if "tier" in changes and not changes["tier"]:
-        raise BadValue("tier", "must be the name of a tier")
-    if changes.get("shadow_tier") == "":
-        raise BadValue("shadow_tier", "must be the name of a tier")
+    if "tier" in changes:
+        checked_tier("tier", changes["tier"])
+    if (shadow := changes.get("shadow_tier")) is not None:
+        checked_tier("shadow_tier", shadow)
     if "models" in changes:
-        columns["models"] = model_list(changes["models"])
+        columns["models"] = model_list(checked_models(changes["models"]))
     if "cache_mode" in changes:
         columns["cache_mode"] = CacheMode(changes["cache_mode"]).value
     check_numbers(columns)

@@ -11,13 +11,13 @@ from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, _create_once, lo
 
 def test_made_once_and_for_the_owner_alone(tmp_path):
     data_dir = tmp_path / "data"
-    peppers = load_or_create_pepper(data_dir)
+    peppers = load_or_create_pepper(data_dir).latest()
     assert len(peppers.secrets[peppers.current_id]) == 32
-    assert load_or_create_pepper(data_dir) == peppers
+    assert load_or_create_pepper(data_dir).latest() == peppers
     assert [path.name for path in data_dir.iterdir()] == [PEPPER_FILE]
     assert stat.S_IMODE((data_dir / PEPPER_FILE).stat().st_mode) == 0o600
     assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-    assert load_or_create_pepper(tmp_path / "other").secrets != peppers.secrets
+    assert load_or_create_pepper(tmp_path / "other").latest().secrets != peppers.secrets
 
 
 def test_processes_that_start_at_once_agree(tmp_path):
@@ -27,7 +27,7 @@ def test_processes_that_start_at_once_agree(tmp_path):
         from proxy.adapters.secrets import load_or_create_pepper
         print("ready", flush=True)
         sys.stdin.read()
-        print(hashlib.sha256(load_or_create_pepper(Path(sys.argv[1])).secrets[1]).hexdigest())
+        print(hashlib.sha256(load_or_create_pepper(Path(sys.argv[1])).latest().secrets[1]).hexdigest())
     """
     processes = [
         subprocess.Popen(
@@ -58,7 +58,7 @@ def test_whoever_comes_second_changes_nothing(tmp_path):
 def test_several_versions_can_be_kept(tmp_path):
     content = {"current": 2, "peppers": {"1": "aa" * 32, "2": "bb" * 32}}
     (tmp_path / PEPPER_FILE).write_text(json.dumps(content))
-    peppers = load_or_create_pepper(tmp_path)
+    peppers = load_or_create_pepper(tmp_path).latest()
     assert (peppers.current_id, sorted(peppers.secrets)) == (2, [1, 2])
 
 

@@ -15,10 +15,10 @@ from sqlalchemy import inspect, select, text
 from proxy.adapters.sql import migrations
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import HEAD, SchemaUnknown, migrate
-from proxy.adapters.sql.rows import key_of, team_of
-from proxy.adapters.sql.tables import api_keys, config_revision, metadata, teams
+from proxy.adapters.sql.rows import key_of, secrets_in, team_of
+from proxy.adapters.sql.tables import api_keys, audit_log, config_revision, metadata, teams
 from proxy.core.errors import StoreAway
-from proxy.core.principal import CacheMode, KeyRecord, Team
+from proxy.core.principal import CacheMode, KeyRecord, KeySecret, Team
 
 
 @pytest.fixture
@@ -107,7 +107,13 @@ def test_what_the_first_schema_held_is_held_by_this_one(engine):
         command.upgrade(config, "0001")
         team = {"tier": "free", "tier_since_ms": 5, "cache_mode": "off", "allow_stateful": False, "created_at_ms": 5}
         key = {"kid": "k", "team": "growth", "label": "ci", "created_at_ms": 6, "pepper_id": 1, "secret_hash": b"h"}
-        for table, row in (("teams", team | {"name": "growth", "cache_secret": b"s"}), ("api_keys", key)):
+        noted = {"at_ms": 5, "actor": "ada", "details": "{}"}
+        for table, row in (
+            ("teams", team | {"name": "growth", "cache_secret": b"s"}),
+            ("api_keys", key),
+            ("audit_log", noted | {"action": "team.add", "subject": "growth"}),
+            ("audit_log", noted | {"action": "key.issue", "subject": "k"}),
+        ):
             names = ", ".join(row)
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
     assert migrate(engine)
@@ -115,7 +121,13 @@ def test_what_the_first_schema_held_is_held_by_this_one(engine):
         (row,) = connection.execute(select(teams)).mappings()
         assert team_of(row, {}) == Team("growth", "free", 5, None, CacheMode.OFF, created_at_ms=5, cache_secret=b"s")
         (row,) = connection.execute(select(api_keys)).mappings()
-        assert key_of(row) == KeyRecord("k", "growth", "ci", 6, None, None, None, 1, b"h")
+        secrets = secrets_in(connection)["k"]
+        assert secrets == [KeySecret(1, 1, b"h", 6)]
+        assert key_of(row, secrets) == KeyRecord(
+            "k", "growth", "ci", 6, None, None, None, tuple(secrets), created_by="ada"
+        )
+        by_team = select(audit_log.c.action, audit_log.c.team).order_by(audit_log.c.id)
+        assert connection.execute(by_team).all() == [("team.add", "growth"), ("key.issue", "growth")]
 
 
 def test_a_newer_schema_is_left_alone(engine):

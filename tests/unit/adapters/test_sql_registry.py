@@ -1,12 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
 
+from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.registry import SqlRegistry
-from proxy.adapters.sql.tables import api_keys, audit_log, config_revision
-from proxy.core.keys import Peppers, parse
+from proxy.adapters.sql.tables import api_keys, audit_log, config_revision, key_secrets
+from proxy.core.keys import parse, secret_behind
 from proxy.core.principal import CacheMode
 from proxy.core.registry import BadName, BadValue, KeyUnknown, TeamExists, TeamUnknown
 from proxy.core.tiers import LARGEST_LIMIT, Limits
@@ -29,8 +31,8 @@ def clock():
 
 
 @pytest.fixture
-def peppers():
-    return Peppers(1, {1: b"p" * 32})
+def peppers(tmp_path):
+    return load_or_create_pepper(tmp_path / "secrets")
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def test_only_the_given_fields_of_a_key_change(registry, engine):
     changed = registry.set_key(f"sk-tg_{kid}", tokens_per_minute=70, label="nightly", models=frozenset({"gpt-4o"}))
     assert (changed.limits, changed.max_parallel) == (Limits(5, 70), 2)
     assert (changed.label, changed.models, changed.team) == ("nightly", frozenset({"gpt-4o"}), "growth")
-    assert changed.secret_hash == issued.record.secret_hash
+    assert changed.secrets == issued.record.secrets
     told = {"tokens_per_minute": 70, "label": "nightly", "models": ["gpt-4o"]}
     assert audit_of(engine)[-1] == ("ada", "key.set", kid, told)
     cleared = registry.set_key(kid, requests_per_minute=None, tokens_per_minute=None, max_parallel=None, models=None)
@@ -229,19 +231,22 @@ def test_a_limit_is_a_whole_number_above_zero(registry, number):
     assert len(registry.list_keys()) == 1
 
 
-def test_an_issued_key_is_known_by_its_hash_alone(registry, engine, peppers):
+def test_an_issued_key_is_known_by_its_hash_alone(registry, engine, peppers, clock):
     registry.add_team("growth", "free")
     issued = registry.issue_key("growth", "ci", models=frozenset({"gpt-4o"}))
     record = issued.record
     assert parse(issued.key).kid == record.kid
-    assert peppers.matches(record.pepper_id, issued.key, record.secret_hash)
+    (secret,) = record.secrets
+    assert secret_behind(peppers.latest().hashes(issued.key), [secret]) == secret
+    assert (secret.serial, secret.created_at_ms, secret.ends_at_ms, secret.imported) == (1, clock.ms, None, False)
+    assert (record.created_by, record.last_used_at_ms) == ("ada", None)
     assert registry.list_keys() == registry.list_keys("growth") == [record]
     assert issued.key[19:] not in repr(issued)
     with engine.connect() as connection:
-        kept = repr(connection.execute(select(api_keys)).all())
+        kept = repr(connection.execute(select(api_keys)).all()) + repr(connection.execute(select(key_secrets)).all())
     kept += repr(audit_of(engine))
     assert issued.key[19:] not in kept
-    assert peppers.secrets[1].hex() not in kept
+    assert peppers.latest().secrets[1].hex() not in kept
 
 
 def test_a_key_expires_in_the_future_only(registry, clock):
@@ -294,33 +299,80 @@ def test_an_unknown_key_is_named_by_its_id_alone(registry):
     assert key[19:] not in f"{raised.value} {raised.value!r}"
 
 
-def test_rotation_overlaps_and_then_ends_the_old_key(registry, clock):
+def test_rotation_gives_a_key_a_second_secret_and_then_ends_the_first(registry, clock):
     registry.add_team("growth", "free")
-    old = registry.issue_key("growth", "ci", models=frozenset({"gpt-4o"})).record
+    made = registry.issue_key("growth", "ci", models=frozenset({"gpt-4o"}), requests_per_minute=7)
     clock.ms += 1_000
-    new = registry.rotate_key(old.kid, overlap_ms=60_000).record
-    assert (new.team, new.label, new.models, new.expires_at_ms) == ("growth", "ci", old.models, None)
-    kept = {record.kid: record for record in registry.list_keys()}
-    assert kept[old.kid].live_at(clock.ms + 59_999)
-    assert not kept[old.kid].live_at(clock.ms + 60_000)
-    assert kept[new.kid] == new
-    registry.revoke_key(new.kid)
-    with pytest.raises(BadValue, match="revoked"):
-        registry.rotate_key(new.kid)
+    rotated = registry.rotate_key(made.record.kid, overlap_ms=60_000)
+    assert rotated.key != made.key
+    assert parse(rotated.key).kid == made.record.kid
+    assert registry.list_keys() == [rotated.record]
+    old, new = rotated.record.secrets
+    assert replace(rotated.record, secrets=made.record.secrets) == made.record
+    assert (old.serial, new.serial, new.ends_at_ms, new.created_at_ms) == (1, 2, None, clock.ms)
+    assert old.live_at(clock.ms + 59_999)
+    assert not old.live_at(clock.ms + 60_000)
+    assert replace(old, ends_at_ms=None) == made.record.secrets[0]
+
+
+def test_rotation_at_once_ends_the_old_secret_now(registry, clock):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    assert [secret.live_at(clock.ms) for secret in registry.rotate_key(kid).record.secrets] == [False, True]
+
+
+def test_rotation_during_an_overlap_prolongs_nothing(registry, clock):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    first_end_ms = clock.ms + 1_000
+    registry.rotate_key(kid, overlap_ms=1_000)
+    second_end_ms = clock.ms + 5_000
+    record = registry.rotate_key(kid, overlap_ms=5_000).record
+    assert [secret.ends_at_ms for secret in record.secrets] == [first_end_ms, second_end_ms, None]
+    clock.ms = first_end_ms
+    # What has ended is forgotten; what goes on ends sooner when it is said so.
+    record = registry.rotate_key(kid, overlap_ms=10).record
+    assert [(secret.serial, secret.ends_at_ms) for secret in record.secrets] == [
+        (2, clock.ms + 10), (3, clock.ms + 10), (4, None)
+    ]  # fmt: skip
+
+
+def test_a_key_has_a_bounded_number_of_secrets(registry):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    for _ in range(3):
+        registry.rotate_key(kid, overlap_ms=1_000)
+    with pytest.raises(BadValue, match="4 secrets"):
+        registry.rotate_key(kid, overlap_ms=1_000)
+    assert len(registry.list_keys()[0].secrets) == 4
+    assert registry.rotate_key(kid).record.secrets[-1].serial == 5
+
+
+def test_what_has_ended_is_not_rotated(registry, clock):
+    registry.add_team("growth", "free")
+    revoked = registry.issue_key("growth").record.kid
+    registry.revoke_key(revoked)
+    expired = registry.issue_key("growth", expires_at_ms=clock.ms + 1).record.kid
+    clock.ms += 1
+    for kid in (revoked, expired):
+        with pytest.raises(BadValue, match="revoked or expired"):
+            registry.rotate_key(kid)
+    with pytest.raises(BadValue, match="overlap_ms"):
+        registry.rotate_key(revoked, overlap_ms=-1)
 
 
 def test_rotation_never_prolongs_a_key(registry, clock):
     registry.add_team("growth", "free")
     old = registry.issue_key("growth", expires_at_ms=clock.ms + 10).record
-    registry.rotate_key(old.kid, overlap_ms=60_000)
-    assert {record.expires_at_ms for record in registry.list_keys()} == {clock.ms + 10}
+    rotated = registry.rotate_key(old.kid, overlap_ms=60_000).record
+    assert rotated.expires_at_ms == clock.ms + 10
 
 
 def test_the_longest_overlap_ends_with_the_calendar(registry):
     registry.add_team("growth", "free")
     old = registry.issue_key("growth").record
-    registry.rotate_key(old.kid, overlap_ms=2**60)
-    assert {record.expires_at_ms for record in registry.list_keys()} == {None, 253_402_300_799_999}
+    rotated = registry.rotate_key(old.kid, overlap_ms=2**60).record
+    assert [secret.ends_at_ms for secret in rotated.secrets] == [253_402_300_799_999, None]
 
 
 def test_every_change_is_seen_and_audited(registry, engine):

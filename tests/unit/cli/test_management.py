@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pwd
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -50,6 +52,9 @@ def failed(run):
         return result.stderr
 
     return invoke
+
+
+OS_USER = pwd.getpwuid(os.getuid()).pw_name
 
 
 def at(text: str) -> float:
@@ -133,8 +138,10 @@ def test_a_key_has_limits_of_its_own(told, done):
     }
     assert told("keys", "list") == [changed]
     header, line = done("keys", "list").splitlines()
-    assert header.split()[6:] == ["requests/min", "tokens/min", "parallel", "models"]
-    assert line.split()[6:] == ["-", "600", "3", "all"]
+    assert header.split()[5:] == [
+        *("by", "expires", "last", "used", "requests/min", "tokens/min", "parallel", "models")
+    ]  # fmt: skip
+    assert line.split()[5:] == [f"cli:{OS_USER}", "-", "-", "-", "600", "3", "all"]
     assert told("keys", "set", issued["id"], "--models", "gpt-5")["models"] == ["gpt-5"]
     assert told("keys", "set", issued["id"], "--models", "all")["models"] is None
 
@@ -204,7 +211,7 @@ def test_a_key_that_outlives_the_calendar_is_refused_and_breaks_no_list(told, fa
     assert told("keys", "list") == []
     old = told("keys", "issue", "--team", "growth")
     told("keys", "rotate", old["id"], "--overlap", beyond)
-    assert [key["expires"] for key in told("keys", "list") if key["id"] == old["id"]] == ["9999-12-31T23:59:59Z"]
+    assert [key["overlap_ends"] for key in told("keys", "list")] == ["9999-12-31T23:59:59Z"]
 
 
 def test_a_revoked_key_says_so(told, done):
@@ -221,10 +228,14 @@ def test_a_rotated_key_goes_on_for_its_overlap(told):
     old = told("keys", "issue", "--team", "growth", "--label", "ci")
     new = told("keys", "rotate", old["id"], "--overlap", "24h")
     assert new["key"] != old["key"]
-    assert new["label"] == "ci"
-    listed = {key["id"]: key for key in told("keys", "list")}
-    assert [listed[each["id"]]["state"] for each in (old, new)] == ["live", "live"]
-    assert listed[old["id"]]["expires"] is not None
+    same = ("id", "team", "label", "created", "created_by", "expires", "models")
+    assert [new[name] for name in same] == [old[name] for name in same]
+    (listed,) = told("keys", "list")
+    assert (listed["state"], listed["expires"]) == ("rotating", None)
+    assert 0 <= time.time() + 86_400 - at(listed["overlap_ends"]) < 60
+    told("keys", "rotate", old["id"])
+    (listed,) = told("keys", "list")
+    assert (listed["state"], listed["overlap_ends"]) == ("live", None)
 
 
 def test_a_label_cannot_steer_the_terminal(told, done, failed):
