@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.adapters.spool import Segment, SpoolWriter, Stop, locked, read_slice, remove, segments_in
+from proxy.adapters.spool import Segment, SpoolWriter, Stop, discard_empty, locked, read_slice, remove, segments_in
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.core.errors import Overloaded, StoreAway
 from proxy.core.event import Dispatch, Outcome, UsageEvent
@@ -320,6 +320,9 @@ class SpoolLedger:
                     if dead:
                         left_bytes = sum(segment.size_bytes for segment in segments_in(directory))
                         self._finish(directory, recovered)
+                    else:
+                        # Nothing in it: whoever removed it died before the end of that.
+                        discard_empty(directory)
             except StoreAway as error:
                 recovered.left_bytes += left_bytes
                 recovered.away = error

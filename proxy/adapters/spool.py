@@ -35,6 +35,7 @@ __all__ = [
     "Slice",
     "SpoolWriter",
     "Stop",
+    "discard_empty",
     "locked",
     "read_slice",
     "remove",
@@ -314,6 +315,12 @@ def remove(directory: Path) -> None:
         segment.path.unlink(missing_ok=True)
     (directory / _LOCK_FILE).unlink(missing_ok=True)
     directory.rmdir()
+
+
+def discard_empty(directory: Path) -> None:
+    """Delete a directory that holds nothing, not even the lock that every writer's has; leave any other alone."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _claim(spool_dir: Path) -> tuple[Path, int]:
