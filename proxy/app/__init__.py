@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext
 
-from proxy.app.database import alone_in, open_books, open_database, open_registry, open_reports
+from proxy.app.database import alone_in, open_books, open_database, open_registry, open_reports, prove_peppers
 from proxy.app.logging import log_to_stderr
 from proxy.settings import Settings
 
@@ -22,4 +22,5 @@ def serve(settings: Settings, *, demo: bool = False) -> int:
     log_to_stderr()
     alone = alone_in(settings.data_dir) if settings.redis_url is None else nullcontext()
     with alone, open_database(settings) as engine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        prove_peppers(settings, engine)
         return runner.run(run(settings, engine, demo=demo))

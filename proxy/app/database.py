@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import PepperFile, load_or_create_pepper
 from proxy.adapters.spool_state import look_at_spool
+from proxy.adapters.sql.agreement import missing_peppers
 from proxy.adapters.sql.books import SqlBooks
 from proxy.adapters.sql.engine import PATIENCE_SECONDS, open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
@@ -24,8 +26,18 @@ from proxy.core.books import Books
 from proxy.core.registry import DataUnusable, Registry, UsageReports
 from proxy.settings import Settings
 
-__all__ = ["SPOOL_DIRECTORY", "alone_in", "open_books", "open_database", "open_registry", "open_reports", "peppers_of"]
+__all__ = [
+    "SPOOL_DIRECTORY",
+    "alone_in",
+    "open_books",
+    "open_database",
+    "open_registry",
+    "open_reports",
+    "peppers_of",
+    "prove_peppers",
+]
 
+_log = logging.getLogger(__name__)
 SPOOL_DIRECTORY = "spool"
 """Of the data directory."""
 _SQLITE_FILE = "tollgate.sqlite3"
@@ -44,7 +56,7 @@ def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
         if settings.redis_url is not None and SqlKeyStore(engine).read_revision() != before:
             from proxy.app.changes import announce  # noqa: PLC0415 - without Redis none of it is loaded
 
-            announce(settings.redis_url.reveal())
+            announce(settings.redis_url.reveal(), registry.ended)
 
 
 @contextmanager
@@ -115,6 +127,20 @@ def _opened(settings: Settings, patience_seconds: float) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def prove_peppers(settings: Settings, engine: Engine) -> None:
+    """See that this machine can check the keys of the database; what it cannot is said in the log.
+
+    Raises `DataUnusable` where its peppers are not those of the database: it would refuse keys that are good.
+    """
+    for version, keys in missing_peppers(engine, peppers_of(settings).latest(), SystemClock().now_ms()).items():
+        _log.warning(
+            "%d keys are hashed under pepper %d, which is not here, and will be refused: all machines that share a "
+            "database need the same file of peppers (pepper_file)",
+            keys,
+            version,
+        )
 
 
 def peppers_of(settings: Settings) -> PepperFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +83,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         strict=settings.ledger.sync is LedgerSync.STRICT,
     )
     pacer = _pacer(settings)
-    limits = await _limits(settings, clock, metrics, spawn, stack)
+    limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget)
     answers = await _answers(settings, clock, metrics, spawn, stack)
     services = Services(
         policy=_policy(settings),
@@ -121,13 +121,20 @@ class _Limits:
     hear_changes: Callable[[Callable[[], None]], None] = lambda _: None
 
 
-async def _limits(settings: Settings, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack) -> _Limits:
+async def _limits(
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    spawn: Spawn,
+    stack: AsyncExitStack,
+    on_ended: Callable[[Sequence[str]], None],
+) -> _Limits:
     if settings.redis_url is None:
         return _Limits(MemoryLimiter(clock))
     from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
 
     shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
-    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn))
+    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn, on_ended))
 
 
 @dataclass(frozen=True, slots=True)

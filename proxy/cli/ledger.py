@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import click
 
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import echo_json, printable
-from proxy.cli.stores import books_of
+from proxy.cli.stores import actor, books_of
 from proxy.core.books import Findings
 from proxy.core.money import PICO_DIGITS, format_usd
 
@@ -46,7 +44,7 @@ def verify(*, rebuild: bool, config: Path | None, as_json: bool, **options: Any)
     """
     settings = settings_from(config, options)
     rebuilt = None
-    with books_of(settings, f"cli:{_user()}") as books:
+    with books_of(settings, actor()) as books:
         if rebuild:
             rebuilt = books.rebuild()
         findings = books.verify()
@@ -58,13 +56,6 @@ def verify(*, rebuild: bool, config: Path | None, as_json: bool, **options: Any)
         for line in (*_differences(findings), *_summary(findings)):
             click.echo(printable(line))
     click.get_current_context().exit(0 if findings.tie_out else 1)
-
-
-def _user() -> str:
-    # An id without a name, as in some containers.
-    with suppress(KeyError, OSError):
-        return getpass.getuser()
-    return "unknown"
 
 
 def _differences(findings: Findings) -> Iterator[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from proxy.cli.options import DAY, data_options, json_option, settings_from
 from proxy.cli.output import Cell, echo_json, echo_table, printable
-from proxy.cli.stores import failures, now_ms
+from proxy.cli.stores import actor, failures, now_ms
 from proxy.core.money import format_usd_per_million
 from proxy.core.price import LongContext, Price, Rates, ServiceTier
 from proxy.core.price_table import KINDS, PricesInvalid, day_ms
@@ -125,7 +124,7 @@ def import_prices(file: Path, start: date | None, *, config: Path | None, as_jso
     today = _today()
     start = start or today + timedelta(days=1)
     with failures(), _refusals():
-        done = proxy.app.prices.import_prices(settings, file, start, today, f"cli:{_user()}")
+        done = proxy.app.prices.import_prices(settings, file, start, today, actor())
     if as_json:
         told = {"file": str(done.file), "from": str(start), "models": list(done.models)}
         echo_json(told | {"passed_over": list(done.passed_over)})
@@ -203,13 +202,6 @@ def _day(price: Price) -> str | None:
 def _note(notes: Any) -> None:
     for note in notes:
         click.echo(f"note: {printable(note)}", err=True)
-
-
-def _user() -> str:
-    # An id without a name, as in some containers.
-    with suppress(KeyError, OSError):
-        return getpass.getuser()
-    return "unknown"
 
 
 def _today() -> date:

@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -75,6 +75,12 @@ class Principals:
         """Note that keys or teams have changed: every cached answer is asked for again before it is used."""
         self._generation += 1
         self._peppers_are_old = True
+
+    def forget(self, kids: Iterable[str]) -> None:
+        """Trust what is cached of these keys no more, not even while the store cannot be asked."""
+        gone = frozenset(kids)
+        for digest in [digest for digest, entry in self._entries.items() if entry.principal.key.kid in gone]:
+            del self._entries[digest]
 
     async def of(self, key: str) -> Principal:
         """Return who holds `key`. Raises `InvalidKey`, `StoreAway`, `Overloaded`."""

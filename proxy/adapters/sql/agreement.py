@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hmac
 
-from sqlalchemy import Connection, Select, distinct, func, insert, or_, select
+from sqlalchemy import Connection, Engine, Select, distinct, func, insert, or_, select
 
+from proxy.adapters.sql.engine import writing
 from proxy.adapters.sql.tables import api_keys, key_secrets, peppers
 from proxy.core.keys import Peppers
 from proxy.core.registry import DataUnusable
 
-__all__ = ["PepperMismatch", "agree", "keys_by_needed_version"]
+__all__ = ["PepperMismatch", "agree", "keys_by_needed_version", "missing_peppers"]
 
 
 class PepperMismatch(DataUnusable):
@@ -35,6 +36,17 @@ def agree(connection: Connection, here: Peppers, now_ms: int) -> None:
             f"the current pepper here, version {here.current_id}, is retired; take over the file of peppers "
             "(pepper_file) of the machine on which it was"
         )
+
+
+def missing_peppers(engine: Engine, here: Peppers, now_ms: int) -> dict[int, int]:
+    """How many live keys cannot be checked with these peppers, by the version they would take.
+
+    Raises `PepperMismatch`, `StoreAway`.
+    """
+    with writing(engine, "registry", "agree") as connection:
+        agree(connection, here, now_ms)
+        needed = keys_by_needed_version(connection, now_ms)
+    return {version: keys for version, keys in needed.items() if version not in here.secrets}
 
 
 def keys_by_needed_version(connection: Connection, now_ms: int) -> dict[int, int]:

@@ -39,6 +39,8 @@ class Changes:
         self._clock = clock
         self._peppers = peppers
         self._actor = actor
+        self.ended: list[str] = []
+        """Ids of keys of which something was ended here at once."""
 
     @contextmanager
     def _change(self, operation: str) -> Iterator[Connection]:

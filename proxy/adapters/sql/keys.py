@@ -131,6 +131,7 @@ class SqlKeys(Changes):
                 raise BadValue("overlap_ms", f"{len(live)} secrets of this key still work: wait, or end them with 0")
             ends_at_ms = min(now_ms + overlap_ms, _LAST_INSTANT_MS)
             _end_secrets(connection, old.kid, now_ms, ends_at_ms)
+            self.ended += [] if overlap_ms else [old.kid]
             _, key = make_key(secrets.token_bytes(RANDOM_BYTES), old.kid)
             serial = 1 + max((secret.serial for secret in old.secrets), default=0)
             fresh = self._secret(self._agreed(connection), key, serial=serial)
@@ -149,6 +150,7 @@ class SqlKeys(Changes):
                 return record
             now_ms = self._clock.now_ms()
             _set(connection, record.kid, revoked_at_ms=now_ms)
+            self.ended.append(record.kid)
             self._note(connection, "key.revoke", record.kid, record.team, {})
             return replace(record, revoked_at_ms=now_ms)
 
