@@ -89,7 +89,7 @@ def test_state_and_the_world_of_the_moment_are_refused_always(more, reason):
     assert nondeterminism({**FIXED, **more}) == reason
     assert reason not in WAIVABLE
     # Named before whatever a team may waive, or waiving that would waive this.
-    remote = more.get("messages", []) + said(image("https://example.com/a.png"))
+    remote = more.get("messages", []) + said(image("https://example.com/a.png"), {"type": "video_url"})
     assert nondeterminism({**ASK, **more, "messages": remote}) == reason
 
 
