@@ -55,7 +55,7 @@ class Leases:
 
     async def take(self, place: str, digest: bytes) -> Lease | None:
         """Take the lease on a place; None while another has it. Raises `RedisFailure`, and then holds nothing."""
-        lease = Lease(self, place, digest, secrets.token_bytes(_TOKEN_BYTES))
+        lease = Lease(self, place, digest, secrets.token_hex(_TOKEN_BYTES))
         try:
             answer = await self.scripts.run(self.verbs.claim, lease.keys, (lease.token, self.lease_ms))
         except Definite:
@@ -96,7 +96,7 @@ class Lease:
 
     __slots__ = ("__weakref__", "_digest", "_leases", "_timer", "keys", "place", "token")
 
-    def __init__(self, leases: Leases, place: str, digest: bytes, token: bytes) -> None:
+    def __init__(self, leases: Leases, place: str, digest: bytes, token: str) -> None:
         self._leases = leases
         self._digest = digest
         self._timer: asyncio.TimerHandle | None = None
