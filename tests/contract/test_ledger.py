@@ -388,11 +388,37 @@ async def test_no_event_is_refused_for_what_it_claims(make_ledger, engine, repor
     ledger = make_ledger()
     ledger.end(event(1, usage=Usage(2**62, 2**62), cost_pico_usd=2**62, duration_ms=2**62, status=2**40))
     ledger.end(event(2, model="m\x00l"))
+    ledger.end(event(3, usage=Usage(-(2**62), -(2**62)), cost_pico_usd=-(2**62), attempts=-(2**40), status=-(2**40)))
     await ledger.close()
     rows = rows_of(engine)
-    assert len(rows) == 2
+    assert len(rows) == 3
     assert rows[1]["model"] == "m\N{REPLACEMENT CHARACTER}l"
     assert reports.verify() == []
+
+
+async def test_no_event_is_refused_for_how_long_its_names_are(make_ledger, engine, reports):
+    """An index of Postgres takes rows of 2,700 bytes, which four-byte characters reach soon."""
+    rng = random.Random(3)
+    longest = "".join(chr(rng.randrange(0x1F300, 0x1FAFF)) for _ in range(7_000))
+    ledger = make_ledger()
+    ledger.end(event(1, model=longest, endpoint=longest, upstream="u" * 200))
+    ledger.end(event(2, model=longest, endpoint=longest, upstream="u" * 200))
+    assert await ledger.ship_once() == 2
+    [row] = reports.usage([Axis.MODEL])
+    assert (row.group, row.requests) == ((longest[:256],), 2)
+    assert reports.verify() == []
+    await ledger.close()
+
+
+@pytest.mark.parametrize(("at_ms", "day"), [(0, "1970-01-01"), (2**48 - 1, "9999-12-31")])
+async def test_no_event_is_refused_for_what_the_clock_said(make_ledger, engine, reports, at_ms, day):
+    ledger = make_ledger()
+    ledger.begin(dispatch(1, at_ms=at_ms))
+    ledger.end(event(1, at_ms=at_ms))
+    assert await ledger.ship_once() == 1
+    assert [str(row["day"]) for row in rows_of(engine)] == [day]
+    assert reports.verify() == []
+    await ledger.close()
 
 
 async def test_closed_means_closed(make_ledger, engine):

@@ -22,6 +22,7 @@ __all__ = ["SqlLedgerStore"]
 _MOST_TOKENS = 1 << 40
 _MOST_PICO_USD = 1 << 56
 _MOST_SMALL = (1 << 15) - 1
+_MOST_CHARACTERS = 256
 
 _Row = dict[str, Any]
 
@@ -69,10 +70,15 @@ class SqlLedgerStore:
 def _add_events(connection: Connection, rows: list[_Row]) -> list[str]:
     if not rows:
         return []
-    insert = insert_into(connection, usage_events).on_conflict_do_nothing(
-        index_elements=[usage_events.c.day, usage_events.c.event_id]
-    )
-    return list(connection.execute(insert.returning(usage_events.c.event_id), rows).scalars())
+    insert = insert_into(connection, usage_events)
+    given: list[_Row] | _Row = rows
+    if connection.dialect.name == "postgresql":
+        from proxy.adapters.sql.postgres import rows_of  # noqa: PLC0415 - the driver is not in the base install
+
+        insert = insert.from_select(usage_events.c.keys(), rows_of(usage_events))
+        given = {column.name: [row[column.name] for row in rows] for column in usage_events.c}
+    new = insert.on_conflict_do_nothing(index_elements=[usage_events.c.day, usage_events.c.event_id])
+    return list(connection.execute(new.returning(usage_events.c.event_id), given).scalars())
 
 
 def _add_to_daily(connection: Connection, rows: list[_Row]) -> None:
@@ -91,7 +97,7 @@ def _add_to_daily(connection: Connection, rows: list[_Row]) -> None:
 
 
 def _row(event: UsageEvent) -> _Row:
-    usage: _Row = {kind: min(getattr(event.usage, kind), _MOST_TOKENS) for kind in Usage.__slots__}
+    usage: _Row = {kind: _within(getattr(event.usage, kind), _MOST_TOKENS) for kind in Usage.__slots__}
     return usage | {
         "day": utc_day(_made_ms(event)),
         "event_id": _text(event.event_id),
@@ -101,15 +107,15 @@ def _row(event: UsageEvent) -> _Row:
         "key_id": event.key_id,
         "endpoint": _text(event.endpoint),
         "model": _text(event.model),
-        "upstream": event.upstream,
-        "status": min(event.status, _MOST_SMALL),
+        "upstream": _text(event.upstream),
+        "status": _within(event.status, _MOST_SMALL),
         "outcome": event.outcome.value,
-        "cost_pico_usd": min(event.cost_pico_usd, _MOST_PICO_USD),
-        "saved_pico_usd": min(event.saved_pico_usd, _MOST_PICO_USD),
+        "cost_pico_usd": _within(event.cost_pico_usd, _MOST_PICO_USD),
+        "saved_pico_usd": _within(event.saved_pico_usd, _MOST_PICO_USD),
         "price_id": event.price_id,
         "estimated": event.estimated,
-        "attempts": min(event.attempts, _MOST_SMALL),
-        "duration_ms": min(event.duration_ms, _MOST_TOKENS),
+        "attempts": _within(event.attempts, _MOST_SMALL),
+        "duration_ms": _within(event.duration_ms, _MOST_TOKENS),
     }
 
 
@@ -121,6 +127,10 @@ def _made_ms(event: UsageEvent) -> int:
         return event.at_ms
 
 
+def _within(number: int, most: int) -> int:
+    return max(-most, min(number, most))
+
+
 def _text(text: str) -> str:
-    # Postgres cannot hold the character NUL, and a client may send one.
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    # Postgres cannot hold the character NUL, and no more than 2,700 bytes of a row in an index: clients send both.
+    return text[:_MOST_CHARACTERS].replace("\x00", "\N{REPLACEMENT CHARACTER}")

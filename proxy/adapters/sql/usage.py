@@ -32,8 +32,8 @@ _AXES: Mapping[Axis, Column[object]] = {
 
 
 def utc_day(at_ms: int) -> date:
-    """The UTC day of a unix time in milliseconds."""
-    return date.fromordinal(_EPOCH_ORDINAL + at_ms // _DAY_MS)
+    """The UTC day of a unix time in milliseconds; the first or the last one there is for a clock beyond them."""
+    return date.fromordinal(max(1, min(_EPOCH_ORDINAL + at_ms // _DAY_MS, date.max.toordinal())))
 
 
 class SqlUsageReports:
