@@ -17,7 +17,7 @@ class Outcome(StrEnum):
     OK = "ok"
     """Answered by upstream with a 2xx, to the end."""
     CACHED = "cached"
-    """Answered from the cache."""
+    """Answered from the cache, or with what was being fetched for another request at the time."""
     REJECTED = "rejected"
     """Refused by us for what it was: authentication, a malformed body, an unknown model, a closed path."""
     LIMITED = "limited"
@@ -63,7 +63,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
-    """One line of the account: exactly one for every dispatched request, and one for every cache hit."""
+    """One line of the account: exactly one for every dispatched request, and for every one answered without."""
 
     event_id: str
     at_ms: int
@@ -73,17 +73,17 @@ class UsageEvent:
     endpoint: str
     model: str
     upstream: str
-    """Name of the upstream, empty for a cache hit."""
+    """Name of the upstream, empty where nothing was sent there."""
     status: int
     """HTTP status the client was given (499: it left before there was one)."""
     outcome: Outcome
     usage: Usage = NO_USAGE
     cost_pico_usd: int = 0
     saved_pico_usd: int = 0
-    """What a cache hit would have cost."""
+    """What an answer from the cache, or shared with another request, would have cost."""
     price_id: str | None = None
     estimated: bool = False
     """The token counts are ours, because upstream's own did not come."""
     attempts: int = 1
-    """Calls made upstream for this request; 0 for a cache hit."""
+    """Calls made upstream for this request; 0 where another's was enough."""
     duration_ms: int = 0

@@ -17,6 +17,7 @@ class CacheResult(StrEnum):
     HIT = "hit"
     MISS = "miss"
     COLLAPSED = "collapsed"
+    """Answered with what another request fetched at the time, here or in another process."""
     BYPASS = "bypass"
 
 

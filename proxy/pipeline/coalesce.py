@@ -84,7 +84,7 @@ async def _follow(
         raise
     if reply is None:
         step_back(exchange, services)
-        exchange.collapsed, exchange.cache = False, CacheResult.MISS
+        exchange.collapsed, exchange.disappointed, exchange.cache = False, True, CacheResult.MISS
     return reply
 
 

@@ -78,6 +78,8 @@ class Exchange:
     """Several may listen to its answer: each of them adds the headers that are its own."""
     collapsed: bool = False
     """It is answered with what another request is, and costs what a hit costs."""
+    disappointed: bool = False
+    """It followed another, which brought no answer for it."""
     outlives: bool = False
     """Its client has left and others listen on: who settles it reports it."""
     fill: Fill | None = None

@@ -56,7 +56,11 @@ def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
             left_ms = exchange.hit.stored_at_ms + exchange.hit.ttl_ms - exchange.at_ms
             return f"tollgate; hit; ttl={max(0, left_ms) // 1_000}"
         case CacheResult.MISS | CacheResult.COLLAPSED:
-            done = "; collapsed" if exchange.cache is CacheResult.COLLAPSED else "; stored" if stored else ""
+            done = "; stored" if stored else ""
+            if exchange.cache is CacheResult.COLLAPSED:
+                done = "; collapsed"
+            elif exchange.disappointed:
+                done += "; collapsed=?0"
             if exchange.cache_reason == UNSEEN:
                 return f"tollgate; fwd={UNSEEN}{done}"
             return f"tollgate; fwd=request{done}; detail={exchange.cache_reason}"

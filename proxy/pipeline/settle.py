@@ -80,7 +80,7 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
         spent = exchange.dispatched or exchange.collapsed
         turns = 0 if outcome in {Outcome.UNAVAILABLE, Outcome.FAILED} or not spent else 1
         turns = min(turns, exchange.admitted.reservation.cost.requests)
-        _write(exchange, services, status, outcome, NO_USAGE, Cost(turns, 0), None)
+        _write(exchange, services, exchange.status or status, outcome, NO_USAGE, Cost(turns, 0), None)
 
 
 def _ending(error: BaseException, services: Services) -> tuple[Outcome, int]:
