@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
-from proxy.settings import Settings
+from proxy.settings import Settings, missing_for_cache
 
 __all__ = ["CacheServer", "CacheStore", "look_at_cache"]
 
@@ -43,14 +43,17 @@ def look_at_cache(settings: Settings) -> CacheStore | None:
     """Say where answers are kept, asking Redis where it is Redis; None where nothing is kept."""
     if not settings.cache.enabled:
         return None
-    url = settings.cache_redis_url or settings.redis_url
-    if url is None:
+    if settings.cache_redis_url is None and settings.redis_url is None:
         return CacheStore(in_redis=False, max_bytes=settings.cache.max_bytes)
-    return CacheStore(in_redis=True, max_bytes=settings.cache.max_bytes, servers=_asked(url.reveal()))
+    # Without Redis none of it is loaded.
+    from proxy.app.caching import cache_url  # noqa: PLC0415 - as said
+
+    url = None if missing_for_cache() else cache_url(settings)
+    servers = () if url is None else _asked(url)
+    return CacheStore(in_redis=url is not None, max_bytes=settings.cache.max_bytes, servers=servers)
 
 
 def _asked(url: str) -> tuple[CacheServer, ...] | None:
-    # Without Redis none of it is loaded.
     from proxy.adapters.redis.outcomes import RedisFailure  # noqa: PLC0415 - as said
 
     with suppress(TimeoutError, RedisFailure):

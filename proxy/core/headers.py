@@ -48,7 +48,8 @@ def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
 def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tuple[str, str], ...]:
     """Keep upstream's headers that reach the client; cookies, organisation and rate limits are our account's own."""
     kept = _RETURNED_WITH_ERRORS if error else _RETURNED
-    return tuple((name, value) for name, value in headers if name.lower() in kept)
+    # An HTTP library has a class of its own for names, which no format that an answer is kept in has a place for.
+    return tuple((str(name), str(value)) for name, value in headers if name.lower() in kept)
 
 
 def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:

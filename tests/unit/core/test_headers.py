@@ -1,4 +1,5 @@
 import pytest
+from multidict import CIMultiDict
 
 from proxy.core.bucket import Gauge, Standing
 from proxy.core.headers import forwardable, rate_limit_headers, returnable
@@ -39,6 +40,12 @@ def test_what_comes_back():
     assert returnable(told, error=False) == told
     assert returnable([("Retry-After", "5")], error=False) == ()
     assert returnable([("Retry-After", "5")], error=True) == (("Retry-After", "5"),)
+
+
+def test_what_comes_back_is_plain_text():
+    headers = CIMultiDict([("Content-Type", "application/json"), ("openai-version", "2020-10-01")])
+    assert {type(name) for name in headers} != {str}
+    assert {type(text) for pair in returnable(headers.items(), error=False) for text in pair} == {str}
 
 
 def test_where_the_limits_stand():
