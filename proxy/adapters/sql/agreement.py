@@ -51,7 +51,7 @@ def missing_peppers(engine: Engine, here: Peppers, now_ms: int) -> dict[int, int
 
 def keys_by_needed_version(connection: Connection, now_ms: int) -> dict[int, int]:
     """How many live keys have a secret that is hashed under one version of the pepper alone, by that version."""
-    return dict(connection.execute(_needed(now_ms)).tuples().all())
+    return {row[0]: row[1] for row in connection.execute(_needed(now_ms))}
 
 
 def _needed(now_ms: int) -> Select[int, int]:

@@ -58,7 +58,9 @@ class SqlPeppers(Changes):
             if record.current:
                 raise BadValue("pepper", f"version {version} is the current one; rotate first")
             if record.keys:
-                raise BadValue("pepper", f"{record.keys} live keys need version {version}; rotate or revoke them first")
+                raise BadValue(
+                    "pepper", f"live keys need version {version} ({record.keys}): rotate or revoke them first"
+                )
             if record.retired_at_ms is None:
                 other = key_secrets.alias()
                 twin = exists().where(
