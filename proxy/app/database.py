@@ -6,11 +6,12 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import PepperFile, load_or_create_pepper
@@ -23,6 +24,7 @@ from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.core.books import Books
+from proxy.core.errors import StoreAway
 from proxy.core.registry import DataUnusable, Registry, UsageReports
 from proxy.settings import Settings
 
@@ -100,6 +102,31 @@ def alone_in(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def alone_on(engine: Engine) -> Iterator[None]:
+    """Keep other servers that hold limits in process off a Postgres, as `alone_in` does for a data directory.
+
+    It is seen at the start: when Postgres itself starts again, so may another server. Raises `DataUnusable`,
+    `StoreAway`.
+    """
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    from proxy.adapters.sql import postgres  # noqa: PLC0415 - the driver is not in the base install
+
+    with ExitStack() as stack:
+        try:
+            alone = stack.enter_context(postgres.alone_on(engine))
+        except SQLAlchemyError as error:
+            raise StoreAway("database", "alone") from error
+        if not alone:
+            raise DataUnusable(
+                "another server uses this database: two would each count limits for themselves; share them in Redis "
+                "with redis_url (TOLLGATE_REDIS_URL), or give this one a database of its own"
+            )
+        yield
 
 
 @contextmanager

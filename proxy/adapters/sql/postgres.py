@@ -5,6 +5,8 @@ Imported only where the database is Postgres: the driver is not part of the base
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -24,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["open_postgres", "rows_of", "take_turn"]
+__all__ = ["alone_on", "open_postgres", "rows_of", "take_turn"]
 
 _POOL_SIZE = 4
 _CONNECT_SECONDS = 5
@@ -38,6 +40,7 @@ _LIVENESS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
+_LIVENESS_OF_CLIENTS = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
 _IDLE_IN_TRANSACTION_MS = 60_000
 """After this long the server takes back the turn of a writer whose machine has vanished."""
 
@@ -67,6 +70,7 @@ def open_postgres(url: URL, patience_seconds: float) -> Engine:
     own = {
         "statement_timeout": round(patience_seconds * 1_000),
         "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MS,
+        **_LIVENESS_OF_CLIENTS,
     }
     said = dict(url.query)
     options = [f"-c {name}={value}" for name, value in own.items()]
@@ -95,6 +99,23 @@ def take_turn(connection: Connection, store: str) -> None:
     As on SQLite, where there is one writer at a time: what a change reads first is still so when it writes.
     """
     connection.execute(_TAKE_TURN, {"store": f"tollgate {store}"})
+
+
+@contextmanager
+def alone_on(engine: Engine) -> Iterator[bool]:
+    """Whether nobody else holds this database for itself; nobody can, while the block runs and the connection lives.
+
+    Raises SQLAlchemy's errors.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            yield bool(connection.execute(_HOLD, {"what": "tollgate alone"}).scalar())
+        finally:
+            # The hold is the session's: in the pool it would go on.
+            connection.invalidate()
+
+
+_HOLD = text("SELECT pg_try_advisory_lock(hashtextextended(:what, 0))")
 
 
 def rows_of(table: Table) -> Select[tuple[Any, ...]]:

@@ -11,6 +11,7 @@ from sqlalchemy import select, text
 
 from proxy.adapters.sql.engine import open_engine, reading, writing
 from proxy.adapters.sql.migrate import migrate
+from proxy.adapters.sql.postgres import alone_on
 from proxy.adapters.sql.tables import config_revision, metadata
 from proxy.core.errors import StoreAway
 from proxy.core.registry import DataUnusable
@@ -158,6 +159,27 @@ def test_writers_of_other_stores_do_not_wait(postgres_url, engine):
     with writing(engine, "one", "hold"), writing(other, "two", "pass") as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
     other.dispose()
+
+
+def test_a_database_is_held_by_one_at_a_time(postgres_url, engine):
+    other = open_engine(postgres_url)
+    with alone_on(engine) as first, alone_on(other) as second:
+        assert (first, second) == (True, False)
+    with alone_on(other) as after:
+        assert after
+    other.dispose()
+
+
+def test_a_hold_ends_in_peace_when_the_server_has_ended():
+    with PostgresServer() as server:
+        engine = open_engine(server.url())
+        with alone_on(engine) as held:
+            assert held
+            server.kill()
+        server.start()
+        with alone_on(engine) as again:
+            assert again
+        engine.dispose()
 
 
 def test_the_server_of_the_wheel_serves_as_well():
