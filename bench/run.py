@@ -12,6 +12,7 @@ from pathlib import Path
 SECTIONS = (
     ("Starting", "startup.py"),
     ("Deciding: one limit, 64 callers", "limiter.py"),
+    ("Sealing an answer for Redis, and opening it", "cache.py"),
 )
 
 
