@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from proxy.adapters.cache_keys import KEY_BYTES, MasterKeys, MasterKeysInvalid, read_master_keys
-from proxy.adapters.secrets import SecretsInvalid, _create_once
+from proxy.adapters.secrets import SecretsInvalid, create_once
 
 __all__ = ["CACHE_KEY_FILE", "load_or_create_cache_keys"]
 
@@ -22,7 +22,7 @@ def load_or_create_cache_keys(data_dir: Path) -> MasterKeys:
     path = data_dir / CACHE_KEY_FILE
     if not path.exists():
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _create_once(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
+        create_once(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
     try:
         return read_master_keys(path.read_text("ascii"))
     except (MasterKeysInvalid, UnicodeDecodeError):

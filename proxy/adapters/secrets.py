@@ -16,7 +16,7 @@ import msgspec
 from proxy.core.keys import Peppers
 from proxy.core.registry import DataUnusable
 
-__all__ = ["PEPPER_FILE", "PepperFile", "SecretsInvalid", "load_or_create_pepper"]
+__all__ = ["PEPPER_FILE", "PepperFile", "SecretsInvalid", "create_once", "load_or_create_pepper"]
 
 PEPPER_FILE = "peppers.json"
 _PEPPER_BYTES = 32
@@ -43,7 +43,7 @@ def load_or_create_pepper(data_dir: Path, pepper_file: Path | None = None) -> Pe
     with contextlib.suppress(FileNotFoundError):
         return PepperFile(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _create_once(path, msgspec.json.encode(_Content(current=1, peppers={1: secrets.token_hex(_PEPPER_BYTES)})))
+    create_once(path, msgspec.json.encode(_Content(current=1, peppers={1: secrets.token_hex(_PEPPER_BYTES)})))
     return PepperFile(path)
 
 
@@ -130,7 +130,7 @@ def _version_of(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _create_once(path: Path, content: bytes) -> None:
+def create_once(path: Path, content: bytes) -> None:
     """Make the file whole or not at all; the one who comes second changes nothing."""
     draft = _draft(path, content)
     try:

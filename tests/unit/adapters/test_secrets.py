@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, _create_once, load_or_create_pepper
+from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, create_once, load_or_create_pepper
 
 
 def test_made_once_and_for_the_owner_alone(tmp_path):
@@ -50,8 +50,8 @@ def test_processes_that_start_at_once_agree(tmp_path):
 
 
 def test_whoever_comes_second_changes_nothing(tmp_path):
-    _create_once(tmp_path / "file", b"first")
-    _create_once(tmp_path / "file", b"second")
+    create_once(tmp_path / "file", b"first")
+    create_once(tmp_path / "file", b"second")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
 
 
