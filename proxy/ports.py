@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
+from proxy.core.count import Said
 from proxy.core.event import Dispatch, UsageEvent
 from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.core.record import RequestRecord
@@ -29,6 +30,7 @@ __all__ = [
     "Limiter",
     "Spawn",
     "Telemetry",
+    "Tokenizer",
     "Upstream",
     "UpstreamAnswer",
     "UpstreamRequest",
@@ -277,6 +279,26 @@ class Telemetry(Protocol):
 
     def store_failed(self, store: str, operation: str) -> None:
         """Count an operation a store did not carry out."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Counts tokens as the models do; for one event loop.
+
+    Away (no vocabulary can be loaded) or overrun: `count` is None, `count_later` tells None, and who asked goes by
+    characters.
+    """
+
+    def count(self, encoding: str, said: Sequence[Said]) -> tuple[int, ...] | None:
+        """Tokens of each, at once; None where that would take long: the texts are, or nothing is loaded yet."""
+        ...
+
+    def count_later(self, encoding: str, said: Sequence[Said], then: Callable[[tuple[int, ...] | None], None]) -> None:
+        """Count in a thread, and call `then` on this one, exactly once."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is being counted, for a moment; every `then` has been called when it returns."""
         ...
 
 

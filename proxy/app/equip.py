@@ -26,6 +26,7 @@ from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.telemetry import Telemetry
+from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.app.database import SPOOL_DIRECTORY, peppers_of
 from proxy.core.errors import StoreAway
 from proxy.core.record import RequestRecord
@@ -99,8 +100,9 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         flights=Flights(),
         spawn=spawn,
         status_of=status_of,
+        tokenizer=BpeTokenizer(telemetry),
     )
-    sample = partial(_sample, metrics, ledger, answers, pacer, limits.limiter.clock_steps, ClockSteps())
+    sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)

@@ -58,6 +58,7 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
             stack.push_async_callback(operations.cleanup)
             worker.operations_url = await listen(operations, server.admin_host, server.admin_port)
         stack.push_async_callback(worker.ledger.close)
+        stack.push_async_callback(worker.close_tokenizer)
         routes = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes)
         public = runner_of(routes.server(), shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)
@@ -93,6 +94,11 @@ class Worker:
     def services(self) -> Services:
         """What the pipeline works with."""
         return self.equipment.services
+
+    async def close_tokenizer(self) -> None:
+        """Let every event that waits for its tokens be written."""
+        if self.services.tokenizer is not None:
+            await self.services.tokenizer.close()
 
     @property
     def ledger(self) -> SpoolLedger:

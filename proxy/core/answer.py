@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import msgspec
 
+from proxy.core.count import TOOL_CALL_TOKENS, Said, Transcript
 from proxy.core.estimate import text_tokens
 from proxy.core.sse import Event, SseParser
 from proxy.core.strict_json import member_spans
 from proxy.core.usage import Usage
+from proxy.core.usage_forms import UNREADABLE, WireUsage
 
 __all__ = ["ChatStream", "Completion", "parse_completion"]
 
 _DONE = b"[DONE]"
 _STORABLE = frozenset({"stop", "length", "tool_calls", "function_call"})
-_TOOL_CALL_TOKENS = 7
-"""What a tool call adds beside its text (measured on recorded answers)."""
-
-
-class _InputDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    audio_tokens: int | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _InputDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
-
-    def counted(self) -> Usage | None:
-        if self.prompt_tokens is None and self.completion_tokens is None:
-            return None  # an object without a count is not a count of nothing
-        inputs = self.prompt_tokens_details or _InputDetails()
-        outputs = self.completion_tokens_details or _OutputDetails()
-        counts = (
-            self.prompt_tokens or 0,
-            self.completion_tokens or 0,
-            inputs.cached_tokens or 0,
-            inputs.cache_write_tokens or 0,
-            outputs.reasoning_tokens or 0,
-            inputs.audio_tokens or 0,
-            outputs.audio_tokens or 0,
-        )
-        # Money is counted by these: what no meter can show is no usage at all.
-        return Usage(*counts) if all(0 <= count < 2**40 for count in counts) else None
 
 
 class _Function(msgspec.Struct):
@@ -60,6 +26,7 @@ class _Function(msgspec.Struct):
 
 
 class _ToolCall(msgspec.Struct):
+    index: int = 0
     id: str | None = None
     function: _Function | None = None
 
@@ -75,31 +42,36 @@ class _Delta(msgspec.Struct):
 class _ChunkChoice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
+    text: str | None = None
+    """Of a legacy completion, in the place of a delta."""
     finish_reason: str | None = None
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_ChunkChoice] | None = None
-    usage: _Usage | None = None
+    usage: WireUsage | None = None
     service_tier: str | None = None
     error: object = None
 
 
 class _FullChoice(msgspec.Struct):
     message: _Delta | None = None
+    text: str | None = None
     finish_reason: str | None = None
 
 
-class _Full(msgspec.Struct):
+class _Spoken(msgspec.Struct):
     choices: list[_FullChoice] | None = None
-    usage: _Usage | None = None
+
+
+class _Full(_Spoken):
+    usage: WireUsage | None = None
     service_tier: str | None = None
 
 
-_UNREADABLE = (msgspec.MsgspecError, RecursionError)
-"""What decoding raises for what is no chunk and no completion; the second for nesting by the thousand."""
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_full = msgspec.json.Decoder(_Full).decode
+_decode_spoken = msgspec.json.Decoder(_Spoken).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,39 +84,64 @@ class Completion:
     """Complete and unfiltered: it may be given to the next one who asks the same."""
     counted_output_tokens: int
     """Our own count of the answer, for one that came without usage."""
+    said: Said | None = None
+    """What such an answer says, for a count by tokenizer."""
 
 
 def parse_completion(body: bytes) -> Completion:
     """Read a plain answer; one that is not a completion has no usage and is not storable."""
     try:
         full = _decode_full(body)
-    except _UNREADABLE:
-        return Completion(None, None, storable=False, counted_output_tokens=text_tokens(len(body)))
+    except UNREADABLE:
+        return _without_usage(body)
     usage = full.usage.counted() if full.usage else None
-    reasons = [choice.finish_reason for choice in full.choices or ()]
-    storable = usage is not None and bool(reasons) and all(reason in _STORABLE for reason in reasons)
-    counted = 0
     if usage is None:
-        said = [_said(choice.message) for choice in full.choices or ()]
-        characters, calls = sum(text for text, _ in said), sum(calls for _, calls in said)
-        counted = text_tokens(characters) + _TOOL_CALL_TOKENS * calls
-    return Completion(usage, full.service_tier, storable=storable, counted_output_tokens=counted)
+        return _counted(full, full.service_tier)
+    reasons = [choice.finish_reason for choice in full.choices or ()]
+    storable = bool(reasons) and all(reason in _STORABLE for reason in reasons)
+    return Completion(usage, full.service_tier, storable=storable, counted_output_tokens=0)
 
 
-def _said(delta: _Delta | None) -> tuple[int, int]:
-    """Characters of text in a message or a piece of one, and the tool calls that begin in it."""
+def _without_usage(body: bytes) -> Completion:
+    """Read what an answer says whose usage, or whatever else, is not of its type."""
+    try:
+        return _counted(_decode_spoken(body), None)
+    except UNREADABLE:
+        return Completion(None, None, storable=False, counted_output_tokens=text_tokens(len(body)))
+
+
+def _counted(spoken: _Spoken, service_tier: str | None) -> Completion:
+    transcript = Transcript()
+    for index, choice in enumerate(spoken.choices or ()):
+        _hear(transcript, index, choice.message, choice.text)
+    counted = text_tokens(transcript.characters) + TOOL_CALL_TOKENS * transcript.calls
+    return Completion(None, service_tier, storable=False, counted_output_tokens=counted, said=transcript.said())
+
+
+def _hear(transcript: Transcript, choice: int, delta: _Delta | None, text: str | None) -> None:
+    """Note what a message, or a piece of one, says."""
+    if text:
+        transcript.add(choice, text)
     if delta is None:
-        return 0, 0
-    characters = len(delta.content or "") + len(delta.refusal or "") + len(delta.reasoning_content or "")
-    calls = 0
+        return
+    if delta.content:
+        transcript.add(choice, delta.content)
+    if delta.refusal:
+        transcript.add((choice, "refusal"), delta.refusal)
+    if delta.reasoning_content:
+        transcript.add((choice, "reasoning"), delta.reasoning_content)
     for call in delta.tool_calls or ():
-        calls += call.id is not None
-        characters += _function_characters(call.function)
-    return characters + _function_characters(delta.function_call), calls
+        transcript.calls += call.id is not None
+        _hear_function(transcript, (choice, call.index), call.function)
+    if delta.function_call is not None:
+        _hear_function(transcript, (choice, "function"), delta.function_call)
 
 
-def _function_characters(function: _Function | None) -> int:
-    return len(function.name or "") + len(function.arguments or "") if function else 0
+def _hear_function(transcript: Transcript, voice: Hashable, function: _Function | None) -> None:
+    if function is not None and function.name:
+        transcript.add((voice, "name"), function.name)
+    if function is not None and function.arguments:
+        transcript.add(voice, function.arguments)
 
 
 class ChatStream:
@@ -154,8 +151,8 @@ class ChatStream:
     and whole events pass; without it every byte passes at once as it came.
     """
 
-    __slots__ = ("_choices", "_finished", "_hide_usage", "_parser", "characters", "done", "errored", "malformed",
-                 "pieces", "service_tier", "tool_calls", "usage")  # fmt: skip
+    __slots__ = ("_choices", "_finished", "_hide_usage", "_parser", "done", "errored", "malformed",
+                 "pieces", "service_tier", "transcript", "usage")  # fmt: skip
 
     def __init__(self, *, choices: int, hide_usage: bool) -> None:
         self._parser = SseParser()
@@ -169,8 +166,7 @@ class ChatStream:
         self.malformed = False
         self.pieces = 0
         """Events that carried text: OpenAI sends about one token in each."""
-        self.characters = 0
-        self.tool_calls = 0
+        self.transcript = Transcript()
 
     def feed(self, chunk: bytes) -> bytes:
         """Take upstream's next bytes, return what the client is to get now. Raises `EventTooLongError`."""
@@ -209,8 +205,8 @@ class ChatStream:
 
     @property
     def counted_output_tokens(self) -> int:
-        """Our own count of what has run, for a stream whose usage did not come."""
-        return max(self.pieces, text_tokens(self.characters)) + _TOOL_CALL_TOKENS * self.tool_calls
+        """A count of what has run that needs no tokenizer, for a stream whose usage did not come."""
+        return max(self.pieces, text_tokens(self.transcript.characters)) + TOOL_CALL_TOKENS * self.transcript.calls
 
     def _read(self, event: Event) -> _Chunk | None:
         data = event.data
@@ -221,7 +217,7 @@ class ChatStream:
             return None
         try:
             chunk = _decode_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             self.malformed = True
             return None
         if chunk.error is not None:
@@ -233,16 +229,10 @@ class ChatStream:
         for choice in chunk.choices or ():
             if choice.finish_reason is not None:
                 self._finished[choice.index] = choice.finish_reason
-            if choice.delta is not None:
-                self._count(choice.delta)
+            before = self.transcript.characters
+            _hear(self.transcript, choice.index, choice.delta, choice.text)
+            self.pieces += self.transcript.characters > before
         return chunk
-
-    def _count(self, delta: _Delta) -> None:
-        characters, calls = _said(delta)
-        self.tool_calls += calls
-        if characters:
-            self.pieces += 1
-            self.characters += characters
 
     def _without_usage(self, event: Event) -> bytes:
         chunk = self._read(event)

@@ -10,7 +10,7 @@ from typing import Any
 
 from proxy.core.chat import ChatRequest
 
-__all__ = ["IMAGE_TOKENS", "estimate_input", "estimate_output", "text_tokens"]
+__all__ = ["IMAGE_TOKENS", "estimate_input", "estimate_output", "part_characters_and_tokens", "text_tokens"]
 
 CHARACTERS_PER_TOKEN = 4
 IMAGE_TOKENS = 1_105
@@ -36,7 +36,7 @@ def estimate_input(request: ChatRequest) -> int:
                 characters += len(value)
             else:
                 for part in value or ():
-                    part_characters, part_tokens = _part(part)
+                    part_characters, part_tokens = part_characters_and_tokens(part)
                     characters += part_characters
                     flat += part_tokens
     for name in ("tools", "functions", "response_format"):
@@ -56,7 +56,7 @@ def estimate_output(request: ChatRequest, default_tokens: int, room_tokens: int 
     return asked if room_tokens is None else max(0, min(asked, room_tokens))
 
 
-def _part(part: Mapping[str, Any]) -> tuple[int, int]:
+def part_characters_and_tokens(part: Mapping[str, Any]) -> tuple[int, int]:
     """Characters of text and flat tokens of one content part."""
     match part.get("type"):
         case "text":

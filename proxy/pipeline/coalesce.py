@@ -21,7 +21,7 @@ from proxy.pipeline.keep import stream_room_bytes, tell
 from proxy.pipeline.lookup import find, wants_new
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.relay import replay
-from proxy.pipeline.report import Ending, record_of
+from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST, settle_broken, settle_collapsed, settle_hit, step_back
 from proxy.pipeline.shadow import decide_shadow
@@ -145,7 +145,7 @@ async def _fly(flight: Flight, services: Services) -> None:
 def _report_if_left(leader: Exchange, services: Services) -> None:
     """Count a request whose client has left before its call ended."""
     if leader.outlives:
-        services.telemetry.finished(record_of(leader, Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE), services))
+        report(leader, Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE), services)
 
 
 async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnswer | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -112,5 +113,7 @@ class Exchange:
     outcome: Outcome = Outcome.FAILED
     usage: Usage = NO_USAGE
     estimated: bool = False
+    counting: Future[None] | None = None
+    """Done when its tokens are counted and its event is written; None: they were at once."""
     cost_pico_usd: int = 0
     saved_pico_usd: int = 0

@@ -82,6 +82,7 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
         outcome=Outcome.OK,
         usage=completion.usage,
         counted_output_tokens=completion.counted_output_tokens,
+        said=completion.said,
         service_tier=completion.service_tier,
     )
     kept = returnable(answer.headers.items(), error=False)
@@ -148,6 +149,7 @@ def _settle_stream(exchange: Exchange, services: Services, stream: ChatStream) -
         outcome=Outcome.UPSTREAM_ERROR if stream.errored else Outcome.OK,
         usage=stream.usage,
         counted_output_tokens=stream.counted_output_tokens,
+        said=stream.transcript.said() if stream.usage is None else None,
         service_tier=stream.service_tier,
     )
 

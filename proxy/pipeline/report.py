@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.core.bucket import Admitted, Gauge
 from proxy.core.errors import LimitReached, NeverAdmissible
@@ -12,7 +12,7 @@ from proxy.core.tiers import Limits
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
-__all__ = ["Ending", "record_of"]
+__all__ = ["Ending", "record_of", "report"]
 
 _NS_PER_MS = 1_000_000
 
@@ -25,6 +25,20 @@ class Ending:
     outcome: Outcome = Outcome.OK
     error_code: str = ""
     error: Exception | None = None
+
+
+def report(exchange: Exchange, ending: Ending, services: Services) -> None:
+    """Count and log a finished exchange; one whose tokens are being counted, once they are."""
+    record = record_of(exchange, ending, services)
+    if exchange.counting is None or exchange.counting.done():
+        services.telemetry.finished(record)
+        return
+
+    def counted(_: object) -> None:
+        final = replace(record, usage=exchange.usage, cost_pico_usd=exchange.cost_pico_usd)
+        services.telemetry.finished(final)
+
+    exchange.counting.add_done_callback(counted)
 
 
 def record_of(exchange: Exchange, ending: Ending, services: Services) -> RequestRecord:

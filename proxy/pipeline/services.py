@@ -12,7 +12,7 @@ from proxy.core.tiers import Tier
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
-from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Upstream
+from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer, Upstream
 
 __all__ = ["Policy", "Services"]
 
@@ -58,3 +58,5 @@ class Services:
     spawn: Spawn
     status_of: Callable[[TollgateError], int]
     """HTTP status a client is given for an error, for the ledger to keep."""
+    tokenizer: Tokenizer | None = None
+    """Counts what upstream gave no usage for; None: that is estimated by characters."""

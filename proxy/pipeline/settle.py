@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from proxy.core.bucket import Admitted, Cost
+from proxy.core.count import Said
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.event import Outcome, UsageEvent
 from proxy.core.pricing import cost_pico_usd
 from proxy.core.usage import NO_USAGE, Usage
+from proxy.pipeline.count import Uncounted, end_when_counted, own_count
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
@@ -34,19 +36,26 @@ def settle(
     outcome: Outcome,
     usage: Usage | None,
     counted_output_tokens: int = 0,
+    said: Said | None = None,
     service_tier: str | None = None,
 ) -> None:
-    """Settle with upstream's `usage`, or, where it gave none, with our own count. The second call does nothing."""
+    """Settle with upstream's `usage`, or, where it gave none, with our own count. The second call does nothing.
+
+    `said`: what the answer has said so far; without it `counted_output_tokens` stands.
+    """
     if exchange.settled:
         return
     exchange.estimated = usage is None
+    # An answer that broke off before it named its tier was most likely served at the one that was asked for.
+    tier = service_tier or exchange.chat.service_tier
+    left = None
     if usage is None:
-        usage = Usage(input_tokens=exchange.reserved_input_tokens, output_tokens=counted_output_tokens)
+        usage, left = own_count(exchange, services, said, counted_output_tokens, tier)
     tokens = usage.total_tokens
     if outcome is Outcome.CLIENT_GONE and exchange.estimated:
         # Upstream may run on after we have let go of it: what was reserved stays charged, and decays.
         tokens = max(tokens, exchange.admitted.reservation.cost.tokens)
-    _write(exchange, services, status, outcome, usage, Cost(1, tokens), service_tier)
+    _write(exchange, services, status, outcome, usage, Cost(1, tokens), tier, left)
 
 
 def settle_broken(exchange: Exchange, services: Services, error: BaseException) -> None:
@@ -63,6 +72,7 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
             outcome=outcome,
             usage=stream.usage,
             counted_output_tokens=stream.counted_output_tokens,
+            said=stream.transcript.said() if stream.usage is None else None,
             service_tier=stream.service_tier,
         )
     elif exchange.running:
@@ -138,13 +148,12 @@ def _write(
     usage: Usage,
     actual: Cost,
     service_tier: str | None,
+    left: Uncounted | None = None,
 ) -> None:
     _settle_limits(exchange, services, actual)
     if exchange.price is not None:
-        # An answer that broke off before it named its tier was most likely served at the one that was asked for.
-        tier = service_tier or exchange.chat.service_tier
-        exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, tier)
-    _record(exchange, services, status, outcome, usage)
+        exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
+    _record(exchange, services, status, outcome, usage, left, actual.tokens)
 
 
 def _settle_limits(exchange: Exchange, services: Services, actual: Cost) -> None:
@@ -154,29 +163,39 @@ def _settle_limits(exchange: Exchange, services: Services, actual: Cost) -> None
         services.limiter.settle(exchange.shadow.decision.reservation, actual)
 
 
-def _record(exchange: Exchange, services: Services, status: int, outcome: Outcome, usage: Usage) -> None:
+def _record(
+    exchange: Exchange,
+    services: Services,
+    status: int,
+    outcome: Outcome,
+    usage: Usage,
+    left: Uncounted | None = None,
+    charged_tokens: int = 0,
+) -> None:
     exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
     exchange.settled = True
     if not exchange.dispatched and outcome is not Outcome.CACHED:
         return  # it was never sent: nothing for the ledger
-    services.ledger.end(
-        UsageEvent(
-            event_id=exchange.event_id,
-            at_ms=exchange.at_ms,
-            request_id=exchange.request_id,
-            team=exchange.principal.team.name,
-            key_id=exchange.principal.key.kid,
-            endpoint=exchange.endpoint,
-            model=exchange.chat.model,
-            upstream=exchange.upstream,
-            status=status,
-            outcome=outcome,
-            usage=usage,
-            cost_pico_usd=exchange.cost_pico_usd,
-            saved_pico_usd=exchange.saved_pico_usd,
-            price_id=exchange.price.price_id if exchange.price else None,
-            estimated=exchange.estimated,
-            attempts=exchange.attempts,
-            duration_ms=(services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
-        )
+    event = UsageEvent(
+        event_id=exchange.event_id,
+        at_ms=exchange.at_ms,
+        request_id=exchange.request_id,
+        team=exchange.principal.team.name,
+        key_id=exchange.principal.key.kid,
+        endpoint=exchange.endpoint,
+        model=exchange.chat.model,
+        upstream=exchange.upstream,
+        status=status,
+        outcome=outcome,
+        usage=usage,
+        cost_pico_usd=exchange.cost_pico_usd,
+        saved_pico_usd=exchange.saved_pico_usd,
+        price_id=exchange.price.price_id if exchange.price else None,
+        estimated=exchange.estimated,
+        attempts=exchange.attempts,
+        duration_ms=(services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
     )
+    if left is None:
+        services.ledger.end(event)
+    else:
+        end_when_counted(exchange, services, event, left, charged_tokens)

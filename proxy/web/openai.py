@@ -18,7 +18,7 @@ from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
 from proxy.pipeline.models import list_models, one_model
-from proxy.pipeline.report import Ending, record_of
+from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
 from proxy.web.downstream import AiohttpDownstream
@@ -97,7 +97,7 @@ class OpenAIRoutes:
             client.abort_if_open()
         finally:
             if not exchange.outlives:
-                telemetry.finished(record_of(exchange, ending, self._services))
+                report(exchange, ending, self._services)
         return client.response or _whole(reply, id_headers)
 
     def _exchange(self, request: web.BaseRequest, endpoint: str) -> Exchange:
