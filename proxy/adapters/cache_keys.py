@@ -60,9 +60,8 @@ class MasterKeys:
 def read_master_keys(text: str) -> MasterKeys:
     """Read keys of 32 bytes, each 43 or 44 characters of base64, with white space between them.
 
-    To change the key, add the new one behind on every machine, then put it first, and take the old one away when what it
-    sealed has expired. Raises
-    `MasterKeysInvalid`.
+    To change the key, add the new one behind on every machine, then put it first, and take the old one away when what
+    it sealed has expired. Raises `MasterKeysInvalid`.
     """
     keys = [_read(word, number) for number, word in enumerate(text.split(), 1)]
     if not keys:
