@@ -29,7 +29,7 @@ from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.line import travel
-from proxy.pipeline.report import Ending, record_of
+from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Policy, Services
 from proxy.ports import CacheAddress, CachedAnswer, UpstreamRequest
 from proxy.web.errors import answer_of, status_of
@@ -386,7 +386,7 @@ class Stage:
                 client.abort()
         finally:
             if not exchange.outlives:
-                self.books.finished(record_of(exchange, ending, self.services))
+                report(exchange, ending, self.services)
         return reply
 
     async def all(self) -> list[Asked]:

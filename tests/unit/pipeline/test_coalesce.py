@@ -5,12 +5,14 @@ import json
 
 import pytest
 
+from proxy.core.bucket import Scope
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult
 from proxy.core.replay import assemble
-from proxy.core.tiers import Limits
+from proxy.core.tiers import Limits, Schedule
 from tests.support.stage import (
+    ROOMY,
     LeasedCache,
     LoopClock,
     Play,
@@ -717,11 +719,62 @@ def test_a_shadow_tier_decides_on_each_of_them_as_on_a_hit():
 
 
 def each_scope(name):
-    from proxy.core.bucket import Scope
-    from proxy.core.tiers import Schedule
-    from tests.support.stage import ROOMY
-
     return Scope(name, Schedule(ROOMY, ROOMY))
+
+
+def test_a_call_that_is_ended_from_outside_ends_for_all_and_is_charged():
+    async def play():
+        stage = Stage(slow())
+        asked = [stage.ask() for _ in range(3)]
+        await asyncio.sleep(5)
+        (flight,) = stage.services.flights._under_way.values()
+        flight.stop()
+        await stage.all()
+        assert [each.status for each in asked] == [503] * 3
+        (event,) = stage.books.ended
+        assert (event.outcome, event.estimated) == (Outcome.UNAVAILABLE, True)
+        assert stage.upstream.cut == 1
+        stage.ties_out()
+
+    on_stage(play)
+
+
+def test_a_fault_of_ours_is_everybodys_and_told_as_from_one_place():
+    async def play():
+        stage = Stage(slow())
+
+        def fall_over(_):
+            raise RuntimeError("a fault")
+
+        stage.books.begin = fall_over
+        asked = [stage.ask() for _ in range(30)]
+        await asyncio.wait([each.task for each in asked])
+        errors = {each.task.exception() for each in asked}
+        (error,) = errors
+        depth, place = 0, error.__traceback__
+        while place is not None:
+            depth, place = depth + 1, place.tb_next
+        assert depth < 20, "it does not grow with those who raise it"
+        assert await stage.charged() == (0, 0)
+        stage.ties_out()
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("body", [chat(), STREAM], ids=["plain", "stream"])
+def test_a_long_stream_is_kept_though_its_frames_are_larger_than_an_entry(body):
+    async def play():
+        events = stream(*["word "] * 500)
+        stage = Stage(streamed(*events), cache_entry_max_bytes=10_000)
+        assert len(b"".join(events)) > 50_000
+        stage.ask(STREAM)
+        await stage.all()
+        again = stage.ask(body)
+        await stage.all()
+        assert again.headers["Cache-Status"].startswith("tollgate; hit")
+        assert told(again)["choices"][0]["message"]["content"] == "word " * 500
+
+    on_stage(play)
 
 
 def processes(count, *plays, **policy):
