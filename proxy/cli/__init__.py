@@ -20,6 +20,7 @@ _COMMANDS = {
     "audit": ("proxy.cli.audit:audit", "Show who changed what."),
     "ledger": ("proxy.cli.ledger:ledger", "Prove that the account ties out."),
     "prices": ("proxy.cli.prices:prices", "List, check and import prices."),
+    "reconcile": ("proxy.cli.reconcile:reconcile", "Compare the ledger with OpenAI's usage and costs export."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),
     "completion": ("proxy.cli.completion:completion", "Print a completion script for your shell."),
 }
