@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import asynccontextmanager
 
 import pytest
 import redis
@@ -20,7 +21,7 @@ from proxy.core.errors import StoreAway
 from proxy.core.tiers import Limits, Schedule
 from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.redis_route import open_route, until_true
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, eventually
 
 # So slow that nothing comes back while a test runs.
 LIMITS = Limits(1, 1, 100_000, 100_000_000)
@@ -66,49 +67,65 @@ async def answers(limiter):
     return True
 
 
-@pytest.mark.parametrize("seed", range(8))
-async def test_never_less_is_charged_than_was_used(seed):
+@asynccontextmanager
+async def run_lossy(topology):
+    """A server, the proxy before it, and a route that knows no other way to it."""
+    is_cluster = topology == "redis+cluster"
+    with RedisServer(*(["cluster-enabled yes"] if is_cluster else [])) as server:
+        async with run_tcp_proxy(server.socket) as proxy:
+            if is_cluster:
+                server.ask("CONFIG", "SET", "cluster-announce-port", proxy.port)
+                server.ask("CLUSTER", "ADDSLOTS", *range(16_384))
+                eventually(lambda: "cluster_state:ok" in server.ask("CLUSTER", "INFO"), "a cluster of one")
+            async with open_route(f"{topology}://127.0.0.1:{proxy.port}", HASTY) as route:
+                assert [primary.address.port for primary in route.primaries()] == [proxy.port]
+                yield server, proxy, route
+
+
+@pytest.mark.parametrize(
+    ("topology", "seed"), [*(("redis", seed) for seed in range(8)), *(("redis+cluster", seed) for seed in range(3))]
+)
+async def test_never_less_is_charged_than_was_used(topology, seed):
     chance = random.Random(seed)
-    with RedisServer() as server:
-        async with run_tcp_proxy(server.socket) as proxy, open_route(f"redis://127.0.0.1:{proxy.port}", HASTY) as route:
-            limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0)
-            under_way, requests, tokens = [], 0, 0
+    async with run_lossy(topology) as (server, proxy, route):
+        limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0)
+        under_way, requests, tokens = [], 0, 0
 
-            def settle(reservation):
-                nonlocal requests, tokens
-                actual = chance.choice((0, 100, 300, 2_000))
-                limiter.settle(reservation, Cost(1, actual))
-                requests, tokens = requests + 1, tokens + actual
+        def settle(reservation):
+            nonlocal requests, tokens
+            actual = chance.choice((0, 100, 300, 2_000))
+            limiter.settle(reservation, Cost(1, actual))
+            requests, tokens = requests + 1, tokens + actual
 
-            for _ in range(200):
-                match chance.choice(STEPS):
-                    case "cut":
-                        proxy.cut()
-                        if chance.random() < 0.8:
-                            proxy.release_replies()
-                            await until_true(lambda: route.primaries()[0].is_up, "it is connected again")
-                    case "hold":
-                        proxy.hold_replies()
-                    case "release":
+        for _ in range(200):
+            match chance.choice(STEPS):
+                case "cut":
+                    proxy.cut()
+                    if chance.random() < 0.8:
                         proxy.release_replies()
-                    case "settle" if under_way:
-                        settle(under_way.pop(chance.randrange(len(under_way))))
-                    case step:
-                        reservation = await reserve(limiter, Cost(1, 300), leave=step == "leave")
-                        if reservation is not None:
-                            under_way.append(reservation)
-            for reservation in under_way:
-                settle(reservation)
-            proxy.release_replies()
-            for _ in range(100):
-                # What is owed is sent with the next question.
-                if await answers(limiter) and await reserve(limiter, Cost(0, 0)) is not None:
-                    break
-                await asyncio.sleep(0.02)
+                        await until_true(lambda: route.primaries()[0].is_up, "it is connected again")
+                case "hold":
+                    proxy.hold_replies()
+                case "release":
+                    proxy.release_replies()
+                case "settle" if under_way:
+                    settle(under_way.pop(chance.randrange(len(under_way))))
+                case step:
+                    reservation = await reserve(limiter, Cost(1, 300), leave=step == "leave")
+                    if reservation is not None:
+                        under_way.append(reservation)
+        for reservation in under_way:
+            settle(reservation)
+        proxy.release_replies()
+        for _ in range(100):
+            # What is owed is sent with the next question.
+            if await answers(limiter) and await reserve(limiter, Cost(0, 0)) is not None:
+                break
+            await asyncio.sleep(0.02)
 
-            def short():
-                counted = charged(server)
-                return max(requests - counted[0], tokens - counted[1])
+        def short():
+            counted = charged(server)
+            return max(requests - counted[0], tokens - counted[1])
 
-            await until_true(lambda: short() <= 0, "no less is charged than was used")
-            assert requests > 10, "a history in which hardly anything passed shows nothing"
+        await until_true(lambda: short() <= 0, "no less is charged than was used")
+        assert requests > 10, "a history in which hardly anything passed shows nothing"
