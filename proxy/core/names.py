@@ -19,6 +19,7 @@ __all__ = [
     "checked_models",
     "checked_name",
     "checked_tier",
+    "is_name",
 ]
 
 MAX_LABEL_CHARACTERS = 200
@@ -30,9 +31,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _TIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
+def is_name(name: str) -> bool:
+    """Whether a team can be called this; no other name is worth asking a database for, and some cannot be asked for."""
+    return _NAME.fullmatch(name) is not None
+
+
 def checked_name(name: str) -> str:
     """The name of a team itself; raises `BadName`."""
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise BadName(name)
     return name
 

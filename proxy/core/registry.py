@@ -63,7 +63,7 @@ class TeamUnknown(RegistryError):
     team: str
 
     def __str__(self) -> str:
-        return f"no team is named {self.team}"
+        return f"no team is named {self.team[:80]}"
 
 
 @dataclass(eq=False)

@@ -100,3 +100,41 @@ async def test_a_database_that_fails_is_a_store_that_is_away(store, engine):
     assert (raised.value.store, raised.value.operation) == ("keys", "find")
     with pytest.raises(StoreAway):
         await store.revision()
+
+
+async def test_a_rotated_key_is_found_with_both_of_its_secrets(store, registry):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    record = registry.rotate_key(kid, overlap_ms=1_000).record
+    found, _ = await store.find(kid)
+    assert found == record
+    assert [secret.serial for secret in found.secrets] == [1, 2]
+
+
+async def test_uses_are_kept_to_the_minute_and_only_forward(store, registry):
+    registry.add_team("growth", "free")
+    one, other = (registry.issue_key("growth").record.kid for _ in range(2))
+    revision = await store.revision()
+    await store.note_uses({one: 1_000_000, other: 2_000_000, "000000000000": 1})
+    await store.note_uses({one: 1_059_999, other: 1_000})
+    assert {key.kid: key.last_used_at_ms for key in registry.list_keys()} == {one: 1_000_000, other: 2_000_000}
+    await store.note_uses({one: 1_060_000})
+    assert (await store.find(one))[0].last_used_at_ms == 1_060_000
+    assert await store.revision() == revision
+
+
+async def test_each_question_is_away_with_the_database(store, registry, engine):
+    registry.add_team("growth", "free")
+    secret = registry.issue_key("growth").record.secrets[0]
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE key_secrets")
+        connection.exec_driver_sql("DROP TABLE api_keys")
+    for operation, ask in (
+        ("find_imported", lambda: store.find_imported([b"x" * 32])),
+        ("imported_under", store.imported_under),
+        ("note_uses", lambda: store.note_uses({"000000000000": 1})),
+        ("add_hash", lambda: store.add_hash("000000000000", secret, 1, b"x" * 32)),
+    ):
+        with pytest.raises(StoreAway) as raised:
+            await ask()
+        assert raised.value.operation == operation

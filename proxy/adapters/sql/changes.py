@@ -21,6 +21,7 @@ from proxy.adapters.sql.tables import (
     teams,
 )
 from proxy.core.keys import PepperKeeper, Peppers, kid_of
+from proxy.core.names import is_name
 from proxy.core.principal import KeyRecord, Team
 from proxy.core.registry import BadValue, KeyUnknown, TeamUnknown
 from proxy.core.tiers import LARGEST_LIMIT, Limits
@@ -78,7 +79,8 @@ class Changes:
 
 def team_in(connection: Connection, name: str) -> Team:
     """The team of this name. Raises `TeamUnknown`."""
-    row = connection.execute(select(teams).where(teams.c.name == name)).mappings().first()
+    query = select(teams).where(teams.c.name == name)
+    row = connection.execute(query).mappings().first() if is_name(name) else None
     if row is None:
         raise TeamUnknown(name)
     limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()

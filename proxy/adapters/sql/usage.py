@@ -10,7 +10,8 @@ from sqlalchemy import Column, ColumnElement, Connection, Engine, RowMapping, Se
 from proxy.adapters.sql.engine import reading
 from proxy.adapters.sql.measures import MEASURES
 from proxy.adapters.sql.tables import usage_daily, usage_events
-from proxy.core.registry import Axis, Mismatch, UsageRow
+from proxy.core.names import is_name
+from proxy.core.registry import Axis, Mismatch, TeamUnknown, UsageRow
 from proxy.core.usage import Usage
 
 __all__ = ["SqlUsageReports", "counted_from_events", "mismatches_in", "total_of", "utc_day"]
@@ -47,7 +48,7 @@ class SqlUsageReports:
     ) -> Sequence[UsageRow]:
         """Totals of the whole UTC days that [since_ms, until_ms) touches, sorted by group; no axes: one row.
 
-        Raises `StoreAway`.
+        Raises `TeamUnknown` for what is no name of a team, `StoreAway`.
         """
         axes = [_AXES[axis] for axis in by]
         sums = [each for name in MEASURES for each in _wide_sum(usage_daily.c[name], self._engine.dialect.name)]
@@ -57,6 +58,8 @@ class SqlUsageReports:
         if until_ms is not None:
             query = query.where(usage_daily.c.day <= utc_day(until_ms - 1))
         if team is not None:
+            if not is_name(team):
+                raise TeamUnknown(team)
             query = query.where(usage_daily.c.team == team)
         with reading(self._engine, "ledger", "usage") as connection:
             rows = connection.execute(query.group_by(*axes).order_by(*axes)).mappings().all()
