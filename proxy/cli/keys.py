@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+import msgspec
 
 from proxy.cli.options import CLEARED, DURATION, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant, printable
@@ -13,6 +14,7 @@ from proxy.cli.peppers import pepper
 from proxy.cli.stores import failures, now_ms, registry_of
 from proxy.core.principal import KeyRecord
 from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits
+from proxy.core.views.keys import issued_view, key_state, key_view
 
 __all__ = ["keys"]
 
@@ -192,7 +194,7 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
     with registry_of(settings_from(config, options)) as registry:
         record = registry.revoke_key(key_id)
     if as_json:
-        echo_json(_row(record, now_ms()))
+        echo_json(msgspec.to_builtins(key_view(record, now_ms())))
     else:
         click.echo(f"revoked {record.kid} of team {printable(record.team)}")
 
@@ -214,8 +216,8 @@ def _lines(source: str) -> list[str]:
 def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None:
     at_ms = now_ms()
     if as_json:
-        rows = [_row(record, at_ms) for record in found]
-        echo_json(rows[0] if alone else rows)
+        rows = [key_view(record, at_ms) for record in found]
+        echo_json(msgspec.to_builtins(rows[0] if alone else rows))
         return
     echo_table(
         (
@@ -227,7 +229,7 @@ def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None
                 record.kid,
                 record.team,
                 record.label,
-                _state(record, at_ms),
+                key_state(record, at_ms).value,
                 instant(record.created_at_ms),
                 record.created_by or None,
                 instant(record.expires_at_ms),
@@ -246,43 +248,8 @@ def _hand_out(issued: IssuedKey, *, as_json: bool) -> None:
     """Show a fresh key: alone on stdout, so that it can be captured; what it is on stderr."""
     record = issued.record
     if as_json:
-        echo_json({"key": issued.key, **_row(record, record.created_at_ms)})
+        echo_json(msgspec.to_builtins(issued_view(issued, now_ms())))
         return
     until = "" if record.expires_at_ms is None else f", until {instant(record.expires_at_ms)}"
     click.echo(f"key {record.kid} of team {printable(record.team)}{until}; it is not shown again:", err=True)
     click.echo(issued.key)
-
-
-def _state(record: KeyRecord, at_ms: int) -> str:
-    if record.revoked_at_ms is not None:
-        return "revoked"
-    if not record.live_at(at_ms):
-        return "expired"
-    return "live" if _overlap_ends_at_ms(record, at_ms) is None else "rotating"
-
-
-def _overlap_ends_at_ms(record: KeyRecord, at_ms: int) -> int | None:
-    """When the last of the secrets that were rotated stops; None when none of them goes on."""
-    ends = (secret.ends_at_ms for secret in record.secrets)
-    return max((end for end in ends if end is not None and end > at_ms), default=None)
-
-
-def _row(record: KeyRecord, at_ms: int) -> dict[str, object]:
-    """A key for programs."""
-    return {
-        "id": record.kid,
-        "team": record.team,
-        "label": record.label,
-        "state": _state(record, at_ms),
-        "created": instant(record.created_at_ms),
-        "created_by": record.created_by or None,
-        "expires": instant(record.expires_at_ms),
-        "revoked": instant(record.revoked_at_ms),
-        "overlap_ends": instant(_overlap_ends_at_ms(record, at_ms)),
-        "last_used": instant(record.last_used_at_ms),
-        "imported": any(secret.imported for secret in record.secrets),
-        "requests_per_minute": record.limits.requests_per_minute if record.limits else None,
-        "tokens_per_minute": record.limits.tokens_per_minute if record.limits else None,
-        "max_parallel": record.max_parallel,
-        "models": None if record.models is None else sorted(record.models),
-    }

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import registry_of
 from proxy.core.registry import PepperRecord
+from proxy.core.views.keys import pepper_view
 
 __all__ = ["pepper"]
 
@@ -75,15 +77,15 @@ def retire(version: int, *, config: Path | None, as_json: bool, **options: Any) 
 
 def _show(found: list[PepperRecord], *, as_json: bool, alone: bool = False) -> None:
     if as_json:
-        rows = [_row(record) for record in found]
-        echo_json(rows[0] if alone else rows)
+        rows = [pepper_view(record) for record in found]
+        echo_json(msgspec.to_builtins(rows[0] if alone else rows))
         return
     echo_table(
         ("version", "state", "made", "retired", "keys that need it", "here"),
         [
             (
                 record.version,
-                _state(record),
+                pepper_view(record).state.value,
                 instant(record.created_at_ms),
                 instant(record.retired_at_ms),
                 record.keys,
@@ -92,20 +94,3 @@ def _show(found: list[PepperRecord], *, as_json: bool, alone: bool = False) -> N
             for record in found
         ],
     )
-
-
-def _state(record: PepperRecord) -> str:
-    if record.retired_at_ms is not None:
-        return "retired"
-    return "current" if record.current else "old"
-
-
-def _row(record: PepperRecord) -> dict[str, object]:
-    return {
-        "version": record.version,
-        "state": _state(record),
-        "made": instant(record.created_at_ms),
-        "retired": instant(record.retired_at_ms),
-        "keys": record.keys,
-        "here": record.here,
-    }

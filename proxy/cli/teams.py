@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+import msgspec
 
 from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
@@ -15,6 +15,7 @@ from proxy.cli.stores import now_ms, registry_of, require_tier
 from proxy.core.principal import CacheMode, Team
 from proxy.core.registry import TeamChanges, TeamFields
 from proxy.core.tiers import Limits, Tier
+from proxy.core.views.teams import team_view
 from proxy.settings import Settings
 
 __all__ = ["teams"]
@@ -170,8 +171,8 @@ def _require_tiers(settings: Settings, tier: str | None, fields: TeamFields) -> 
 def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bool = False) -> None:
     at_ms = now_ms()
     if as_json:
-        rows = [_row(team, _limits(team, tiers, at_ms)) for team in found]
-        echo_json(rows[0] if alone else rows)
+        rows = [team_view(team, tiers, at_ms) for team in found]
+        echo_json(msgspec.to_builtins(rows[0] if alone else rows))
         return
     echo_table(
         ("team", "tier", "since", "requests/min", "tokens/min", "parallel", "per-model", "shadow", "cache", "models"),
@@ -207,24 +208,3 @@ def _limits(team: Team, tiers: dict[str, Tier], at_ms: int) -> Limits | None:
     """What holds for the team now; None when its tier is no more."""
     tier = tiers.get(team.tier)
     return None if tier is None else tier.schedule(team.tier_since_ms, at_ms, team.limits).limits_at(at_ms)
-
-
-def _row(team: Team, limits: Limits | None) -> dict[str, object]:
-    """A team for programs: `limits` is what holds now, `own_limits` what was set for it alone."""
-    return {
-        "name": team.name,
-        "tier": team.tier,
-        "tier_since": instant(team.tier_since_ms),
-        "limits": None if limits is None else asdict(limits),
-        "own_limits": None if team.limits is None else asdict(team.limits),
-        "max_parallel": team.max_parallel,
-        "model_limits": {
-            model: {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
-            for model, own in sorted(team.model_limits.items())
-        },
-        "shadow_tier": team.shadow_tier,
-        "shadow_since": instant(team.shadow_since_ms) if team.shadow_tier else None,
-        "cache": team.cache_mode.value,
-        "models": None if team.models is None else sorted(team.models),
-        "created": instant(team.created_at_ms),
-    }
