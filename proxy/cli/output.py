@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import re
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import click
 
-__all__ = ["echo_csv", "echo_json", "echo_table", "instant", "printable"]
+__all__ = ["echo_csv", "echo_json", "echo_json_rows", "echo_table", "instant", "printable"]
 
 Cell = str | int | None
+
+_AT_ONCE = 500
+_FORMULA = tuple(
+    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
 def printable(text: str) -> str:
@@ -33,13 +41,30 @@ def echo_json(value: object) -> None:
     click.echo(json.dumps(value))
 
 
-def echo_csv(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print comma-separated values; a text that a spreadsheet would run as a formula gets a quote in front."""
+def echo_json_rows(rows: Iterable[object]) -> None:
+    """Print one JSON array, as `echo_json` would, while its elements come."""
+    encoded = map(json.dumps, rows)
+    _echo_batches(itertools.chain(["["], itertools.islice(encoded, 1), (f", {each}" for each in encoded), ["]\n"]))
+
+
+def echo_csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print comma-separated values while the rows come.
+
+    A text that a spreadsheet would run as a formula gets a quote in front; a number stays one.
+    """
+    _echo_batches(_csv_line(row) for row in itertools.chain([header], ([_inert(cell) for cell in row] for row in rows)))
+
+
+def _csv_line(row: Sequence[Cell]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[_inert(cell) for cell in row] for row in rows])
-    click.echo(out.getvalue(), nl=False)
+    csv.writer(out, lineterminator="\n").writerow(row)
+    return out.getvalue()
+
+
+def _echo_batches(pieces: Iterator[str]) -> None:
+    # Each echo is flushed, which for every row would take most of the time.
+    while batch := list(itertools.islice(pieces, _AT_ONCE)):
+        click.echo("".join(batch), nl=False)
 
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Container[str] = ()) -> None:
@@ -61,7 +86,7 @@ def _inert(cell: Cell) -> Cell:
     if not isinstance(cell, str):
         return cell
     text = printable(cell)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def _padded(cell: str, width: int, *, right: bool) -> str:

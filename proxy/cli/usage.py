@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import click
 
 from proxy.cli.instants import INSTANT
 from proxy.cli.options import data_options, json_option, settings_from
-from proxy.cli.output import Cell, echo_csv, echo_json, echo_table
+from proxy.cli.output import Cell, echo_csv, echo_json_rows, echo_table
 from proxy.cli.stores import registry_of, reports_of
 from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.registry import Axis, UsageRow
@@ -18,6 +22,9 @@ __all__ = ["usage"]
 
 _TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
 _MEASURES = ("requests", "cached", "estimated", *_TOKENS, "saved_input_tokens", "saved_output_tokens")
+
+_LONG_ROWS = 10_000
+"""Where an export takes long enough to be waited for."""
 
 
 class _Axes(click.ParamType[tuple[Axis, ...]]):
@@ -72,19 +79,35 @@ def usage(
     if until is not None and until < since:
         raise click.UsageError("--until is before --since")
     settings = settings_from(config, options)
-    with reports_of(settings) as reports:
-        rows = list(reports.usage(by, since, until, team))
-    if team is not None and not rows:
-        # Nothing to show and a name that was mistyped look alike: only one of them is an answer.
-        with registry_of(settings) as registry:
-            registry.get_team(team)
     header = (*(axis.value for axis in by), *_MEASURES, "cost_usd", "saved_usd")
-    if as_json:
-        echo_json([dict(zip(header, _cells(row, PICO_DIGITS), strict=True)) for row in rows])
-    elif as_csv:
-        echo_csv(header, [_cells(row, PICO_DIGITS) for row in rows])
-    else:
-        echo_table(header, [_cells(row, 4) for row in rows], right=("cost_usd", "saved_usd"))
+    with reports_of(settings) as reports:
+        rows = reports.each_usage(by, since, until, team)
+        first = next(rows, None)
+        if first is None and team is not None:
+            # Nothing to show and a name that was mistyped look alike: only one of them is an answer.
+            with registry_of(settings) as registry:
+                registry.get_team(team)
+        found = rows if first is None else itertools.chain([first], rows)
+        if not (as_json or as_csv):
+            echo_table(header, [_cells(row, 4) for row in found], right=("cost_usd", "saved_usd"))
+            return
+        with _progress(found, lambda: reports.count_usage(by, since, until, team)) as counted:
+            cells = (_cells(row, PICO_DIGITS) for row in counted)
+            if as_json:
+                echo_json_rows(dict(zip(header, row, strict=True)) for row in cells)
+            else:
+                echo_csv(header, cells)
+
+
+@contextmanager
+def _progress(rows: Iterable[UsageRow], count: Callable[[], int]) -> Iterator[Iterable[UsageRow]]:
+    """Show how far a long export has come, where somebody watches and what is exported goes elsewhere."""
+    length = count() if sys.stderr.isatty() and not sys.stdout.isatty() else 0
+    if length < _LONG_ROWS:
+        yield rows
+        return
+    with click.progressbar(rows, length=length, label="exporting", file=sys.stderr) as shown:
+        yield shown
 
 
 def _cells(row: UsageRow, digits: int) -> tuple[Cell, ...]:

@@ -6,7 +6,7 @@ Every method is synchronous and talks to the database; a caller on an event loop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypedDict, Unpack
@@ -325,6 +325,18 @@ class UsageReports(Protocol):
         self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
     ) -> Sequence[UsageRow]:
         """Totals of the whole UTC days that [since_ms, until_ms) touches, sorted by group; no axes: one row."""
+        ...
+
+    def each_usage(
+        self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> Iterator[UsageRow]:
+        """Yield the same, row by row, for more of them than should be in memory at once."""
+        ...
+
+    def count_usage(
+        self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> int:
+        """How many rows that would be at this moment."""
         ...
 
     def verify(self) -> Sequence[Mismatch]:

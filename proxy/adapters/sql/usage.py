@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Engine, RowMapping, Select, func, select
 
@@ -21,6 +22,8 @@ _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 _DAILY_KEY = tuple(usage_daily.primary_key.columns)
 _HALF_BITS = 32
+_AT_ONCE = 1_000
+"""Rows that are fetched from the database at a time."""
 
 _AXES: Mapping[Axis, Column[object]] = {
     Axis.DAY: usage_daily.c.day,
@@ -50,9 +53,35 @@ class SqlUsageReports:
 
         Raises `TeamUnknown` for what is no name of a team, `StoreAway`.
         """
+        return list(self.each_usage(by, since_ms, until_ms, team))
+
+    def each_usage(
+        self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> Iterator[UsageRow]:
+        """Yield the rows of `usage` as the database gives them, with little of it in memory. Raises as `usage` does."""
+        query = self._totals(by, since_ms, until_ms, team)
+        axes = [_AXES[axis] for axis in by]
+        with (
+            reading(self._engine, "ledger", "usage") as connection,
+            # Closed before the transaction is, also where nobody reads to the end.
+            connection.execution_options(yield_per=_AT_ONCE).execute(query.order_by(*axes)) as rows,
+        ):
+            yield from (_report_row(axes, row) for row in rows.mappings())
+
+    def count_usage(
+        self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+    ) -> int:
+        """How many rows `usage` would have at this moment. Raises as `usage` does."""
+        query = self._totals(by, since_ms, until_ms, team)
+        with reading(self._engine, "ledger", "usage") as connection:
+            return connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+
+    def _totals(
+        self, by: Sequence[Axis], since_ms: int | None, until_ms: int | None, team: str | None
+    ) -> Select[*tuple[Any, ...]]:
         axes = [_AXES[axis] for axis in by]
         sums = [each for name in MEASURES for each in _wide_sum(usage_daily.c[name], self._engine.dialect.name)]
-        query = select(*axes, *sums)
+        query = select(*axes, *sums).group_by(*axes)
         if since_ms is not None:
             query = query.where(usage_daily.c.day >= utc_day(since_ms))
         if until_ms is not None:
@@ -61,9 +90,7 @@ class SqlUsageReports:
             if not is_name(team):
                 raise TeamUnknown(team)
             query = query.where(usage_daily.c.team == team)
-        with reading(self._engine, "ledger", "usage") as connection:
-            rows = connection.execute(query.group_by(*axes).order_by(*axes)).mappings().all()
-        return [_report_row(axes, row) for row in rows]
+        return query
 
     def verify(self) -> Sequence[Mismatch]:
         """Compare the daily totals with the events they are made of; empty when the books agree.

@@ -3,12 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cli.output import echo_csv, echo_json, echo_table, instant, printable
+from proxy.cli.output import echo_csv, echo_json, echo_json_rows, echo_table, instant, printable
 
 
 def test_tables_align_and_numbers_stand_to_the_right(capsys):
@@ -57,12 +58,36 @@ def test_csv_reads_back_as_what_it_shows(row):
         echo_csv(["c"] * len(row), [row])
     read = list(csv.reader(io.StringIO(out.getvalue())))[1]
     assert [cell.removeprefix("'") for cell in read] == [printable(cell).removeprefix("'") for cell in row]
-    assert not any(cell.startswith(("=", "+", "-", "@")) for cell in read)
+    assert not any(cell.startswith(("=", "+", "@")) for cell in read)
+    assert all(re.fullmatch(r"-[0-9]+(\.[0-9]+)?", cell) for cell in read if cell.startswith("-"))
 
 
 def test_csv_keeps_numbers_as_they_are(capsys):
-    echo_csv(("a", "b", "c"), [(-5, "=1+1", None)])
-    assert capsys.readouterr().out == "a,b,c\n-5,'=1+1,\n"
+    echo_csv(("a", "b", "c"), [(-5, "=1+1", None), ("-0.25", "-1+1", "\uff1d1")])
+    assert capsys.readouterr().out == "a,b,c\n-5,'=1+1,\n-0.25,'-1+1,'\uff1d1\n"
+
+
+def test_csv_and_json_come_out_while_rows_are_made(capsys):
+    def rows():
+        for number in range(2_000):
+            yield number
+            shown.append(capsys.readouterr().out)
+
+    shown = []
+    echo_csv(("a",), ([number] for number in rows()))
+    assert any(shown[:-1])
+    assert "".join([*shown, capsys.readouterr().out]).split() == ["a", *map(str, range(2_000))]
+    shown.clear()
+    echo_json_rows({"a": number} for number in rows())
+    assert any(shown[:-1])
+    whole = "".join([*shown, capsys.readouterr().out])
+    assert whole == json.dumps([{"a": number} for number in range(2_000)]) + "\n"
+
+
+@pytest.mark.parametrize("rows", [[], [{}], [1, 2]])
+def test_a_json_array_in_pieces_is_one_array(capsys, rows):
+    echo_json_rows(rows)
+    assert capsys.readouterr().out == json.dumps(rows) + "\n"
 
 
 def test_json_is_one_line_of_ascii(capsys):
