@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from urllib.parse import unquote
 
@@ -30,7 +30,9 @@ __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
 VERSION_PREFIX = "/v1"
 _MODEL_PATH = f"{VERSION_PREFIX}/models/"
 _SHOWN_CHARACTERS = 256
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_CLIENT_ID = re.compile(r"(?!(?:.*[._:-])?sk-)[A-Za-z0-9._:-]{1,128}", re.ASCII)
+"""What is logged of an id that a client gave; what begins as a key does is none."""
+_CREDENTIALS = ("Authorization", "api-key")
 
 Step = Callable[[Exchange, AiohttpDownstream], Awaitable[Reply]]
 
@@ -105,11 +107,10 @@ class OpenAIRoutes:
         at_ms = clock.now_ms()
         event_id = uuid7(at_ms, secrets.token_bytes(10))
         path, _, query = request.raw_path.partition("?")
-        theirs = request.headers.get("x-request-id") or request.headers.get("x-client-request-id") or ""
         return Exchange(
             event_id=event_id,
             request_id=f"req_{event_id.replace('-', '')}",
-            client_request_id=theirs if _CLIENT_ID.fullmatch(theirs) else "",
+            client_request_id=_client_request_id(request.headers),
             at_ms=at_ms,
             started_ns=clock.monotonic_ns(),
             method=request.method,
@@ -127,3 +128,12 @@ def _whole(reply: Reply, more: tuple[tuple[str, str], ...]) -> web.Response:
     if hdrs.CONTENT_TYPE not in response.headers:
         response.headers[hdrs.CONTENT_TYPE] = "application/json"
     return response
+
+
+def _client_request_id(headers: Mapping[str, str]) -> str:
+    """What the client calls its request, for the log; empty where that is not fit to be seen."""
+    theirs = headers.get("x-request-id") or headers.get("x-client-request-id") or ""
+    if not _CLIENT_ID.fullmatch(theirs):
+        return ""
+    # A client that mistakes one header for another has its key in both.
+    return "" if any(theirs in headers.get(name, "").split() for name in _CREDENTIALS) else theirs
