@@ -4,39 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 
+from proxy.core.cache_store import CacheServer, CacheStore
 from proxy.settings import Settings, missing_for_cache
 
-__all__ = ["CacheServer", "CacheStore", "look_at_cache"]
+__all__ = ["look_at_cache"]
 
 _PATIENCE_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class CacheServer:
-    """A Redis that keeps answers, and perhaps more than that."""
-
-    address: str
-    used_bytes: int
-    max_bytes: int
-    """0: without bound."""
-    policy: str
-    """What it throws away when memory is short, in the server's words."""
-    evicted_keys: int
-    """Thrown away since it was started."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStore:
-    """Where answers are kept."""
-
-    in_redis: bool
-    """Or in each worker, which alone knows how much that is."""
-    max_bytes: int
-    """What each worker keeps in process, at most."""
-    servers: tuple[CacheServer, ...] | None = ()
-    """None: Redis did not answer."""
 
 
 def look_at_cache(settings: Settings) -> CacheStore | None:

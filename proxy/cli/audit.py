@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.instants import INSTANT
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import registry_of
 from proxy.core.audit import AuditEntry
+from proxy.core.views.audit import audit_view
 
 __all__ = ["audit"]
 
@@ -38,7 +40,7 @@ def audit(
     with registry_of(settings_from(config, options)) as registry:
         found = list(registry.list_audit(since, until, team))
     if as_json:
-        echo_json([_row(entry) for entry in found])
+        echo_json(msgspec.to_builtins([audit_view(entry) for entry in found]))
         return
     echo_table(
         ("when", "who", "what", "subject", "team", "details"),
@@ -60,15 +62,3 @@ def _told(entry: AuditEntry) -> str | None:
     """Details in a table's cell: what was given, and nothing that was not."""
     given = {name: value for name, value in entry.details.items() if value is not None}
     return " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()) or None
-
-
-def _row(entry: AuditEntry) -> dict[str, object]:
-    return {
-        "at": instant(entry.at_ms),
-        "at_ms": entry.at_ms,
-        "actor": entry.actor,
-        "action": entry.action,
-        "subject": entry.subject,
-        "team": entry.team,
-        "details": entry.details,
-    }

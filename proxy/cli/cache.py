@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.instants import INSTANT
 from proxy.cli.options import data_options, json_option, option, settings_from
 from proxy.cli.output import Cell, echo_json, echo_table, printable
 from proxy.cli.stores import registry_of, reports_of
-from proxy.core.money import PICO_DIGITS, format_usd
+from proxy.core.cache_store import CacheStore
+from proxy.core.money import format_usd
 from proxy.core.registry import Axis, UsageRow
+from proxy.core.views.cache import store_view
+from proxy.core.views.usage import cache_usage_view
 from proxy.settings import Settings
-
-if TYPE_CHECKING:
-    from proxy.app.cache_store import CacheStore
 
 __all__ = ["cache"]
 
@@ -88,7 +88,8 @@ def stats(team: str | None, since: int, *, config: Path | None, as_json: bool, *
             registry.get_team(team)
     store = _look(settings)
     if as_json:
-        echo_json({"usage": [_named(row) for row in rows], "store": _store_named(store)})
+        shown = {"usage": [cache_usage_view(row) for row in rows], "store": store_view(store)}
+        echo_json(msgspec.to_builtins(shown))
         return
     header = ("team", "model", "requests", "cached", "share", "saved_tokens", "saved_usd")
     echo_table(header, [_cells(row) for row in rows], right=("share", "saved_usd"))
@@ -110,37 +111,10 @@ def _look(settings: Settings) -> CacheStore | None:
     return look_at_cache(settings)
 
 
-def _percent(row: UsageRow) -> float:
-    return round(100 * row.cached / row.requests, 1) if row.requests else 0.0
-
-
 def _cells(row: UsageRow) -> Sequence[Cell]:
     saved_tokens = row.saved_input_tokens + row.saved_output_tokens
-    share = f"{_percent(row):.1f} %"
+    share = f"{cache_usage_view(row).cached_percent:.1f} %"
     return (*row.group, row.requests, row.cached, share, saved_tokens, format_usd(row.saved_pico_usd, 4))
-
-
-def _named(row: UsageRow) -> dict[str, object]:
-    team, model = row.group
-    return {
-        "team": team,
-        "model": model,
-        "requests": row.requests,
-        "cached": row.cached,
-        "cached_percent": _percent(row),
-        "saved_input_tokens": row.saved_input_tokens,
-        "saved_output_tokens": row.saved_output_tokens,
-        "saved_usd": format_usd(row.saved_pico_usd, PICO_DIGITS),
-    }
-
-
-def _store_named(store: CacheStore | None) -> dict[str, object]:
-    """The store for programs; `servers` is null where Redis did not answer."""
-    if store is None:
-        return {"kind": "off"}
-    if not store.in_redis:
-        return {"kind": "memory", "max_bytes": store.max_bytes}
-    return {"kind": "redis", "servers": None if store.servers is None else [asdict(each) for each in store.servers]}
 
 
 def _echo_store(store: CacheStore | None) -> None:

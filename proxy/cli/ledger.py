@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.options import data_options, json_option, settings_from
 from proxy.cli.output import echo_json, printable
 from proxy.cli.stores import actor, books_of
 from proxy.core.books import Findings
 from proxy.core.money import PICO_DIGITS, format_usd
+from proxy.core.views.ledger import DAILY_KEY, findings_view
 
 __all__ = ["ledger"]
-
-_DAILY_KEY = ("day", "team", "key", "model", "upstream", "endpoint")
 
 
 @click.group
@@ -49,7 +49,7 @@ def verify(*, rebuild: bool, config: Path | None, as_json: bool, **options: Any)
             rebuilt = books.rebuild()
         findings = books.verify()
     if as_json:
-        echo_json(_as_json(findings) | ({} if rebuilt is None else {"rebuilt_rows": rebuilt}))
+        echo_json(msgspec.to_builtins(findings_view(findings, rebuilt)))
     else:
         if rebuilt is not None:
             click.echo(f"{rebuilt:,} daily totals made anew from the events")
@@ -60,7 +60,7 @@ def verify(*, rebuild: bool, config: Path | None, as_json: bool, **options: Any)
 
 def _differences(findings: Findings) -> Iterator[str]:
     for each in findings.mismatches:
-        place = " ".join(f"{name}={value}" for name, value in zip(_DAILY_KEY, each.group, strict=True))
+        place = " ".join(f"{name}={value}" for name, value in zip(DAILY_KEY, each.group, strict=True))
         yield f"usage_daily {place}: {each.measure} is {each.daily}, its events have {each.events}"
     for one in findings.misdated:
         yield f"usage_events day={one.day} event_id={one.event_id}: the id was made on {one.made_on}"
@@ -86,32 +86,3 @@ def _summary(findings: Findings) -> Iterator[str]:
             f"the books do not tie out: {rows:,} daily totals, {len(findings.misdated):,} events, {offsets:,} offsets, "
             f"{damaged:,} segments"
         )
-
-
-def _as_json(findings: Findings) -> dict[str, object]:
-    spool = findings.spool
-    return {
-        "ok": findings.tie_out,
-        "events": findings.events,
-        "cost_usd": format_usd(findings.cost_pico_usd, PICO_DIGITS),
-        "mismatches": [
-            dict(zip(_DAILY_KEY, each.group, strict=True))
-            | {"measure": each.measure, "daily": each.daily, "events": each.events}
-            for each in findings.mismatches
-        ],
-        "misdated": [
-            {"day": str(each.day), "event_id": each.event_id, "made_on": str(each.made_on)}
-            for each in findings.misdated
-        ],
-        "offsets": [
-            {"segment": each.segment, "offset_bytes": each.offset_bytes, "reason": each.reason}
-            for each in findings.astray
-        ],
-        "spool": {
-            "writers": spool.writers,
-            "unshipped_bytes": spool.unshipped_bytes,
-            "unshipped_events": spool.unshipped_events,
-            "open_requests": spool.open_requests,
-            "damaged": list(spool.damaged),
-        },
-    }

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
-import re
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import click
 
-__all__ = ["echo_csv", "echo_json", "echo_json_rows", "echo_table", "instant", "printable"]
+from proxy.core.csv_text import Cell, csv_line, printable
 
-Cell = str | int | None
+__all__ = ["Cell", "echo_csv", "echo_json", "echo_json_rows", "echo_table", "instant", "printable"]
 
 _AT_ONCE = 500
-_FORMULA = tuple(
-    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
-)
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
-
-
-def printable(text: str) -> str:
-    """`text` with everything that could steer a terminal or reorder a line written as an escape."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
 
 
 def instant(at_ms: int | None) -> str | None:
@@ -52,13 +38,7 @@ def echo_csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
 
     A text that a spreadsheet would run as a formula gets a quote in front; a number stays one.
     """
-    _echo_batches(_csv_line(row) for row in itertools.chain([header], ([_inert(cell) for cell in row] for row in rows)))
-
-
-def _csv_line(row: Sequence[Cell]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(row)
-    return out.getvalue()
+    _echo_batches(map(csv_line, itertools.chain([header], rows)))
 
 
 def _echo_batches(pieces: Iterator[str]) -> None:
@@ -80,13 +60,6 @@ def echo_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], right: Con
             _padded(cell, width, right=to_right) for cell, width, to_right in zip(line, widths, numeric, strict=True)
         ]
         click.echo("  ".join(cells).rstrip())
-
-
-def _inert(cell: Cell) -> Cell:
-    if not isinstance(cell, str):
-        return cell
-    text = printable(cell)
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def _padded(cell: str, width: int, *, right: bool) -> str:

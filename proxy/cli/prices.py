@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.options import DAY, data_options, json_option, settings_from
 from proxy.cli.output import Cell, echo_json, echo_table, printable
@@ -17,6 +18,7 @@ from proxy.cli.stores import actor, failures, now_ms
 from proxy.core.money import format_usd_per_million
 from proxy.core.price import LongContext, Price, Rates, ServiceTier
 from proxy.core.price_table import KINDS, PricesInvalid, day_ms
+from proxy.core.views.prices import listed, price_day, prices_view
 
 __all__ = ["prices"]
 
@@ -46,25 +48,20 @@ def list_prices(model: str | None, at_day: date | None, *, config: Path | None, 
     settings = settings_from(config, options)
     with _refusals():
         view = proxy.app.prices.open_prices(settings)
-    at_ms = now_ms() if at_day is None else day_ms(at_day)
+    at_ms = None if at_day is None else day_ms(at_day)
     if model is not None and not view.book.rows(model):
         raise click.ClickException(f"no price is known for {printable(model)}")
-    held = [price for name in ([model] if model else view.book.models()) if (price := view.book.price(name, at_ms))]
-    shown = held if model is None or at_day is not None else list(view.book.rows(model))
-    shipped = frozenset(price.price_id for price in view.shipped.prices if view.book.by_id(price.price_id) == price)
-    as_of = view.shipped.as_of
-    age_days = None if as_of is None else (_today() - as_of).days
+    shown = listed(view.book, view.shipped, model, at_ms, now_ms())
+    told = prices_view(shown, view.shipped, None if view.file is None else str(view.file), _today())
     if as_json:
-        told = [_as_json(price, holds=price in held, shipped=price.price_id in shipped) for price in shown]
-        table = {"as_of": str(as_of), "age_days": age_days, "source": view.shipped.source}
-        echo_json({"shipped": table, "file": None if view.file is None else str(view.file), "prices": told})
+        echo_json(msgspec.to_builtins(told))
         return
-    whole = model is not None
-    rows = [line for price in shown for line in _lines(price, price.price_id in shipped, whole=whole)]
+    rows = [line for row in shown for line in _lines(row.price, row.shipped, whole=model is not None)]
     echo_table(("model", "from", "tier", "context", *(kind.replace("_", " ") for kind in KINDS), "table"), rows, _RIGHT)
-    click.echo(f"dollars per million tokens; shipped table of {as_of}, {age_days} days old: {view.shipped.source}")
-    if view.file is not None:
-        click.echo(f"laid over it: {printable(str(view.file))}")
+    table = told.shipped
+    click.echo(f"dollars per million tokens; shipped table of {table.as_of}, {table.age_days} days old: {table.source}")
+    if told.file is not None:
+        click.echo(f"laid over it: {printable(told.file)}")
 
 
 @prices.command("check")
@@ -161,7 +158,7 @@ def _lines(price: Price, shipped: bool, *, whole: bool) -> Iterator[tuple[Cell, 
     for tier, above, rates in _sheets(price) if whole else [(ServiceTier.DEFAULT, 0, price.rates[ServiceTier.DEFAULT])]:
         context = f"> {above:,}" if above else None
         amounts = (format_usd_per_million(getattr(rates, kind)) for kind in KINDS)
-        yield (price.model, _day(price), tier.value, context, *amounts, table)
+        yield (price.model, price_day(price), tier.value, context, *amounts, table)
 
 
 def _sheets(price: Price) -> Iterator[tuple[ServiceTier, int, Rates]]:
@@ -170,33 +167,6 @@ def _sheets(price: Price) -> Iterator[tuple[ServiceTier, int, Rates]]:
     match price.long_context:
         case LongContext(above, rates):
             yield from ((tier, above, rates[tier]) for tier in ServiceTier)
-
-
-def _as_json(price: Price, *, holds: bool, shipped: bool) -> dict[str, object]:
-    long = price.long_context
-    return {
-        "model": price.model,
-        "price_id": price.price_id,
-        "from": _day(price),
-        "holds": holds,
-        "table": "shipped" if shipped else "own",
-        "mode": price.mode,
-        "max_input_tokens": price.max_input_tokens,
-        "max_output_tokens": price.max_output_tokens,
-        "pico_usd_per_token": _rates(price.rates),
-        "long_context": None
-        if long is None
-        else {"above_input_tokens": long.above_input_tokens, "pico_usd_per_token": _rates(long.rates)},
-    }
-
-
-def _rates(rates: Mapping[ServiceTier, Rates]) -> dict[str, dict[str, int]]:
-    return {tier.value: asdict(rates[tier]) for tier in ServiceTier}
-
-
-def _day(price: Price) -> str | None:
-    day = price.price_id.rpartition("@")[2]
-    return None if day == "undated" else day
 
 
 def _note(notes: Any) -> None:

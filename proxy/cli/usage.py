@@ -13,15 +13,12 @@ import click
 
 from proxy.cli.instants import INSTANT
 from proxy.cli.options import data_options, json_option, settings_from
-from proxy.cli.output import Cell, echo_csv, echo_json_rows, echo_table
+from proxy.cli.output import echo_csv, echo_json_rows, echo_table
 from proxy.cli.stores import registry_of, reports_of
-from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.registry import Axis, UsageRow
+from proxy.core.views.usage import usage_cells, usage_header
 
 __all__ = ["usage"]
-
-_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
-_MEASURES = ("requests", "cached", "estimated", *_TOKENS, "saved_input_tokens", "saved_output_tokens")
 
 _LONG_ROWS = 10_000
 """Where an export takes long enough to be waited for."""
@@ -79,7 +76,7 @@ def usage(
     if until is not None and until < since:
         raise click.UsageError("--until is before --since")
     settings = settings_from(config, options)
-    header = (*(axis.value for axis in by), *_MEASURES, "cost_usd", "saved_usd")
+    header = usage_header(by)
     with reports_of(settings) as reports:
         rows = reports.each_usage(by, since, until, team)
         first = next(rows, None)
@@ -89,10 +86,10 @@ def usage(
                 registry.get_team(team)
         found = rows if first is None else itertools.chain([first], rows)
         if not (as_json or as_csv):
-            echo_table(header, [_cells(row, 4) for row in found], right=("cost_usd", "saved_usd"))
+            echo_table(header, [usage_cells(row, 4) for row in found], right=("cost_usd", "saved_usd"))
             return
         with _progress(found, lambda: reports.count_usage(by, since, until, team)) as counted:
-            cells = (_cells(row, PICO_DIGITS) for row in counted)
+            cells = map(usage_cells, counted)
             if as_json:
                 echo_json_rows(dict(zip(header, row, strict=True)) for row in cells)
             else:
@@ -108,11 +105,3 @@ def _progress(rows: Iterable[UsageRow], count: Callable[[], int]) -> Iterator[It
         return
     with click.progressbar(rows, length=length, label="exporting", file=sys.stderr) as shown:
         yield shown
-
-
-def _cells(row: UsageRow, digits: int) -> tuple[Cell, ...]:
-    counts = (row.requests, row.cached, row.estimated)
-    used = tuple(getattr(row.usage, name) for name in _TOKENS)
-    saved = (row.saved_input_tokens, row.saved_output_tokens)
-    money = (format_usd(row.cost_pico_usd, digits), format_usd(row.saved_pico_usd, digits))
-    return (*row.group, *counts, *used, *saved, *money)
