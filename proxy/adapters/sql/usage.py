@@ -66,7 +66,8 @@ class SqlUsageReports:
             # Closed before the transaction is, also where nobody reads to the end.
             connection.execution_options(yield_per=_AT_ONCE).execute(query.order_by(*axes)) as rows,
         ):
-            yield from (_report_row(axes, row) for row in rows.mappings())
+            wide = _is_wide(self._engine.dialect.name)
+            yield from (_report_row(len(axes), row, wide=wide) for row in rows)
 
     def count_usage(
         self, by: Sequence[Axis], since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
@@ -122,28 +123,36 @@ def counted_from_events() -> Select[tuple[object, ...]]:
 
 def total_of(connection: Connection, column: Column[int]) -> int:
     """The exact sum of a column over its whole table."""
-    row = connection.execute(select(*_wide_sum(column, connection.dialect.name))).mappings().one()
-    return _wide_number(row, column.name)
+    dialect = connection.dialect.name
+    row = connection.execute(select(*_wide_sum(column, dialect))).one()
+    (total,) = _numbers(row, wide=_is_wide(dialect))
+    return total
+
+
+def _is_wide(dialect: str) -> bool:
+    """Whether a sum that may leave 64 bits is asked for in two halves, because there is no type for the whole."""
+    return dialect == "sqlite"
 
 
 def _wide_sum(column: Column[int], dialect: str) -> list[ColumnElement[int]]:
-    """A sum that may leave 64 bits; SQLite has no such type, and is asked for both halves."""
-    if dialect != "sqlite":
+    if not _is_wide(dialect):
         return [func.sum(column).label(column.name)]
     high = func.sum(column.bitwise_rshift(_HALF_BITS))
     low = func.sum(column.bitwise_and((1 << _HALF_BITS) - 1))
     return [high.label(f"{column.name}_high"), low.label(column.name)]
 
 
-def _wide_number(row: RowMapping, name: str) -> int:
-    high = row.get(f"{name}_high") or 0
-    return (int(high) << _HALF_BITS) + _number(row, name)
+def _numbers(sums: Sequence[Any], *, wide: bool) -> list[int]:
+    # A sum is a Decimal on Postgres, and NULL over no rows.
+    if not wide:
+        return [int(each or 0) for each in sums]
+    return [((high or 0) << _HALF_BITS) + (low or 0) for high, low in zip(sums[::2], sums[1::2], strict=True)]
 
 
-def _report_row(axes: Sequence[Column[object]], row: RowMapping) -> UsageRow:
-    usage = Usage(**{kind: _wide_number(row, kind) for kind in Usage.__slots__})
-    others = [name for name in MEASURES if name not in Usage.__slots__]
-    return UsageRow(group=_group(axes, row), usage=usage, **{name: _wide_number(row, name) for name in others})
+def _report_row(axes: int, row: Sequence[Any], *, wide: bool) -> UsageRow:
+    numbers = dict(zip(MEASURES, _numbers(row[axes:], wide=wide), strict=True))
+    usage = Usage(**{kind: numbers.pop(kind) for kind in Usage.__slots__})
+    return UsageRow(group=tuple(map(str, row[:axes])), usage=usage, **numbers)
 
 
 def _group(columns: Sequence[Column[object]], row: RowMapping) -> tuple[str, ...]:
