@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
+from proxy.core.budget import Span, Spend
 from proxy.core.count import Said
 from proxy.core.event import Dispatch, UsageEvent
 from proxy.core.principal import KeyRecord, KeySecret, Team
@@ -29,6 +30,8 @@ __all__ = [
     "Ledger",
     "Limiter",
     "Spawn",
+    "SpendLedger",
+    "Spent",
     "Telemetry",
     "Tokenizer",
     "Upstream",
@@ -90,6 +93,26 @@ class KeyStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the ledger has of one span: an `core.budget.Account` as it begins."""
+
+    base_nano_usd: int
+    """Of requests admitted before the boundary."""
+    boundary: int
+    """A minute, counted from the epoch."""
+    minutes: Mapping[int, int]
+    """Of requests admitted since, by minute: what has reached the ledger."""
+
+
+class SpendLedger(Protocol):
+    """Reads what was spent out of the ledger. Away: `StoreAway`."""
+
+    async def spent(self, team: str, scope: str, span: Span, boundary: int) -> Spent:
+        """What a team (`team`) or one of its keys (`key:<kid>`) has spent in a span."""
+        ...
+
+
 class Limiter(Protocol):
     """Token buckets, one per (team, scope).
 
@@ -97,15 +120,19 @@ class Limiter(Protocol):
     policy `closed`.
     """
 
-    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
-        """Charge `cost` to every scope, or to none; scopes[0] is the team's own and never absent.
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None = None) -> Decision:
+        """Charge `cost` to every scope and `spend` to every budget, or nothing to any; scopes[0] is the team's own.
 
-        A reservation of at least one request also takes a place in each scope with a `max_parallel`.
+        A reservation of at least one request also takes a place in each scope with a `max_parallel`. An account of a
+        budget that is not there yet is made from the ledger first; where the ledger is away, a budget that refuses
+        raises `StoreAway`, and one that only warns is passed over and counted.
         """
         ...
 
-    def settle(self, reservation: Reservation, actual: Cost) -> None:
+    def settle(self, reservation: Reservation, actual: Cost, spent_nano_usd: int = 0) -> None:
         """Put `actual` in the place of the reserved cost: a debt for more, a refund by the V rule for less.
+
+        `spent_nano_usd` takes the place of what was reserved of budgets, in the span and minute that were charged.
 
         Gives the places back, which is all it does where `actual` is what was reserved. Best effort, once per
         reservation, does not wait: a lost settlement over-charges and decays, and its places end with their lease.

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from proxy.core.budget import Cap, Spend
 from proxy.core.tiers import Schedule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Gauge",
     "Handle",
     "NeverFits",
+    "OverBudget",
     "Refused",
     "Reservation",
     "Scope",
@@ -124,6 +126,9 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     scopes: tuple[Scope, ...]
     cost: Cost
     handles: tuple[Handle, ...]
+    spend: Spend | None = None
+    minutes: tuple[int, ...] = ()
+    """Of each cap of `spend`: the minute of its account that was reserved into."""
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -132,6 +137,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     reservation: Reservation
     standing: Standing
     """Of the first scope, after the charge."""
+    reached: tuple[Cap, ...] = ()
+    """Budgets whose warning is reached, and this was the first request of all to find it so."""
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
@@ -161,7 +168,17 @@ class NeverFits(msgspec.Struct, frozen=True, gc=False):
     standing: Standing
 
 
-Decision = Admitted | Refused | NeverFits
+class OverBudget(msgspec.Struct, frozen=True, gc=False):
+    """The request might cost more than a budget has left; nothing was changed in any, nor in any bucket."""
+
+    cap: Cap
+    used_nano_usd: int
+    """Spent and reserved in the span."""
+    requested_nano_usd: int
+    standing: Standing
+
+
+Decision = Admitted | Refused | NeverFits | OverBudget
 
 
 def standing(numbers: Sequence[int]) -> Standing:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from proxy.core.bucket import NeverFits, Refused
+from proxy.core.bucket import NeverFits, OverBudget, Refused
 
 __all__ = [
     "BodyTooLarge",
+    "BudgetUsedUp",
     "EndpointClosed",
     "InvalidKey",
     "InvalidRequest",
@@ -25,6 +26,7 @@ __all__ = [
     "StoreAway",
     "TollgateError",
     "UnknownPath",
+    "Unpriced",
     "UpstreamFailure",
     "UpstreamFault",
     "UpstreamKeyRefused",
@@ -109,6 +111,25 @@ class NeverAdmissible(TollgateError):
     refusal: NeverFits
     key: str = ""
     """What the caller's own key is called."""
+
+
+@dataclass(eq=False)
+class BudgetUsedUp(TollgateError):
+    """The request might cost more than a budget has left: the next day or month may have it, or a larger budget."""
+
+    team: str
+    model: str
+    refusal: OverBudget
+    key: str = ""
+    """What the caller's own key is called."""
+
+
+@dataclass(eq=False)
+class Unpriced(TollgateError):
+    """The model has no price, and the team or key has a budget, which nothing could be held against."""
+
+    team: str
+    model: str
 
 
 class UpstreamFault(StrEnum):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.bucket import Admitted, Cost, NeverFits, Refused, Scope
+from proxy.core.bucket import Admitted, Cost, NeverFits, OverBudget, Refused, Scope
 from proxy.core.decision import TEAM_SCOPE
-from proxy.core.errors import LimitReached, NeverAdmissible
+from proxy.core.errors import BudgetUsedUp, LimitReached, NeverAdmissible
 from proxy.core.estimate import estimate_input, estimate_output
 from proxy.core.principal import Principal
 from proxy.core.tiers import Limits, Schedule
@@ -42,6 +42,8 @@ async def admit(exchange: Exchange, services: Services) -> None:
             raise LimitReached(principal.team.name, chat.model, refused, principal.key.name)
         case NeverFits() as never:
             raise NeverAdmissible(principal.team.name, chat.model, never, principal.key.name)
+        case OverBudget() as over:
+            raise BudgetUsedUp(principal.team.name, chat.model, over, principal.key.name)
 
 
 def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> tuple[Scope, ...]:
