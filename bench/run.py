@@ -12,6 +12,7 @@ from pathlib import Path
 SECTIONS = (
     ("Starting", "startup.py"),
     ("Deciding: one limit, 64 callers", "limiter.py"),
+    ("Accounting: the spool, the database, a report over a million events", "ledger.py"),
     ("Sealing an answer for Redis, and opening it", "cache.py"),
 )
 
