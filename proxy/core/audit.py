@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["AuditEntry"]
 
@@ -23,3 +23,5 @@ class AuditEntry:
     """The team it concerned; None: all of them, or none."""
     details: Mapping[str, object]
     """What was given, never a secret."""
+    serial: int = field(default=0, compare=False)
+    """Grows from line to line; 0: not kept yet."""

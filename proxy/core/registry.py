@@ -221,8 +221,17 @@ class Registry(Protocol):
         """Change the fields given, of the key with this id. Raises `KeyUnknown`, `BadValue`."""
         ...
 
-    def list_keys(self, team: str | None = None) -> Sequence[KeyRecord]:
-        """Every key, or a team's, oldest first. Raises `TeamUnknown`."""
+    def get_key(self, kid: str) -> KeyRecord:
+        """The key with this id. Raises `KeyUnknown`."""
+        ...
+
+    def list_keys(
+        self, team: str | None = None, *, after: tuple[int, str] | None = None, limit: int | None = None
+    ) -> Sequence[KeyRecord]:
+        """Every key, or a team's, oldest first; at most `limit`, of those that come after `after`.
+
+        `after`: when the last key of the page before was made (unix milliseconds), and its id. Raises `TeamUnknown`.
+        """
         ...
 
     def import_keys(
@@ -270,9 +279,18 @@ class Registry(Protocol):
         ...
 
     def list_audit(
-        self, since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+        self,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        team: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> Sequence[AuditEntry]:
-        """What was changed in [since_ms, until_ms), of one team or at all, oldest first."""
+        """What was changed in [since_ms, until_ms), of one team or at all, oldest first.
+
+        At most `limit`, of those whose serial is above `after`.
+        """
         ...
 
 

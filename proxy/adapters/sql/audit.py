@@ -18,13 +18,21 @@ class SqlAudit(Changes):
     """The audit log of `core.registry.Registry`."""
 
     def list_audit(
-        self, since_ms: int | None = None, until_ms: int | None = None, team: str | None = None
+        self,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        team: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> Sequence[AuditEntry]:
         """What was changed in [since_ms, until_ms), of one team or at all, oldest first.
 
-        Raises `TeamUnknown`, `StoreAway`.
+        At most `limit`, of those whose serial is above `after`. Raises `TeamUnknown`, `StoreAway`.
         """
-        query = select(audit_log).order_by(audit_log.c.id)
+        query = select(audit_log).order_by(audit_log.c.id).limit(limit)
+        if after is not None:
+            query = query.where(audit_log.c.id > after)
         if since_ms is not None:
             query = query.where(audit_log.c.at_ms >= since_ms)
         if until_ms is not None:
@@ -41,6 +49,7 @@ class SqlAudit(Changes):
                     subject=row["subject"],
                     team=row["team"],
                     details=msgspec.json.decode(row["details"]),
+                    serial=row["id"],
                 )
                 for row in connection.execute(query).mappings()
             ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, update
 
 from proxy.adapters.sql.changes import Changes, check_numbers, key_in, team_in
 from proxy.adapters.sql.rows import key_of, key_values, model_list, secret_values, secrets_in
@@ -100,17 +100,29 @@ class SqlKeys(Changes):
                 self._note(connection, "key.set", record.kid, record.team, values)
             return key_in(connection, record.kid)
 
-    def list_keys(self, team: str | None = None) -> Sequence[KeyRecord]:
-        """Every key, or a team's, oldest first. Raises `TeamUnknown`, `StoreAway`."""
-        query = select(api_keys).order_by(api_keys.c.created_at_ms, api_keys.c.kid)
+    def get_key(self, kid: str) -> KeyRecord:
+        """The key, named by its id or by the beginning `sk-tg_<kid>`. Raises `KeyUnknown`, `StoreAway`."""
+        with self._look("get_key") as connection:
+            return key_in(connection, kid)
+
+    def list_keys(
+        self, team: str | None = None, *, after: tuple[int, str] | None = None, limit: int | None = None
+    ) -> Sequence[KeyRecord]:
+        """Every key, or a team's, oldest first; at most `limit`, of those that come after `after`.
+
+        `after`: when the last key of the page before was made (unix milliseconds), and its id. Raises `TeamUnknown`,
+        `StoreAway`.
+        """
+        place = (api_keys.c.created_at_ms, api_keys.c.kid)
+        query = select(api_keys).order_by(*place).limit(limit)
+        if after is not None:
+            query = query.where(tuple_(*place) > after)
         with self._look("list_keys") as connection:
-            if team is None:
-                opening = secrets_in(connection)
-            else:
+            if team is not None:
                 team_in(connection, team)
                 query = query.where(api_keys.c.team == team)
-                kids = select(api_keys.c.kid).where(api_keys.c.team == team)
-                opening = secrets_in(connection, key_secrets.c.kid.in_(kids))
+            kids = None if team is None and limit is None else query.with_only_columns(api_keys.c.kid)
+            opening = secrets_in(connection, None if kids is None else key_secrets.c.kid.in_(kids))
             return [key_of(row, opening.get(row["kid"], ())) for row in connection.execute(query).mappings()]
 
     def rotate_key(self, kid: str, overlap_ms: int = 0) -> IssuedKey:

@@ -14,7 +14,7 @@ from proxy.core.errors import StoreAway
 from proxy.core.registry import Registry, RegistryError, TeamUnknown
 
 FROM_ELSEWHERE = "key-from-elsewhere-0123456789"
-READERS = {"get_team", "list_teams", "list_keys", "list_peppers", "list_audit"}
+READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit"}
 
 
 class SetClock:
