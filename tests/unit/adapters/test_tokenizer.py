@@ -58,9 +58,11 @@ def test_special_tokens_are_text(text, tokens):
 async def test_nothing_is_loaded_before_it_is_needed_and_never_on_the_loop(tokenizer):
     said = Said(("Hello there",), 5)
     assert tokenizer.count("o200k_base", [said]) is None
-    told = asyncio.get_running_loop().create_future()
+    told, release = asyncio.get_running_loop().create_future(), threading.Event()
+    tokenizer._thread.submit(release.wait)
     tokenizer.count_later("o200k_base", (said, Said(("Hi",))), told.set_result)
-    assert tokenizer._loaded == {}
+    assert tokenizer._loaded == {}, "the thread is held, and nobody else loads"
+    release.set()
     assert await told == (7, 1)
     assert tokenizer.count("o200k_base", [said, Said((), 4)]) == (7, 4)
     assert tokenizer.count("cl100k_base", [said]) is None
