@@ -255,6 +255,24 @@ def test_a_leader_that_leaves_as_its_call_begins_leaves_nothing():
     on_stage(play)
 
 
+def test_a_call_that_everybody_left_before_it_began_is_not_made():
+    async def play():
+        stage = Stage(slow())
+        started = []
+        object.__setattr__(stage.services, "spawn", started.append)
+        only = stage.ask()
+        await asyncio.sleep(1)
+        await only.leave()
+        for call in started:
+            stage.tasks(call)
+        await stage.all()
+        assert stage.upstream.requests == []
+        assert await stage.charged() == (0, 0)
+        stage.ties_out()
+
+    on_stage(play)
+
+
 def test_a_leader_that_is_refused_is_followed_by_one_that_is_not():
     async def play():
         stage = Stage(slow())
@@ -709,6 +727,10 @@ def test_a_shadow_tier_decides_on_each_of_them_as_on_a_hit():
         stage = Stage(slow())
         stage.doorman.admit("growth/shadowed", shadow_tier="roomy")
         asked = [stage.ask(by="growth/shadowed") for _ in range(3)]
+        await asyncio.sleep(1)
+        used = stage.limiter.used("growth", each_scope("shadow"))
+        reserved = asked[0].exchange.admitted.reservation.cost.tokens
+        assert (used.requests, used.tokens) == (3, reserved)
         await stage.all()
         assert {each.headers["x-tollgate-shadow"] for each in asked} == {"tier=roomy; ok"}
         used = stage.limiter.used("growth", each_scope("shadow"))
@@ -818,6 +840,7 @@ def test_what_another_process_has_just_kept_is_not_asked_for_again():
         stages, cache = processes(2, slow())
         get = cache.get
         stages[0].ask()
+        await asyncio.sleep(1)
 
         async def late(address):
             # The look that missed; by the time the right is asked for, the other has kept its answer.
@@ -830,6 +853,7 @@ def test_what_another_process_has_just_kept_is_not_asked_for_again():
         stages[1].ask()
         await asyncio.sleep(1)
         cache.get = get
+        assert cache.waits == []
         await all_of(stages)
         assert len(stages[0].upstream.requests) == 1
         assert stages[1].asked[0].headers["Cache-Status"] == COLLAPSED

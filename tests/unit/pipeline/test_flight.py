@@ -74,6 +74,10 @@ async def test_the_call_waits_for_the_fastest_reader_alone():
     assert a_flight.take(fast)
     await asyncio.sleep(0)
     assert not waiting.done(), "what was taken is not passed on yet"
+    a_flight.join(BARE)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done(), "one that has just come has read nothing either"
     assert a_flight.take(fast)
     await asyncio.sleep(0)
     assert waiting.done()

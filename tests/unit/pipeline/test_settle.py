@@ -10,7 +10,8 @@ from proxy.core.pricing import cost_pico_usd
 from proxy.core.usage import Usage
 from proxy.pipeline.admit import admit
 from proxy.pipeline.forward import dispatch
-from proxy.pipeline.settle import settle, settle_broken, settle_hit, settle_refused
+from proxy.pipeline.settle import settle, settle_broken, settle_hit, settle_refused, step_back
+from proxy.pipeline.shadow import decide_shadow
 from proxy.ports import CachedAnswer
 
 BODY = json.dumps(
@@ -195,3 +196,17 @@ async def test_the_events_time_is_the_admissions(bench, exchange, clock):
     settle(exchange, bench.services, status=200, outcome=Outcome.OK, usage=Usage(1, 1))
     event = await only_event(bench)
     assert (event["at_ms"], event["duration_ms"]) == (admitted_ms, 4_321)
+
+
+async def test_an_admission_that_is_undone_leaves_nothing_behind(bench, registry):
+    registry.set_team("growth", shadow_tier="payg")
+    bench.services.principals.invalidate()
+    exchange = await bench.exchange(BODY)
+    exchange.collapsed = True
+    await admit(exchange, bench.services)
+    await decide_shadow(exchange, bench.services)
+    assert exchange.shadow is not None
+    assert await bench.charged() == (1, 0)
+    step_back(exchange, bench.services)
+    assert await bench.charged() == (0, 0)
+    assert exchange.shadow is None
