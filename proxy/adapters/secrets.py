@@ -16,7 +16,15 @@ import msgspec
 from proxy.core.keys import Peppers
 from proxy.core.registry import DataUnusable
 
-__all__ = ["PEPPER_FILE", "PepperFile", "SecretsInvalid", "create_once", "load_or_create_pepper"]
+__all__ = [
+    "PEPPER_FILE",
+    "PepperFile",
+    "SecretsInvalid",
+    "create_once",
+    "load_or_create_pepper",
+    "replace_file",
+    "version_of",
+]
 
 PEPPER_FILE = "peppers.json"
 _PEPPER_BYTES = 32
@@ -52,13 +60,13 @@ class PepperFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version = _version_of(path)
+        self._version = version_of(path)
         self._peppers = _decode(path)
 
     def latest(self) -> Peppers:
         """The peppers in the file; those of before when it has become unreadable, or gives a known version anew."""
         try:
-            version = _version_of(self._path)
+            version = version_of(self._path)
             if version == self._version:
                 return self._peppers
             found = _decode(self._path)
@@ -99,14 +107,8 @@ class PepperFile:
 
     def _replace(self, peppers: Peppers) -> Peppers:
         texts = {version: pepper.hex() for version, pepper in peppers.secrets.items()}
-        draft = _draft(self._path, msgspec.json.encode(_Content(current=peppers.current_id, peppers=texts)))
-        try:
-            draft.replace(self._path)
-        except BaseException:
-            draft.unlink()
-            raise
-        _sync_directory(self._path.parent)
-        self._version, self._peppers = _version_of(self._path), peppers
+        replace_file(self._path, msgspec.json.encode(_Content(current=peppers.current_id, peppers=texts)))
+        self._version, self._peppers = version_of(self._path), peppers
         return peppers
 
     @contextlib.contextmanager
@@ -124,7 +126,7 @@ def _is_same(version: int, one: Peppers, other: Peppers) -> bool:
     return version not in other.secrets or hmac.compare_digest(one.secrets[version], other.secrets[version])
 
 
-def _version_of(path: Path) -> tuple[int, int, int]:
+def version_of(path: Path) -> tuple[int, int, int]:
     """What changes whenever the file is replaced or written to."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
@@ -138,6 +140,17 @@ def create_once(path: Path, content: bytes) -> None:
             path.hardlink_to(draft)
     finally:
         draft.unlink()
+    _sync_directory(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file of this content in the place of the one there is; who reads it sees the old one or the new one."""
+    draft = _draft(path, content)
+    try:
+        draft.replace(path)
+    except BaseException:
+        draft.unlink()
+        raise
     _sync_directory(path.parent)
 
 

@@ -23,11 +23,15 @@ __all__ = ["load"]
 
 _API_KEY: KeyPath = ("upstream", "api_key")
 _CACHE_KEY: KeyPath = ("cache", "key")
+_ADMIN_TOKEN: KeyPath = ("server", "admin_token")
 _NOT_IN_THE_FILE = {
     _API_KEY: "set OPENAI_API_KEY or upstream.api_key_file",
     _CACHE_KEY: "set TOLLGATE_CACHE_KEY or cache.key_file",
+    _ADMIN_TOKEN: "set TOLLGATE_ADMIN_TOKEN or server.admin_token_file",
 }
 """Secrets, and where they may be written. Each has a neighbour `<name>_file`."""
+_READ_AT_THE_START = (_API_KEY, _CACHE_KEY)
+"""Secrets whose `<name>_file` is read with the settings; the others are followed as they change."""
 _LEAVES = dict(leaves(Settings))
 _VARIABLES = {variable_of(path): path for path in _LEAVES if path != ("limits", "tiers")}
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
@@ -63,7 +67,7 @@ def load(
         table[str(path[-1])] = value
     origins = {path: Origin(ENVIRONMENT, variable_of(path)) for path in from_environment}
     origins |= {path: Origin(COMMAND_LINE, flag_of(path)) for path in from_options}
-    for path in _NOT_IN_THE_FILE:
+    for path in _READ_AT_THE_START:
         _read_key_file(path, tree, origins, file, problems)
     if problems:
         raise SettingsError(problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from proxy.adapters.admin_token import why_no_token
 from proxy.adapters.cache_keys import HOW_TO_MAKE, MasterKeysInvalid, read_master_keys
 from proxy.adapters.price_file import load_prices
 from proxy.core.pricing import PricesInvalid
@@ -27,6 +28,12 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
     server = settings.server
     if server.port and (server.host, server.port) == (server.admin_host, server.admin_port):
         yield Finding(("server", "admin_port"), f"{server.port} is the public listener's port already")
+
+
+def _admin_token(settings: Settings) -> Iterator[Finding]:
+    token = settings.server.admin_token
+    if token is not None and (reason := why_no_token(token.reveal())):
+        yield Finding(("server", "admin_token"), reason, "openssl rand -hex 32 makes one")
 
 
 def _upstream_url(settings: Settings) -> Iterator[Finding]:
@@ -141,6 +148,7 @@ def _stores(settings: Settings) -> Iterator[Finding]:
 
 _RULES = (
     _listeners,
+    _admin_token,
     _upstream_url,
     _upstream_key,
     _upstream_backoff,

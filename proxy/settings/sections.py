@@ -108,6 +108,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Address of the operations listener."""
     admin_port: Port = 8081
     """Port of the operations listener; 0 takes a free one."""
+    admin_token: Secret | None = None
+    """The token of the admin API; from TOLLGATE_ADMIN_TOKEN, never in the settings file; absent: `admin_token_file`."""
+    admin_token_file: Path | None = None
+    """A file that holds the token of the admin API, made when there is none; absent: made in data_dir."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Worker processes on this machine."""
     replicas: Annotated[int, Meta(ge=1, le=10_000)] = 1
@@ -211,6 +215,8 @@ class CacheSettings(Section, frozen=True, kw_only=True):
     """Largest answer that is kept."""
     ttl_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400
     """How long an answer is good for."""
+    fill_wait_seconds: SecondsOrNone = 30.0
+    """Longest wait for an answer that another process is fetching; then it is fetched here too. 0: no wait."""
     redis_deadline_ms: Milliseconds = 50
     """Longest wait for an answer of the cache's Redis; then it counts as a miss."""
     l1_seconds: SecondsOrNone = 0.0
@@ -219,8 +225,6 @@ class CacheSettings(Section, frozen=True, kw_only=True):
     """Master keys that answers in Redis are sealed under; from TOLLGATE_CACHE_KEY or `key_file`, never in the file."""
     key_file: Path | None = None
     """A file of master keys, one a line: the first seals, all open; TOLLGATE_CACHE_KEY wins over it."""
-    fill_wait_seconds: SecondsOrNone = 30.0
-    """Longest wait for an answer that another process is fetching; then it is fetched here too. 0: no wait."""
 
 
 class ModelSettings(Section, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
 EXPLAINED = {"data_dir", "database_url", "pepper_file", "redis_url", "cache_redis_url", "requests_per_minute"}
-EXPLAINED |= {"file", "api_key_file", "key_file"}
+EXPLAINED |= {"file", "api_key_file", "key_file", "admin_token_file"}
 """Settings without a default that could be written down; the example shows a value."""
 
 
@@ -34,7 +34,8 @@ def test_the_example_names_every_setting():
         for table in document
         for key in (document[table] if isinstance(document[table], dict) else [None])
     }
-    assert named == {path for path, _ in leaves(Settings)} - {("upstream", "api_key"), ("cache", "key")}
+    secrets = {("upstream", "api_key"), ("cache", "key"), ("server", "admin_token")}
+    assert named == {path for path, _ in leaves(Settings)} - secrets
 
 
 def test_values_in_the_example_are_the_defaults():
