@@ -84,7 +84,7 @@ async def open_cache(
             cache.listen(tasks)
             await until_async(partial(_more_listen, route, before), "a subscription")
         yield cache
-        assert not cache.waiting
+        assert not cache._leases.waiters._of
     finally:
         await cache.close()
         await route.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import random
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -150,7 +151,7 @@ async def test_answers_are_at_hand_for_as_long_as_is_said(redis, tmp_path):
 async def test_the_largest_answer_that_may_be_kept_is_kept(redis, tmp_path):
     largest = 3_000_000
     async with shared(tmp_path, cache_redis_url=redis.url, cache_entry_max_bytes=str(largest)) as made:
-        body = bytes(range(256)) * (largest // 256)
+        body = random.Random(1).randbytes(largest)
         places = [at(bytes([number]) * 32) for number in range(3)]
         assert all(await asyncio.gather(*(put(made.cache, place, an_answer(body=body)) for place in places)))
         assert [(await made.cache.get(place)).body == body for place in places] == [True] * 3
@@ -190,9 +191,10 @@ async def test_a_cache_that_does_not_answer_is_no_matter_for_the_limits(tmp_path
                 limits = await limiting.shared_limits(settings, redis.url, clock, metrics, spawn, stack)
                 answers = await caching.shared_cache(settings, clock, metrics, spawn, stack)
                 gate.drops_replies = True
-                for _ in range(12):
-                    assert await answers.cache.get(at()) is None
-                    assert isinstance(await limits.limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+                async with asyncio.timeout(9):
+                    for _ in range(12):
+                        assert await answers.cache.get(at()) is None
+                        assert isinstance(await limits.limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
                 answers.sample()
 
                 def degraded(store):

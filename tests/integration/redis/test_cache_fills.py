@@ -8,16 +8,18 @@ import gc
 import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 from redis.crc import key_slot
 
 from proxy.adapters.redis.cache import NothingKept, place_of
+from proxy.adapters.redis.outcomes import TimedOut
 from proxy.core.names import checked_name
 from proxy.core.registry import BadName
 from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.cache_build import an_answer, at, open_cache, put
-from tests.support.redis_route import until_true
+from tests.support.redis_route import until_async, until_true
 from tests.support.redis_server import RedisServer, all_servers, run_redis_cluster
 from tests.support.tollgate_process import ROOT
 
@@ -48,12 +50,20 @@ async def two(server, **more):
         yield [await stack.enter_async_context(open_cache(server.url, **options)) for _ in range(2)]
 
 
+async def _look_for(cache, key):
+    if not await cache._route.execute(key, "EXISTS", key):
+        raise TimedOut
+
+
 @asynccontextmanager
 async def waiting(cache, address=None):
     """Somebody who waits in the background, and has looked once; done by the end of the block."""
-    task = asyncio.get_running_loop().create_task(cache.filled(address or at(), PATIENCE_SECONDS))
-    await until_true(lambda: cache.waiting, "it waits")
+    address = address or at()
+    mark = f"{place_of(address)}:wait"
+    await cache._route.execute(mark, "DEL", mark)
+    task = asyncio.get_running_loop().create_task(cache.filled(address, PATIENCE_SECONDS))
     try:
+        await until_async(partial(_look_for, cache, mark), "it has looked")
         yield task
         async with asyncio.timeout(PATIENCE_SECONDS / 2):
             await task

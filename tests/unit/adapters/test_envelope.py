@@ -20,6 +20,7 @@ PLACE, SECRET = "c:growth:{AAAA}", b"s" * 32
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 NOW_MS = 1_800_000_000_000
 MAX_BYTES = 100_000
+WITH_CHECKSUM = {zstd.CompressionParameter.checksum_flag: 1}
 HEADER = struct.Struct(">2sBB8s12sQQI")
 property_settings = settings(max_examples=150, deadline=None)
 
@@ -246,6 +247,7 @@ def test_a_frame_that_wants_a_large_window_is_refused_before_any_is_made():
         (zstd.compress(b"x" * 900), {"length": 901}, Flaw.DECOMPRESS),
         (zstd.compress(b"x" * 900)[:-2], {"length": 900}, Flaw.DECOMPRESS),
         (zstd.compress(b"x" * 900) + b"more", {"length": 900}, Flaw.DECOMPRESS),
+        (zstd.compress(b"x" * 900, options=WITH_CHECKSUM)[:-4], {"length": 900}, Flaw.DECOMPRESS),
         (b"no frame", {"length": 900}, Flaw.DECOMPRESS),
         (b"", {"length": 900}, Flaw.DECOMPRESS),
         (b"x" * 900, {"flags": 0, "length": 901}, Flaw.DECOMPRESS),
