@@ -226,6 +226,20 @@ class Metrics:
             ("operation", "reason"),
             registry=on,
         )
+        self.store_events_total = Counter(
+            "tollgate_store_events_total",
+            "What became of connections to a store, and of commands (posts) whose answers nobody waits for.",
+            ("store", "event"),
+            registry=on,
+        )
+        self.limiter_lost_buckets_total = Counter(
+            "tollgate_limiter_lost_buckets_total", "Buckets of which Redis had lost what was used.", registry=on
+        )
+        self.limiter_forgotten_debts_total = Counter(
+            "tollgate_limiter_forgotten_debts_total",
+            "Teams whose untold use was given up for want of room.",
+            registry=on,
+        )
         self.store_errors_total = Counter(
             "tollgate_store_errors_total",
             "Store operations that were not carried out.",

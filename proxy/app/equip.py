@@ -121,6 +121,7 @@ class _Limits:
     limiter: MemoryLimiter | RedisLimiter
     chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     hear_changes: Callable[[Callable[[], None]], None] = lambda _: None
+    sample: Callable[[], None] = lambda: None
 
 
 async def _limits(
@@ -136,7 +137,7 @@ async def _limits(
     from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
 
     shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
-    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn, on_ended))
+    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn, on_ended), shared.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +170,11 @@ def _sample(
     ledger: SpoolLedger,
     answers: _Answers,
     pacer: Pacer | None,
-    steps: ClockSteps,
+    limits: _Limits,
     counted: ClockSteps,
 ) -> None:
+    limits.sample()
+    steps = limits.limiter.clock_steps
     metrics.count_clock_steps("limiter", steps.back - counted.back, steps.ahead - counted.ahead)
     counted.back, counted.ahead = steps.back, steps.ahead
     state = ledger.state()

@@ -10,24 +10,30 @@ import logging
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from proxy.adapters.prometheus import Metrics
+from proxy.adapters.redis.bucket_state import bucket_key
 from proxy.adapters.redis.fallback import LIMITER_STORE, Closed, Fallback
-from proxy.adapters.redis.limiter import RedisLimiter
+from proxy.adapters.redis.limiter import LOOK_SECONDS, RedisLimiter
 from proxy.adapters.redis.membership import Membership
-from proxy.adapters.redis.multiplexer import MultiplexerOptions
+from proxy.adapters.redis.multiplexer import Multiplexer, MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
-from proxy.adapters.redis.policies import Open, Share
+from proxy.adapters.redis.policies import Open
 from proxy.adapters.redis.route import Facts, RedisRoute
 from proxy.adapters.redis.scripts import Scripts
+from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
 from proxy.app.background import in_background
+from proxy.core.breaker import BreakerPolicy
+from proxy.core.decision import TEAM_SCOPE
 from proxy.ports import Clock, Spawn
 from proxy.settings import Settings, WhenRedisIsAway
 
@@ -36,6 +42,11 @@ __all__ = ["SharedLimits", "called", "probe", "redis_warnings", "server_warnings
 _OLDEST_REDIS = (6, 2)
 _PATIENCE_SECONDS = 3.0
 _CALM_MS = 500
+_SLACK_MS = 400
+"""Beside the pause between two looks at the store and a command's deadline, before a worker counts on the others."""
+# A worker is back within seconds of another: `core.share.LATER_MS` counts on it.
+_CONNECT_SECONDS = 1.0
+_BREAKER = BreakerPolicy(max_rest_ms=1_000)
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +58,8 @@ class SharedLimits:
     route: RedisRoute
     chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
     """To be run as long as the limiter: they tell others that we are alive, and what we have under way."""
+    sample: Callable[[], None]
+    """Reads the counters that nobody counts up by itself."""
 
 
 async def shared_limits(
@@ -54,7 +67,10 @@ async def shared_limits(
 ) -> SharedLimits:
     """Connect and load the scripts. A Redis that is away at the start is as good as one that goes away later."""
     bounds = Bounds(deadline_seconds=settings.limits.redis_deadline_ms / 1_000)
-    route = route_for(url, spawn, MultiplexerOptions(bounds=bounds))
+    options = MultiplexerOptions(
+        bounds, _BREAKER, connect_seconds=_CONNECT_SECONDS, max_backoff_seconds=_CONNECT_SECONDS
+    )
+    route = route_for(url, spawn, options)
     stack.push_async_callback(route.close)
     scripts = Scripts(route)
     presence = _Presence(metrics, _away(settings), clock)
@@ -62,7 +78,7 @@ async def shared_limits(
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
-    policy = _policy(settings, clock, membership, metrics)
+    policy = _policy(settings, clock, membership, scripts, metrics)
     limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
     # In a turn of its own: the answer that shows the return was given before the store is told, and is noted first.
     presence.on_return = partial(asyncio.get_running_loop().call_soon, limiter.tell_all)
@@ -75,7 +91,8 @@ async def shared_limits(
         await membership.beat()
     except RedisFailure:
         presence.silent()
-    return SharedLimits(limiter, route, (membership.run, limiter.renew))
+    sample = partial(_sample, metrics, limiter, route, Counter(), WeakKeyDictionary())
+    return SharedLimits(limiter, route, (membership.run, limiter.watch, limiter.renew), sample)
 
 
 def probe(url: str, warnings: Callable[[tuple[Facts, ...]], list[str]] | None = None) -> list[str]:
@@ -155,12 +172,47 @@ def called(fact: Facts) -> str:
     return f"{fact.server} {fact.version} at {fact.address}"
 
 
-def _policy(settings: Settings, clock: Clock, membership: Membership, metrics: Metrics) -> Fallback:
+def _sample(
+    metrics: Metrics,
+    limiter: RedisLimiter,
+    route: RedisRoute,
+    counted: Counter[str],
+    counted_of: WeakKeyDictionary[Multiplexer, Counter[str]],
+) -> None:
+    """Count what has been added since the last time; `counted` and `counted_of` keep what was there then."""
+    for name, metric, figure in (
+        ("buckets", metrics.limiter_lost_buckets_total, limiter.lost_buckets),
+        ("debts", metrics.limiter_forgotten_debts_total, limiter.forgotten_debts),
+    ):
+        metric.inc(figure - counted[name])
+        counted[name] = figure
+    for primary in route.primaries():
+        counts, before = primary.counts, counted_of.setdefault(primary, Counter())
+        figures = {
+            "connected": counts.connections,
+            "disconnected": counts.disconnects,
+            "timed_out": counts.timed_out,
+            "post_answered": counts.posted,
+            "post_refused": counts.posts_refused,
+            "post_unknown": counts.posts_lost,
+        }
+        for event, figure in figures.items():
+            metrics.store_events_total.labels(LIMITER_STORE, event).inc(figure - before[event])
+        counted_of[primary] = Counter(figures)
+
+
+def _policy(settings: Settings, clock: Clock, membership: Membership, scripts: Scripts, metrics: Metrics) -> Fallback:
     policy = _away(settings)
     decided = metrics.degraded_decisions_total.labels(LIMITER_STORE, policy.value).inc
     match policy:
         case WhenRedisIsAway.SHARE:
-            return Share(clock, lambda: membership.part, decided)
+            return Share(
+                clock,
+                lambda: membership.part,
+                decided,
+                away=lambda team: scripts.away(bucket_key(team, TEAM_SCOPE)),
+                notice_ms=int(LOOK_SECONDS * 1_000) + settings.limits.redis_deadline_ms + _SLACK_MS,
+            )
         case WhenRedisIsAway.OPEN:
             return Open(decided)
         case WhenRedisIsAway.CLOSED:

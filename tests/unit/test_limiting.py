@@ -11,7 +11,8 @@ import pytest
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.fallback import Closed
-from proxy.adapters.redis.policies import Open, Share
+from proxy.adapters.redis.policies import Open
+from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.route import Facts
 from proxy.app import limiting
 from proxy.app.background import in_background

@@ -18,6 +18,7 @@ from proxy.core.tiers import LARGEST_LIMIT, Schedule
 
 __all__ = [
     "bucket_key",
+    "charge_key",
     "pack_charge",
     "pack_cost",
     "pack_places",
@@ -34,6 +35,7 @@ __all__ = [
 _PREFIX = "tollgate:limit:1:"
 """1: the form of a state. Another form takes another number, so that two releases can share a server for a while."""
 _PLACES_PREFIX = "tollgate:places:1:"
+_CHARGE_PREFIX = "tollgate:charge:1:"
 _STATE = Struct("<6d")
 _SCHEDULE = Struct("<9d")
 _HANDLE = Struct("<5d")
@@ -69,6 +71,11 @@ def bucket_key(team: str, scope: str) -> str:
 def places_key(team: str, scope: str) -> str:
     """Where the leases of a team's scope are kept, in the slot of its bucket."""
     return f"{_PLACES_PREFIX}{team_tag(team)}{scope}"
+
+
+def charge_key(team: str, charge: str) -> str:
+    """What stands for a charge that was carried out, in the slot of the team's buckets."""
+    return f"{_CHARGE_PREFIX}{team_tag(team)}{charge}"
 
 
 def pack_schedule(schedule: Schedule) -> bytes:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from proxy.adapters.redis.outcomes import RedisFailure
-from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
+from proxy.core.bucket import Cost, Decision, NeverFits, Refused, Reservation, Scope, Standing
 from proxy.core.errors import StoreAway
+from proxy.core.share import Away
 
 __all__ = ["LIMITER_STORE", "Closed", "Fallback", "Presence", "Unwatched"]
 
@@ -49,8 +50,22 @@ class Fallback(Protocol):
         """Whether it has counted anything of a team that the store has not been told."""
         ...
 
-    def seen(self, team: str, standing: Standing) -> None:
-        """Hear where a team's own bucket stood in the store."""
+    def seen(self, team: str, scopes: Sequence[Scope], decision: Decision, *, overtaken: bool) -> None:
+        """Hear what the store has decided; `overtaken` when it was charged meanwhile and may not have known of it."""
+        ...
+
+    def charged(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Hear that the store is charged without being asked."""
+        ...
+
+    def ask_with(self, scopes: Sequence[Scope], cost: Cost, away: Away) -> Sequence[Scope] | Refused | None:
+        """The scopes as a store is to be asked that was away a moment ago, or what is answered; None: it is away."""
+        ...
+
+    def told(
+        self, scopes: Sequence[Scope], asked: Sequence[Scope], decision: Refused | NeverFits
+    ) -> Refused | NeverFits:
+        """What is answered where the store had no room as it was asked."""
         ...
 
     def untold(self) -> tuple[str, ...]:
@@ -85,8 +100,24 @@ class Closed:
         """Tell that it has counted nothing."""
         return False
 
-    def seen(self, team: str, standing: Standing) -> None:
+    def seen(self, team: str, scopes: Sequence[Scope], decision: Decision, *, overtaken: bool) -> None:
         """Nothing to do: it keeps no buckets."""
+
+    def charged(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Nothing to do: it keeps no buckets."""
+
+    def ask_with(self, scopes: Sequence[Scope], cost: Cost, away: Away) -> Sequence[Scope]:  # noqa: ARG002 - nobody else gives
+        """Leave them as they are."""
+        return scopes
+
+    def told(
+        self,
+        scopes: Sequence[Scope],  # noqa: ARG002 - as above
+        asked: Sequence[Scope],  # noqa: ARG002 - as above
+        decision: Refused | NeverFits,
+    ) -> Refused | NeverFits:
+        """Leave it as it is."""
+        return decision
 
     def untold(self) -> tuple[str, ...]:
         """Name nobody."""

@@ -18,6 +18,7 @@ from typing import cast
 from proxy.adapters.memory.limiter import ClockSteps
 from proxy.adapters.redis.bucket_state import (
     bucket_key,
+    charge_key,
     pack_charge,
     pack_cost,
     pack_schedule,
@@ -29,19 +30,33 @@ from proxy.adapters.redis.debts import Debt, Debts
 from proxy.adapters.redis.denials import Denials
 from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback, Presence, Unwatched
 from proxy.adapters.redis.leases import RENEW_SECONDS, Leases
+from proxy.adapters.redis.losses import Losses
 from proxy.adapters.redis.multiplexer import OnFailure
 from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, Why
 from proxy.adapters.redis.scripts import Script, Scripts
 from proxy.core import bucket
-from proxy.core.bucket import STEP_BACK_MS, Admitted, Cost, Decision, Refused, Reservation, Scope, Standing
+from proxy.core.bucket import (
+    STEP_BACK_MS,
+    Admitted,
+    Cost,
+    Decision,
+    Dimension,
+    Refused,
+    Reservation,
+    Scope,
+    Standing,
+)
 from proxy.core.decision import TEAM_SCOPE
 from proxy.ports import Clock
 
-__all__ = ["DENY_MS", "LimiterScripts", "RedisLimiter"]
+__all__ = ["DENY_MS", "LOOK_SECONDS", "LimiterScripts", "RedisLimiter"]
 
 DENY_MS = 50
 """How long a refusal is told again without asking, at most."""
+LOOK_SECONDS = 0.5
+"""How often it is seen that the store is there."""
 _MS = 1_000_000
+_KNOCK_NS = 20 * _MS
 _STANDING = 6
 _VERBS = ("reserve", "settle", "charge", "peek", "renew")
 
@@ -67,7 +82,8 @@ class RedisLimiter:
 
     Away: `fallback` decides; `store_failed("limiter", verb)` is told of every command that failed. A reservation or
     a refund is never sent again once it may have been carried out. What was used beyond a reservation, and a charge,
-    is sent again before the team's next reservation: once, if it may have been carried out already.
+    is sent again before the team's next reservation, until the store has answered: under a name of its own, so that it
+    counts once however often it is sent from then on.
     """
 
     def __init__(
@@ -94,6 +110,12 @@ class RedisLimiter:
         self._denials = Denials(deny_ms)
         self._debts = Debts()
         self._leases = Leases(worker)
+        self._losses = Losses()
+        self._is_wary = False
+        """Whether a store may have been away a moment ago."""
+        self._knocked_ns = -_KNOCK_NS
+        self._overtaking = 0
+        """How often the store was charged without being asked."""
         self._last_ms = 0
         self._offset_ms: int | None = None
 
@@ -101,6 +123,28 @@ class RedisLimiter:
         """Make the store know the scripts, which saves the first callers a round trip. Raises `RedisFailure`."""
         verbs = self._verbs
         await self._scripts.load((verbs.reserve, verbs.settle, verbs.charge, verbs.peek, verbs.renew))
+
+    @property
+    def lost_buckets(self) -> int:
+        """Buckets of which the store was seen to have lost what it was told."""
+        return self._losses.noticed
+
+    @property
+    def forgotten_debts(self) -> int:
+        """Teams whose debts were given up for want of room."""
+        return self._debts.forgotten
+
+    async def watch(self) -> None:
+        """See twice a second that the store is there: no absence of a second goes unnoticed. Until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def look(self) -> None:
+        """See once; does not wait. A store that is back is told what it does not know."""
+        self._is_wary = self._scripts.knock_at_all(self._is_away)
+        if self._is_wary:
+            self.tell_all()
 
     async def renew(self) -> None:
         """Renew the leases of what is under way, until cancelled."""
@@ -117,10 +161,13 @@ class RedisLimiter:
         """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
         if team in self._denials and (refused := self._find_denial(team, scopes, cost)) is not None:
             return refused
-        # Before the question, on the same connection: the answer knows of it.
-        if (team in self._fallback or team in self._debts) and self._scripts.reaches(bucket_key(team, TEAM_SCOPE)):
-            self._tell(team)
-        mark = self._denials.mark(team)
+        if self._is_wary or team in self._fallback or team in self._debts:
+            return await self._reserve_warily(team, scopes, cost)
+        return await self._reserve(team, scopes, scopes, cost)
+
+    async def _reserve(self, team: str, scopes: Sequence[Scope], asked: Sequence[Scope], cost: Cost) -> Decision:
+        """Ask the store, with `asked` for the scopes."""
+        mark, overtaking = self._denials.mark(team), self._overtaking
         first, keys, counts_places = pack_cost(cost), [], False
         for scope in scopes:
             keys.append(bucket_key(team, scope.name))
@@ -131,18 +178,52 @@ class RedisLimiter:
             first += lease.terms + lease.id
             keys += lease.keys
         try:
-            answer = await self._ask(self._verbs.reserve, keys, scopes, first)
+            answer = await self._ask(self._verbs.reserve, keys, asked, first)
         except RedisFailure as failure:
-            self._store_failed(LIMITER_STORE, "reserve")
-            self._presence.silent()
-            return await self._fallback.reserve(team, scopes, cost, failure)
+            return await self._stand_in(team, scopes, cost, failure)
         decision = bucket.decision(team, scopes, cost, answer)
-        self._hear(team, scopes, decision.standing)
-        if type(decision) is Refused:
+        self._hear(team, scopes, decision, overtaken=overtaking != self._overtaking)
+        if isinstance(decision, Admitted):
+            if lease is not None:
+                self._leases.hold(decision.reservation.handles[0], lease)
+            return decision
+        if asked is not scopes and decision.dimension is not Dimension.PARALLEL:
+            return self._fallback.told(scopes, asked, decision)
+        if isinstance(decision, Refused):
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
-        elif lease is not None and type(decision) is Admitted:
-            self._leases.hold(decision.reservation.handles[0], lease)
         return decision
+
+    async def _stand_in(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
+        """Decide without the store, which has failed to."""
+        self._store_failed(LIMITER_STORE, "reserve")
+        self._presence.silent()
+        self._is_wary = True
+        self._knock(team)
+        return await self._fallback.reserve(team, scopes, cost, failure)
+
+    def _hear(self, team: str, scopes: Sequence[Scope], decision: Decision, *, overtaken: bool) -> None:
+        """Note what an answer tells of the store, and tell it what the fallback counted meanwhile."""
+        self._fallback.seen(team, scopes, decision, overtaken=overtaken)
+        if team in self._fallback:
+            self._tell(team)
+        if type(decision) is Admitted:
+            reservation = decision.reservation
+            self._losses.admitted(team, scopes, reservation.cost, reservation.handles, self._last_ms)
+
+    async def _reserve_warily(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+        """Tell the store what it does not know, and ask it if it is there."""
+        key = bucket_key(team, TEAM_SCOPE)
+        # Before the question, on the same connection: the answer knows of it.
+        if (team in self._fallback or team in self._debts) and self._scripts.reaches(key):
+            self._tell(team)
+        away = self._scripts.away(key)
+        asked = scopes if away is None else self._fallback.ask_with(scopes, cost, away)
+        if asked is None:
+            self._knock(team)
+            return await self._fallback.reserve(team, scopes, cost, NeverSent(Why.AWAY))
+        if isinstance(asked, Refused):
+            return asked
+        return await self._reserve(team, scopes, asked, cost)
 
     def settle(self, reservation: Reservation, actual: Cost) -> None:
         """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
@@ -152,6 +233,10 @@ class RedisLimiter:
         for handle in handles:
             handle.settled = True
         self._denials.forget(team)
+        self._losses.settled(team, scopes, reservation.cost, actual)
+        beyond = _beyond(reservation.cost, actual)
+        if beyond.requests or beyond.tokens:
+            self._overtake(team, scopes, beyond)
         terms = [pack_terms(scope.schedule, handle) for scope, handle in zip(scopes, handles, strict=True)]
         first, keys = pack_settlement(reservation.cost, actual), [bucket_key(team, scope.name) for scope in scopes]
         if self._leases and (lease := self._leases.give_up(handles[0])) is not None:
@@ -161,12 +246,14 @@ class RedisLimiter:
             self._verbs.settle,
             keys,
             [first, *terms],
-            partial(self._owe, "settle", team, scopes, _beyond(reservation.cost, actual)),
+            partial(self._owe, "settle", team, scopes, beyond),
         )
 
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
         """Take `cost` without asking; the buckets may go into debt."""
-        self._charge(team, scopes, cost, partial(self._owe, "charge", team, scopes, cost))
+        self._overtake(team, scopes, cost)
+        keys = [bucket_key(team, scope.name) for scope in scopes]
+        self._charge(team, scopes, cost, keys, partial(self._owe, "charge", team, scopes, cost))
 
     async def peek(self, team: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
         """Where each scope stands now; writes nothing."""
@@ -196,48 +283,57 @@ class RedisLimiter:
         if not self._scripts.post(verb, keys, args, on_failure):
             on_failure(NeverSent(Why.AWAY))
 
-    def _charge(self, team: str, scopes: Sequence[Scope], cost: Cost, on_failure: OnFailure) -> None:
+    def _charge(self, team: str, scopes: Sequence[Scope], cost: Cost, keys: list[str], on_failure: OnFailure) -> None:
         self._denials.forget(team)
         args = [pack_charge(cost), *(pack_schedule(scope.schedule) for scope in scopes)]
-        keys = [bucket_key(team, scope.name) for scope in scopes]
         self._post(self._verbs.charge, keys, args, on_failure)
 
     def tell_all(self) -> None:
         """Charge a store that is back with all it has not been told, without waiting for the teams to come again."""
-        for team in self._fallback.untold():
-            self._tell(team)
-        for team in self._debts.teams():
-            self._catch_up(team)
-
-    def _hear(self, team: str, scopes: Sequence[Scope], standing: Standing) -> None:
-        """Let the fallback know where a team's own bucket stands, and the store what the fallback counted of it."""
-        if scopes[0].name == TEAM_SCOPE:
-            self._fallback.seen(team, standing)
-        if team in self._fallback:
-            self._tell(team)
+        for team in {*self._fallback.untold(), *self._debts.teams()}:
+            if self._scripts.reaches(bucket_key(team, TEAM_SCOPE)):
+                self._tell(team)
 
     def _tell(self, team: str) -> None:
         """Charge the store with what was counted in its place, and with what it could not be told."""
-        self._catch_up(team)
         for scope, cost in self._fallback.owed(team):
-            self.charge(team, (scope,), cost)
-
-    def _owe(self, verb: str, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> None:
-        """Keep what a command that failed would have charged."""
-        self._store_failed(LIMITER_STORE, verb)
-        if (cost.requests > 0 or cost.tokens > 0) and not self._fallback.charge(team, scopes, cost):
-            self._debts.add(team, scopes, cost, doubtful=isinstance(failure, Indefinite))
+            self._overtaking += 1
+            self._debts.add(team, (scope,), cost)
+        self._catch_up(team)
 
     def _catch_up(self, team: str) -> None:
-        for debt in self._debts.take(team):
-            self._charge(team, debt.scopes, debt.cost, partial(self._owe_again, team, debt))
+        for debt in tuple(self._debts.take(team)):
+            keys = [*(bucket_key(team, scope.name) for scope in debt.scopes), charge_key(team, debt.id)]
+            self._charge(team, debt.scopes, debt.cost, keys, partial(self._owe_again, team, debt))
+
+    def _owe(self, verb: str, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
+        """Keep what a command that failed would have charged."""
+        self._store_failed(LIMITER_STORE, verb)
+        self._is_wary = True
+        if (cost.requests > 0 or cost.tokens > 0) and not self._fallback.charge(team, scopes, cost):
+            self._debts.add(team, scopes, cost)
 
     def _owe_again(self, team: str, debt: Debt, failure: RedisFailure) -> None:
-        """Keep a debt, unless it may have been charged twice by now."""
+        """Keep a debt that may not have been charged."""
         self._store_failed(LIMITER_STORE, "charge")
-        indefinite = isinstance(failure, Indefinite)
-        if not (indefinite and debt.doubtful):
-            self._debts.add(team, debt.scopes, debt.cost, doubtful=indefinite or debt.doubtful)
+        self._is_wary = True
+        debt.doubtful = debt.doubtful or isinstance(failure, Indefinite)
+        self._debts.keep(team, debt)
+
+    def _overtake(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
+        """Note that a charge is on its way of which the next answers may not know."""
+        self._overtaking += 1
+        self._fallback.charged(team, scopes, cost)
+
+    def _knock(self, team: str) -> None:
+        """Have the store of a team show that it is there, if it is."""
+        now_ns = self._clock.monotonic_ns()
+        if now_ns - self._knocked_ns >= _KNOCK_NS:
+            self._knocked_ns = now_ns
+            self._scripts.knock(bucket_key(team, TEAM_SCOPE), self._is_away)
+
+    def _is_away(self, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
+        self._is_wary = True
 
     def _not_renewed(self, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
         self._store_failed(LIMITER_STORE, "renew")

@@ -16,6 +16,7 @@ __all__ = ["BEAT_SECONDS", "GONE_MS", "Membership"]
 BEAT_SECONDS = 1.0
 GONE_MS = 5_000
 """A worker that has not been heard of for this long has no part; five beats, so that one lost reply is no death."""
+_BEATS_TO_WAIT = int(GONE_MS / 1_000 / BEAT_SECONDS) + 1
 _KEY = "tollgate:workers"
 
 
@@ -42,6 +43,8 @@ class Membership:
         self._store_failed = store_failed
         self._presence = presence
         self._beat = packaged_script("heartbeat")
+        self._alive: list[str] = []
+        self._beats_to_wait = 0
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -56,9 +59,14 @@ class Membership:
         except RedisFailure:
             self._store_failed(LIMITER_STORE, "heartbeat")
             self._presence.silent()
+            # Those who come back later than we do still count with us.
+            self._beats_to_wait = _BEATS_TO_WAIT
             return
         self._presence.answered()
         alive = [name.decode() for name in cast("list[bytes]", reply)]
         # Fewer than are declared are starting, or were cut off as we may be next: their parts stay theirs.
         workers = max(len(alive), self._declared_workers)
-        self.part = Part(rank=alive.index(self._worker), workers=workers)
+        self._beats_to_wait = max(0, self._beats_to_wait - 1)
+        if alive != self._alive and not (self._beats_to_wait and workers < self.part.workers):
+            self._alive = alive
+            self.part = Part(alive.index(self._worker), workers, self.part.changes + 1)

@@ -16,11 +16,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from proxy.adapters.redis.absence import NEVER_HEARD, Absences
 from proxy.adapters.redis.address import Address
 from proxy.adapters.redis.connect import connect
 from proxy.adapters.redis.outcomes import ConnectionLost, ErrorReply, NeverSent, RedisFailure, Reply, TimedOut, Why
 from proxy.adapters.redis.wire import Argument, Bounds, Wire
 from proxy.core.breaker import Breaker, BreakerPolicy, BreakerState
+from proxy.core.share import Away
 from proxy.ports import Spawn
 
 __all__ = ["Counts", "Locate", "Multiplexer", "MultiplexerOptions", "OnFailure"]
@@ -94,6 +96,7 @@ class Multiplexer:
         self.address: Address | None = None
         """Where it is, or was last, connected to."""
         self.counts = Counts()
+        self._absences = Absences()
 
     def __repr__(self) -> str:
         return f"Multiplexer({self.address}, {self._why_not() or 'up'}, in flight {len(self._wire or ())})"
@@ -138,6 +141,11 @@ class Multiplexer:
         return self._admitting is not None
 
     @property
+    def away(self) -> Away | None:
+        """Its latest absence, as long as that matters."""
+        return self._absences.latest(self._loop.time())
+
+    @property
     def breaker_state(self) -> BreakerState:
         """Where the breaker stands."""
         return self._breaker.state
@@ -146,9 +154,11 @@ class Multiplexer:
 
     async def open(self) -> None:
         """Connect. Raises what the first attempt ends in, and goes on trying in the background all the same."""
+        began_at = self._loop.time()
         try:
             await self._connect()
         except RedisFailure:
+            self._absences.missed(NEVER_HEARD, began_at, self._loop.time())
             self._reconnect_later()
             raise
 
@@ -193,6 +203,8 @@ class Multiplexer:
 
     def answered(self, wire: Wire) -> None:
         """Note that the server is alive."""
+        if self._absences.is_on and wire is self._wire:
+            self._absences.heard(self._loop.time())
         # A server that takes our introduction and nothing else is not: only wires in service count.
         if self._breaker.failures and self._breaker.state is BreakerState.CLOSED and wire is self._wire:
             self._breaker.succeeded()
@@ -202,6 +214,7 @@ class Multiplexer:
         if wire is not self._wire:
             return
         if reply.code in _UNFIT:
+            self._absences.missed(NEVER_HEARD, self._loop.time(), self._loop.time())
             self._fail()
         elif reply.code == _DEMOTED:
             self.leave()
@@ -210,6 +223,8 @@ class Multiplexer:
         """Count a stall: once, however many commands were caught in it."""
         if wire is self._wire:
             self.counts.timed_out += commands
+            now = self._loop.time()
+            self._absences.missed(wire.heard_at, now - wire.deadline_seconds, now)
             self._fail()
 
     def lost(self, wire: Wire) -> None:
@@ -220,6 +235,7 @@ class Multiplexer:
         self._connected.clear()
         self.counts.disconnects += 1
         if not self._closed:
+            self._absences.missed(wire.heard_at, self._loop.time(), self._loop.time())
             self._fail()
             self._reconnect_later()
             self._on_down()
@@ -260,10 +276,11 @@ class Multiplexer:
                 # At least half: clients that lost one server together come back apart, and none at once.
                 await asyncio.sleep(ceiling * (1 + self._jitter()) / 2)
                 attempts = min(attempts + 1, 16)
+                began_at = self._loop.time()
                 try:
                     await self._connect()
                 except RedisFailure:
-                    continue
+                    self._absences.missed(NEVER_HEARD, began_at, self._loop.time())
         finally:
             self._reconnector = None
 

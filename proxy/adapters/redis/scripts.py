@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-from proxy.adapters.redis.multiplexer import OnFailure
+from proxy.adapters.redis.multiplexer import Multiplexer, OnFailure
 from proxy.adapters.redis.outcomes import ErrorReply, NeverSent, RedisFailure, Reply
 from proxy.adapters.redis.route import RedisRoute
 from proxy.adapters.redis.wire import Argument
+from proxy.core.share import Away
 
 __all__ = ["Script", "Scripts", "packaged_script"]
 
@@ -58,6 +60,25 @@ class Scripts:
                 raise
         return await self._route.execute(keys[0], "EVAL", script.text, len(keys), *keys, *args)
 
+    def away(self, key: str) -> Away | None:
+        """The latest absence of the server that holds `key`, as long as it matters; None where nobody knows of one."""
+        try:
+            return self._route.route(key).away
+        except NeverSent:
+            return None
+
+    def knock(self, key: str, on_failure: OnFailure) -> None:
+        """See whether the server that holds `key` answers; `away` tells."""
+        with suppress(NeverSent):
+            _knock(self._route.route(key), on_failure)
+
+    def knock_at_all(self, on_failure: OnFailure) -> bool:
+        """See which servers answer; returns whether one was away a moment ago."""
+        primaries = self._route.primaries()
+        for primary in primaries:
+            _knock(primary, on_failure)
+        return any(primary.away is not None for primary in primaries)
+
     def reaches(self, key: str) -> bool:
         """Whether a call for `key` would be written now."""
         try:
@@ -80,3 +101,8 @@ class Scripts:
                 on_failure(failure)
 
         return self._route.post(keys[0], "EVALSHA", script.digest, len(keys), *keys, *args, on_failure=failed)
+
+
+def _knock(primary: Multiplexer, on_failure: OnFailure) -> None:
+    if primary.is_up:
+        primary.post("PING", on_failure=on_failure)

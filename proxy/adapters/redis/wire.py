@@ -108,7 +108,7 @@ class Wire(asyncio.Protocol):
         self._batches: deque[tuple[int, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._look_at = _NEVER
-        self._heard_at = 0.0
+        self.heard_at = 0.0
         self.is_lost = False
         self.gone = asyncio.Event()
 
@@ -166,7 +166,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand out what is complete, in order."""
-        self._heard_at = self._loop.time()
+        self.heard_at = self._loop.time()
         slots = self._slots
         gets = self._reader.gets
         timely = False
@@ -237,7 +237,7 @@ class Wire(asyncio.Protocol):
             self._look_again(_NEVER)
             return
         silence_seconds = max(self._bounds.silence_seconds, self.deadline_seconds)
-        silent_at = max(self._batches[0][1], self._heard_at) + silence_seconds
+        silent_at = max(self._batches[0][1], self.heard_at) + silence_seconds
         due_at = self._expire(now)
         if silent_at <= now:
             self.abort()

@@ -108,5 +108,48 @@ async def test_what_was_seen_last_holds_while_the_server_is_away_and_it_is_told(
             assert heard.said == ["answered", "silent"]
             server.start()
             await until_true(lambda: route.primaries()[0].is_up, "it is back")
+            # It has forgotten the other, who may see it back later than we do: as long as one may be silent.
+            for _ in range(GONE_MS // 1_000):
+                await worker.beat()
+                assert (worker.part, heard.said[-1]) == (Part(0, 2), "answered")
             await worker.beat()
-            assert (worker.part, heard.said[-1]) == (Part(0, 1), "answered")
+            assert worker.part == Part(0, 1)
+            await other.beat()
+            await worker.beat()
+            assert worker.part == Part(0, 2)
+
+
+async def test_who_joins_while_others_are_missing_counts_at_once(join, server):
+    worker = join("a")
+    await worker.beat()
+    worker._beats_to_wait = 3
+    await join("b").beat()
+    await worker.beat()
+    assert worker.part == Part(0, 2)
+
+
+async def test_each_coming_and_going_is_told_apart(join, server):
+    worker, seen = join("a"), []
+    for change in (lambda: None, lambda: None, lambda: server.ask("ZADD", KEY, 10**13, "b"), lambda: None):
+        change()
+        await worker.beat()
+        seen.append(worker.part)
+    assert seen[0].still_is(seen[1])
+    assert not seen[1].still_is(seen[2])
+    server.ask("ZREM", KEY, "b")
+    await worker.beat()
+    assert worker.part == seen[0]
+    assert not worker.part.still_is(seen[0])
+
+
+async def test_one_that_was_heard_before_the_clock_was_set_back_is_gone_in_its_time(join, server):
+    seconds, _ = server.ask("TIME")
+    server.ask("ZADD", KEY, (int(seconds) + 3_600) * 1_000, "b")
+    worker = join("a")
+    await worker.beat()
+    assert worker.part.workers == 2
+    seconds, micros = server.ask("TIME")
+    assert float(server.ask("ZSCORE", KEY, "b")) <= int(seconds) * 1_000 + int(micros) // 1_000
+    server.ask("ZINCRBY", KEY, -GONE_MS - 1, "b")
+    await worker.beat()
+    assert worker.part.workers == 1
