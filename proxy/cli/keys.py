@@ -150,7 +150,7 @@ def list_(team: str | None, *, config: Path | None, as_json: bool, **options: An
     \b
     Examples:
       tollgate keys list --team growth
-      tollgate keys list --json | jq -r '.[] | select(.state == "live").id'
+      tollgate keys list --json | jq -r '.[] | select(.state == "live" or .state == "rotating").id'
     """
     with registry_of(settings_from(config, options)) as registry:
         found = list(registry.list_keys(team))

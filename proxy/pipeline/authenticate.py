@@ -12,12 +12,15 @@ __all__ = ["authenticate", "presented_key"]
 
 
 async def authenticate(exchange: Exchange, services: Services) -> None:
-    """Set `principal`. Raises `MissingKey`, `InvalidKey`, `StoreAway`."""
+    """Set `principal`. Raises `MissingKey`, `InvalidKey`, `StoreAway`, `Overloaded`."""
     exchange.principal = await services.principals.of(presented_key(exchange.headers))
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
-    """Read the key of a request: `Authorization: Bearer`, or `api-key` as Azure's SDKs send it. Raises `MissingKey`."""
+    """Read the key of a request: `Authorization: Bearer`, or `api-key` as Azure's SDKs send it; it may have spaces.
+
+    Raises `MissingKey`.
+    """
     authorization = headers.get("Authorization")
     if authorization is not None:
         scheme, _, credentials = authorization.partition(" ")
