@@ -173,7 +173,7 @@ async def test_who_misses_the_message_looks_when_it_hears_again(server):
 
 
 async def test_who_does_not_hear_at_all_looks_from_time_to_time(server):
-    async with open_cache(server.url, is_listening=False, lease_ms=300) as cache:
+    async with open_cache(server.url, is_listening=False, lease_ms=1_500) as cache:
         fill = await cache.claim(at())
         async with waiting(cache):
             server.ask("DEL", MARK)  # nobody would be told either
@@ -182,7 +182,7 @@ async def test_who_does_not_hear_at_all_looks_from_time_to_time(server):
 
 
 async def test_a_lease_that_another_took_meanwhile_ends_the_wait_for_the_first(server):
-    async with open_cache(server.url, is_listening=False, lease_ms=300) as cache:
+    async with open_cache(server.url, is_listening=False, lease_ms=1_500) as cache:
         first = await cache.claim(at())
         async with waiting(cache):
             await until_true(lambda: server.ask("EXISTS", MARK), "it has looked")
@@ -210,7 +210,7 @@ async def test_the_right_is_held_for_as_long_as_it_takes(server):
 
 
 async def test_a_right_that_was_forgotten_runs_out(server):
-    async with two(server, lease_ms=300) as (one, other):
+    async with two(server, lease_ms=1_500) as (one, other):
         fill = await one.claim(at())
         assert await other.claim(at()) is None
         async with waiting(other):
@@ -238,10 +238,10 @@ async def test_nobody_waits_long_for_a_process_that_was_killed(server):
 
 
 async def test_a_lease_without_an_end_is_given_one(server):
-    async with two(server, lease_ms=300) as (one, other):
+    async with two(server, lease_ms=1_500) as (one, other):
         server.ask("SET", LEASE, "somebody's")
         assert await one.claim(at()) is None
-        assert 0 < server.ask("PTTL", LEASE) <= 300
+        assert 0 < server.ask("PTTL", LEASE) <= 1_500
         await other.filled(at(), PATIENCE_SECONDS)
         assert await other.claim(at()) is not None
         await other.get(at())
