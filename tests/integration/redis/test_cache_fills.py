@@ -203,7 +203,7 @@ async def test_the_right_is_held_for_as_long_as_it_takes(server):
         # One is made in each third of a life, and the mark of who waits is kept with it: this is longer than a life.
         await until_true(lambda: server.calls("pexpire") >= renewed + 8, "four renewals of both")
         assert server.ask("GET", LEASE) == token
-        assert 300 <= server.ask("PTTL", MARK) <= 900
+        assert 0 < server.ask("PTTL", MARK) <= 900
         assert await other.claim(at()) is None
         assert await fill.store(an_answer())
         assert await other.get(at()) is not None
