@@ -7,6 +7,9 @@ An account keeps what was spent in one period as a base and a tail. The base is 
 admitted before a boundary; the tail is one number for each minute of admission since. Requests reserve into the minute
 of their admission and settle into that same minute. Moving the boundary forward takes the ledger's word for everything
 older than it: what a lost settlement left wrong is right again as soon as the boundary has passed it.
+
+An account that was lost is made anew from the ledger, under another epoch. It does not hold what the lost one had
+reserved: who settles such a reservation adds what was spent and takes nothing back.
 """
 
 from __future__ import annotations
@@ -29,14 +32,17 @@ __all__ = [
     "Period",
     "Span",
     "Spend",
+    "minute_of",
     "nano_usd",
     "parse_budget",
+    "settled_after",
     "span_of",
 ]
 
 MINUTE_MS = 60_000
 SETTLED_AFTER_MINUTES = 15
 """A request this old has ended, and the ledger has it: longer than any exchange may last, and the ledger's lag."""
+_LAG_MINUTES = 5
 LARGEST_BUDGET_NANO_USD = 2**52
 """About 4.5 million dollars; sums of it and a request stay below 2^53."""
 _PICO_PER_NANO = 1_000
@@ -114,6 +120,16 @@ def nano_usd(pico_usd: int) -> int:
     return -(-pico_usd // _PICO_PER_NANO)
 
 
+def minute_of(at_ms: int) -> int:
+    """The minute that holds an instant, counted from the epoch."""
+    return at_ms // MINUTE_MS
+
+
+def settled_after(longest_exchange_seconds: float) -> int:
+    """Minutes after which a request has ended, and the ledger has it."""
+    return max(SETTLED_AFTER_MINUTES, -int(-longest_exchange_seconds // 60) + _LAG_MINUTES)
+
+
 @dataclass(frozen=True, slots=True)
 class Cap:
     """One budget at one instant, as a limiter is asked to hold it."""
@@ -152,6 +168,8 @@ class Account:
     """Of the tail: minute of admission -> what its requests cost, or have reserved."""
     warned: bool = False
     """Somebody was told that the warning was reached."""
+    epoch: int = 0
+    """Tells it from others of its name that were there before."""
 
     @property
     def spent_nano_usd(self) -> int:
@@ -168,10 +186,14 @@ class Account:
         self.minutes[minute] = self.minutes.get(minute, 0) + amount
         return minute
 
-    def settle(self, minute: int, reserved: int, actual: int) -> None:
-        """Put `actual` in the place of what was reserved into a minute; one that the ledger has taken over is its."""
+    def settle(self, minute: int, reserved: int, actual: int, epoch: int = 0) -> None:
+        """Put `actual` in the place of what was reserved into a minute; one that the ledger has taken over is its.
+
+        What was reserved under another `epoch` is not held here.
+        """
         if minute >= self.boundary:
-            self.minutes[minute] = self.minutes.get(minute, 0) + actual - reserved
+            held = reserved if epoch == self.epoch else 0
+            self.minutes[minute] = self.minutes.get(minute, 0) + actual - held
 
     def reach(self, warn_nano_usd: int | None) -> bool:
         """Whether the warning is reached, and nobody was told yet; from now on somebody was."""

@@ -129,6 +129,8 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     spend: Spend | None = None
     minutes: tuple[int, ...] = ()
     """Of each cap of `spend`: the minute of its account that was reserved into."""
+    epochs: tuple[int, ...] = ()
+    """Of each cap of `spend`: the epoch of its account."""
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):

@@ -6,8 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
+from proxy.adapters.memory.budgets import MemoryBudgets
+from proxy.adapters.spent import SpentReader
 from proxy.core import bucket
-from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing, State
+from proxy.core.bucket import Admitted, Cost, Decision, OverBudget, Reservation, Scope, Standing, State
+from proxy.core.budget import Spend
 from proxy.core.decision import ADMITTED
 from proxy.core.tiers import Schedule
 from proxy.ports import Clock
@@ -34,11 +39,14 @@ class MemoryLimiter:
     """`ports.Limiter` for one event loop; cannot be away.
 
     Buckets live as long as they are not full: each second that sees an operation drops the full ones among a sixtieth
-    of all (64 at least), so that an idle team soon costs nothing. No task, no lock: no method gives up the loop.
-    Places are counted by reservation, and only while there are any.
+    of all (64 at least), so that an idle team soon costs nothing. No task, no lock: no method gives up the loop, but
+    for an account of a budget that has to be made, and then before anything is decided. Places are counted by
+    reservation, and only while there are any.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, budgets: MemoryBudgets | None = None) -> None:
+        """Without `budgets` the ledger is as good as away, and a request with a budget that refuses is not admitted."""
+        self._budgets = budgets or MemoryBudgets(SpentReader(None, clock, lambda *_: None), clock)
         self.clock_steps = ClockSteps()
         """Set back: by any amount. Set ahead: by more than two seconds, as seen against the monotonic clock."""
         self._clock = clock
@@ -54,8 +62,28 @@ class MemoryLimiter:
         """Buckets held."""
         return len(self._buckets)
 
-    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
-        """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None = None) -> Decision:
+        """Charge `cost` to every scope and `spend` to every budget, or nothing to any.
+
+        scopes[0] is the team's own, and names differ. Raises `StoreAway` where a budget that refuses has no account
+        and the ledger is away.
+        """
+        if spend is None:
+            return self._decide(team, scopes, cost)
+        spend = await self._budgets.open(team, spend)
+        over = self._budgets.refusal(team, spend)
+        if over is not None:
+            state = self._state((team, scopes[0].name))
+            stands = bucket.standing(bucket.peek(state, scopes[0].schedule, self._now_ms()))
+            return OverBudget(*over, spend.nano_usd, stands)
+        decision = self._decide(team, scopes, cost)
+        if not isinstance(decision, Admitted):
+            return decision
+        taken = self._budgets.take(team, spend)
+        reservation = replace(decision.reservation, spend=spend, minutes=taken.minutes, epochs=taken.epochs)
+        return Admitted(reservation, decision.standing, taken.reached)
+
+    def _decide(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         now_ms = self._now_ms()
         keys: list[_Key] = []
         states: list[State | None] = []
@@ -78,9 +106,14 @@ class MemoryLimiter:
                 self._take_places(key, scope.places_for(cost))
         return bucket.decision(team, scopes, cost, answer)
 
-    def settle(self, reservation: Reservation, actual: Cost) -> None:
-        """Charge `actual` instead of the reserved cost, and give the places back; a second settlement does nothing."""
+    def settle(self, reservation: Reservation, actual: Cost, spent_nano_usd: int = 0) -> None:
+        """Charge `actual` instead of the reserved cost, and give the places back; a second settlement does nothing.
+
+        `spent_nano_usd` is spent of the budgets instead of what was reserved.
+        """
         now_ms = self._now_ms()
+        if not reservation.handles[0].settled:
+            self._budgets.settle(reservation, spent_nano_usd)
         for index, handle in enumerate(reservation.handles):
             if handle.settled:
                 continue
