@@ -25,6 +25,7 @@ CASES = [
     (errors.InvalidRequest("no", "model", "c"), 400, "invalid_request_error", "c"),
     (errors.BodyTooLarge(10), 413, "invalid_request_error", "request_too_large"),
     (errors.ModelNotFound("m"), 404, "invalid_request_error", "model_not_found"),
+    (errors.NotInCache("uri-miss"), 504, "invalid_request_error", "not_in_cache"),
     (errors.EndpointClosed("/v1/files"), 403, "invalid_request_error", "endpoint_not_allowed"),
     (errors.UnknownPath("GET", "/x"), 404, "invalid_request_error", None),
     (refused(), 429, "requests", "rate_limit_exceeded"),
