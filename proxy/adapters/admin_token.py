@@ -18,6 +18,7 @@ __all__ = [
     "PREFIX",
     "AdminTokenFile",
     "GivenAdminToken",
+    "admin_token_path",
     "load_or_create_admin_token",
     "why_no_token",
 ]
@@ -35,13 +36,17 @@ def load_or_create_admin_token(data_dir: Path, token_file: Path | None = None) -
 
     Raises `SecretsInvalid` and `OSError`.
     """
-    path = token_file or data_dir / ADMIN_TOKEN_FILE
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        create_once(path, _fresh())
-    found = AdminTokenFile(path)
+    found = AdminTokenFile(admin_token_path(data_dir, token_file))
+    if not found.path.exists():
+        found.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_once(found.path, _fresh())
     found.reveal()
     return found
+
+
+def admin_token_path(data_dir: Path, token_file: Path | None = None) -> Path:
+    """Where the token is."""
+    return token_file or data_dir / ADMIN_TOKEN_FILE
 
 
 class GivenAdminToken:
@@ -83,6 +88,7 @@ class AdminTokenFile:
     def rotate(self) -> str:
         """Put another token in the file; the one there was is good for nothing from now on. Raises `OSError`."""
         content = _fresh()
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(self.path, content)
         return content.decode().strip()
 

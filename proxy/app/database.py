@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,7 @@ __all__ = [
     "open_reports",
     "peppers_of",
     "prove_peppers",
+    "registry_on",
 ]
 
 _log = logging.getLogger(__name__)
@@ -51,13 +52,24 @@ _PATIENCE_OF_PEOPLE_SECONDS = 600.0
 @contextmanager
 def open_registry(settings: Settings, actor: str = "cli") -> Iterator[Registry]:
     """Open teams and keys for managing them, beside a running server or without one."""
-    with open_database(settings) as engine:
-        registry = SqlRegistry(engine, SystemClock(), peppers_of(settings), actor)
-        before = SqlKeyStore(engine).read_revision()
+    with open_database(settings) as engine, registry_on(settings, engine, actor) as registry:
         yield registry
-        if settings.redis_url is not None and SqlKeyStore(engine).read_revision() != before:
-            from proxy.app.changes import announce  # noqa: PLC0415 - without Redis none of it is loaded
 
+
+@contextmanager
+def registry_on(settings: Settings, engine: Engine, actor: str) -> Iterator[Registry]:
+    """Teams and keys on a database that is open; at the end of the block workers are told of what it changed."""
+    registry = SqlRegistry(engine, SystemClock(), peppers_of(settings), actor)
+    if settings.redis_url is None:
+        yield registry
+        return
+    from proxy.app.changes import announce  # noqa: PLC0415 - without Redis none of it is loaded
+
+    before = SqlKeyStore(engine).read_revision()
+    yield registry
+    # What was changed stays so, and workers find it out by themselves.
+    with suppress(StoreAway):
+        if SqlKeyStore(engine).read_revision() != before:
             announce(settings.redis_url.reveal(), registry.ended)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.sql.registry import SqlRegistry
+from proxy.app.administration import admin_token_path
 from proxy.app.database import peppers_of
 from proxy.core.registry import TeamExists
 from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, Settings
@@ -56,6 +57,7 @@ async def welcome(settings: Settings, engine: Engine, base_url: str, operations_
         f"  base URL  {base_url}",
         f"  key       {key}",
         f"  metrics   {operations_url}/metrics",
+        f"  admin     {operations_url}/admin/v1, with the token in {_place_of_token(settings)}",
         "",
         "Try it:",
         "",
@@ -66,6 +68,10 @@ async def welcome(settings: Settings, engine: Engine, base_url: str, operations_
     # The one place where a key is printed: it was made for this and nobody else has seen it.
     sys.stdout.write("\n".join(lines))
     sys.stdout.flush()
+
+
+def _place_of_token(settings: Settings) -> str:
+    return "TOLLGATE_ADMIN_TOKEN" if settings.server.admin_token is not None else str(admin_token_path(settings))
 
 
 def _issue_key(settings: Settings, engine: Engine) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from proxy.adapters.prometheus import CONTENT_TYPE, forget_process, render_shared
 from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.figures import own_figures
 from proxy.app.listen import listen, runner_of, url_of
@@ -37,18 +38,20 @@ async def serving_fleet(
 ) -> AsyncIterator[Fleet]:
     """Start all workers and wait until the first one serves; leaving the block drains them all.
 
-    Raises `OSError` when the ports are taken, `NeverReady` when no worker comes to serve; where `stop` is set before
-    one does, none will.
+    Raises `OSError` when the ports are taken, `DataUnusable` where the token of the admin API is none, `NeverReady`
+    when no worker comes to serve; where `stop` is set before one does, none will.
     """
     server = settings.server
+    admin = admin_api(settings, engine)
     with own_figures(settings.data_dir) as metrics_dir:
         supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
         operations = Operations(
             render_metrics=lambda: render_shared(metrics_dir),
             metrics_content_type=CONTENT_TYPE,
             checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
+            admin=admin,
         )
-        runner = runner_of(operations.application(), shutdown_seconds=1.0)
+        runner = runner_of(operations.server(), shutdown_seconds=1.0)
         try:
             operations_url = await listen(runner, server.admin_host, server.admin_port)
             async with in_background() as spawn:

@@ -13,7 +13,7 @@ from typing import Any
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.price_file import load_prices, read_price_file, replacing, shipped_table
-from proxy.adapters.sql.price_notes import note_prices
+from proxy.adapters.sql.notes import note
 from proxy.app.database import open_database
 from proxy.core.price_forms import Written
 from proxy.core.price_import import added, plain, rows_of
@@ -97,7 +97,7 @@ def import_prices(settings: Settings, path: Path, start: date, today: date, acto
             with open_database(settings) as engine:
                 digest = hashlib.sha256(text.encode()).hexdigest()
                 details: Mapping[str, Any] = {"from": start.isoformat(), "models": changed, "sha256": digest}
-                note_prices(engine, SystemClock().now_ms(), actor, str(target), details)
+                note(engine, SystemClock().now_ms(), actor, "prices.import", str(target), details)
             put(text)
     return Imported(target, changed, written.passed_over)
 

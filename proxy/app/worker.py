@@ -14,12 +14,14 @@ from sqlalchemy import Engine
 
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.prometheus import CONTENT_TYPE, Metrics
+from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, listen, runner_of
 from proxy.core.errors import StoreAway
 from proxy.pipeline.services import Services
 from proxy.settings import Settings
+from proxy.web.admin.api import AdminApi
 from proxy.web.openai import VERSION_PREFIX, OpenAIRoutes
 from proxy.web.operations import Operations
 
@@ -44,17 +46,19 @@ class Seat:
 
 @asynccontextmanager
 async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = None) -> AsyncIterator[Worker]:
-    """Open the listeners of one worker; leaving the block drains it. Raises `OSError` when it cannot listen.
+    """Open the listeners of one worker; leaving the block drains it.
 
-    A worker with a `seat` leaves the operations listener to its supervisor.
+    A worker with a `seat` leaves the operations listener to its supervisor. Raises `OSError` when it cannot listen,
+    `DataUnusable` for the file of the admin API's token.
     """
     server = settings.server
     async with AsyncExitStack() as stack:
         spawn = await stack.enter_async_context(in_background())
-        worker = Worker(engine, await equip(settings, engine, spawn, stack))
+        admin = admin_api(settings, engine) if seat is None else None
+        worker = Worker(engine, await equip(settings, engine, spawn, stack), admin)
         # Closed in the opposite order: the last events are in the ledger before metrics and health go dark.
         if seat is None:
-            operations = runner_of(worker.operations.application(), shutdown_seconds=1.0)
+            operations = runner_of(worker.operations.server(), shutdown_seconds=1.0)
             stack.push_async_callback(operations.cleanup)
             worker.operations_url = await listen(operations, server.admin_host, server.admin_port)
         stack.push_async_callback(worker.ledger.close)
@@ -78,13 +82,14 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
 class Worker:
     """What one process serves with, and where."""
 
-    def __init__(self, engine: Engine, equipment: Equipment) -> None:
+    def __init__(self, engine: Engine, equipment: Equipment, admin: AdminApi | None) -> None:
         self.engine = engine
         self.equipment = equipment
         self.operations = Operations(
             render_metrics=equipment.metrics.render,
             metrics_content_type=CONTENT_TYPE,
             checks={"database": equipment.key_store.revision},
+            admin=admin,
         )
         self.base_url = ""
         """What an SDK takes as its base URL."""

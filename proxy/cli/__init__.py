@@ -19,6 +19,7 @@ _COMMANDS = {
     "usage": ("proxy.cli.usage:usage", "Show what was used and what it cost."),
     "audit": ("proxy.cli.audit:audit", "Show who changed what."),
     "ledger": ("proxy.cli.ledger:ledger", "Prove that the account ties out."),
+    "admin": ("proxy.cli.admin:admin", "Show and change the token of the admin API."),
     "prices": ("proxy.cli.prices:prices", "List, check and import prices."),
     "reconcile": ("proxy.cli.reconcile:reconcile", "Compare the ledger with OpenAI's usage and costs export."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),

@@ -1,4 +1,4 @@
-"""The operations application: metrics and health, on a listener of its own."""
+"""The operations listener: metrics, health and the admin API, apart from the traffic."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
+from proxy.web.admin.api import AdminApi, error_response
+from proxy.web.errors import ErrorAnswer
+from proxy.web.server import OpenAIServer
+
 __all__ = ["Operations"]
 
 _CHECK_SECONDS = 2.0
+_MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Of the largest body any operation of the admin API takes; most take less."""
 
 
 class Operations:
@@ -21,25 +27,43 @@ class Operations:
         render_metrics: Callable[[], bytes],
         metrics_content_type: str,
         checks: Mapping[str, Callable[[], Awaitable[object]]],
+        admin: AdminApi | None,
     ) -> None:
         self._render_metrics = render_metrics
         self._metrics_content_type = metrics_content_type
         self._checks = checks
+        self._admin = admin
+        self._pages: Mapping[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+            "/metrics": self.metrics,
+        }
         self.draining = False
 
-    def application(self) -> web.Application:
-        """Build the application of the operations listener."""
-        application = web.Application()
-        application.router.add_get("/healthz", self.healthz)
-        application.router.add_get("/readyz", self.readyz)
-        application.router.add_get("/metrics", self.metrics)
-        return application
+    def server(self) -> OpenAIServer:
+        """Build the server of the operations listener. Its errors quote nothing of a request: a token may be in it."""
+        return OpenAIServer(self.handle, max_body_bytes=_MAX_BODY_BYTES)
 
-    async def healthz(self, _: web.Request) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Find the page by its path."""
+        path = request.raw_path.partition("?")[0]
+        if self._admin is not None and self._admin.serves(path):
+            return await self._admin.answer(request)
+        page = self._pages.get(path)
+        if page is None:
+            return error_response(ErrorAnswer(404, "There is nothing here.", code="not_found"))
+        if request.method not in {"GET", "HEAD"}:
+            headers = (("Allow", "GET, HEAD"),)
+            return error_response(
+                ErrorAnswer(405, "This is only to be read.", code="method_not_allowed", headers=headers)
+            )
+        return await page(request)
+
+    async def healthz(self, _: web.BaseRequest) -> web.Response:
         """Say that the loop is alive; touches nothing."""
         return web.json_response({"status": "ok"})
 
-    async def readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.BaseRequest) -> web.Response:
         """Say whether new requests can be served: every store answers in time, and we are not draining."""
         if self.draining:
             return web.json_response({"status": "draining"}, status=503)
@@ -48,7 +72,7 @@ class Operations:
         body = {"status": "ready" if ready else "not ready", "stores": states}
         return web.json_response(body, status=200 if ready else 503)
 
-    async def metrics(self, _: web.Request) -> web.Response:
+    async def metrics(self, _: web.BaseRequest) -> web.Response:
         """Render all metrics off the loop."""
         text = await asyncio.to_thread(self._render_metrics)
         return web.Response(body=text, headers={"Content-Type": self._metrics_content_type})

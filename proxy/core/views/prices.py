@@ -15,7 +15,7 @@ from proxy.core.price_table import UNDATED, PriceTable
 from proxy.core.pricing import PriceBook
 
 __all__ = ["Listed", "LongContextView", "PriceView", "PricesView", "RatesView", "ShippedView", "listed", "price_day",
-           "prices_view"]  # fmt: skip
+           "price_row", "prices_view"]  # fmt: skip
 
 
 class RatesView(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +93,11 @@ def prices_view(rows: Sequence[Listed], shipped: PriceTable, file: str | None, t
     table = ShippedView(
         as_of=str(as_of), age_days=None if as_of is None else (today - as_of).days, source=shipped.source
     )
-    return PricesView(shipped=table, file=file, prices=[_price_view(row) for row in rows])
+    return PricesView(shipped=table, file=file, prices=[price_row(row) for row in rows])
 
 
-def _price_view(row: Listed) -> PriceView:
+def price_row(row: Listed) -> PriceView:
+    """A row of a list."""
     price, long = row.price, row.price.long_context
     return PriceView(
         model=price.model,

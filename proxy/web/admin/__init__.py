@@ -1,0 +1,1 @@
+"""The admin API: what the command line does, over HTTP, for whoever has the token."""
