@@ -5,6 +5,7 @@ from datetime import date, timedelta
 from functools import partial
 
 import pytest
+from sqlalchemy import event as on
 from sqlalchemy import insert, select, text
 
 from proxy.adapters.ledger import SpoolLedger
@@ -162,6 +163,28 @@ def test_the_first_and_the_last_instant_belong_to_their_day(books, store, at_ms)
     store.take_over(events, f"{'a' * 16}/00000001", 90)
     findings = books.verify()
     assert (findings.events, findings.tie_out) == (2, True)
+
+
+def test_the_language_of_the_database_moves_no_event(books, store, engine):
+    """In Danish `aa` comes after `z`: an id of the next day would sort into this one, which ends at 019384aa-b400."""
+    day_ms, next_day_ms = 20_058 * DAY_MS, 1_733_097_947_136
+    late = event(1, next_day_ms)
+    assert late.event_id.startswith("019384b0-0000")
+    store.take_over([late], f"{'a' * 16}/00000001", 90)
+    wrong = date(1970, 1, 1) + timedelta(days=day_ms // DAY_MS)
+    statements = []
+    if engine.dialect.name == "postgresql":
+        on.listen(
+            engine, "before_cursor_execute", lambda _connection, _cursor, statement, *_: statements.append(statement)
+        )
+        with reading(engine, "test", "languages") as connection:
+            danish = connection.execute(text("SELECT 1 FROM pg_collation WHERE collname = 'da-x-icu'")).scalar()
+        if danish:
+            forge(engine, text('ALTER TABLE usage_events ALTER event_id TYPE varchar COLLATE "da-x-icu"'))
+    forge(engine, usage_events.update().values(day=wrong))
+    assert books.verify().misdated == [Misdated(wrong, late.event_id, wrong + timedelta(days=1))]
+    # Not every server was built with languages; what is asked is asked of all of them.
+    assert engine.dialect.name == "sqlite" or any('event_id COLLATE "C"' in each for each in statements)
 
 
 def test_an_id_that_tells_no_day_has_that_of_its_time(books, store):
