@@ -21,6 +21,8 @@ from proxy.app.database import open_database
 from proxy.app.figures import held
 from proxy.app.logging import log_to_stderr
 from proxy.app.worker import Seat, serving
+from proxy.core.errors import StoreAway
+from proxy.core.registry import DataUnusable
 
 __all__: list[str] = []
 
@@ -43,8 +45,13 @@ def main(ready_fd: int) -> int:
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             return runner.run(_serve(seat, engine, ready_fd))
-    except OSError as error:
+    except (OSError, DataUnusable) as error:
         _log.error("cannot serve: %s", error)
+        return 1
+    except StoreAway as error:
+        _log.error(
+            "cannot serve: %s does not answer: %s", error.store, getattr(error.__cause__, "orig", error.operation)
+        )
         return 1
 
 

@@ -82,4 +82,7 @@ def failures() -> Iterator[None]:
             raise
         raise click.ClickException(f"{error.strerror}: {printable(str(error.filename))}") from error
     except StoreAway as error:
-        raise click.ClickException(f"the database did not answer ({error.store}, {error.operation})") from error
+        what = f"the database did not answer ({error.store}, {error.operation})"
+        # What the driver says of it: an address and a user, never a password.
+        said = str(getattr(error.__cause__, "orig", None) or "").strip().partition("\n")[0]
+        raise click.ClickException(printable(f"{what}: {said}" if said else what)) from error

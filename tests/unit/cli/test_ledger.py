@@ -143,5 +143,6 @@ def test_a_database_that_is_away_is_a_sentence_without_its_password(tmp_path, po
     url = postgres.url("nowhere")
     done = CliRunner().invoke(main, ["ledger", "verify", "--data-dir", str(tmp_path), "--database-url", url])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "did not answer" in done.stderr
+    assert "did not answer (database, migrate): " in done.stderr
+    assert 'database "nowhere" does not exist' in done.stderr
     assert PASSWORD not in done.output
