@@ -36,6 +36,7 @@ from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
+from proxy.pipeline.team_usage import TeamUsage
 from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
 from proxy.web.errors import status_of
@@ -101,6 +102,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         spawn=spawn,
         status_of=status_of,
         tokenizer=BpeTokenizer(telemetry),
+        team_usage=TeamUsage(SqlUsageReports(engine), clock, telemetry),
     )
     sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))

@@ -6,10 +6,11 @@ Source: the paths of OpenAI's API specification.
 
 from __future__ import annotations
 
-__all__ = ["CHAT", "MODELS", "is_stateful"]
+__all__ = ["CHAT", "ME", "MODELS", "is_stateful"]
 
 CHAT = "chat"
 MODELS = "models"
+ME = "me"
 
 _STATEFUL = (
     "/assistants", "/batches", "/chat/completions/", "/containers", "/conversations", "/evals", "/files",

@@ -29,7 +29,7 @@ class RequestRecord:
     at_ms: int
     method: str
     endpoint: str
-    """GenAI operation name, `models`, or `_other`."""
+    """GenAI operation name, `models`, `me`, or `_other`."""
     status: int
     outcome: Outcome
     duration_ms: float

@@ -12,6 +12,7 @@ from proxy.core.tiers import Tier
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
+from proxy.pipeline.team_usage import TeamUsage
 from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer, Upstream
 
 __all__ = ["Policy", "Services"]
@@ -60,3 +61,5 @@ class Services:
     """HTTP status a client is given for an error, for the ledger to keep."""
     tokenizer: Tokenizer | None = None
     """Counts what upstream gave no usage for; None: that is estimated by characters."""
+    team_usage: TeamUsage | None = None
+    """What teams are shown of their own usage; None: nothing."""

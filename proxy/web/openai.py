@@ -10,13 +10,14 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from proxy.core.endpoints import CHAT, MODELS, is_stateful
+from proxy.core.endpoints import CHAT, ME, MODELS, is_stateful
 from proxy.core.errors import EndpointClosed, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
+from proxy.pipeline.me import show_caller
 from proxy.pipeline.models import list_models, one_model
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
@@ -58,6 +59,8 @@ class OpenAIRoutes:
                 return await self._answer(request, MODELS, self._models)
             case "GET", _ if path.startswith(_MODEL_PATH) and len(path) > len(_MODEL_PATH):
                 return await self._answer(request, MODELS, self._model)
+            case "GET", "/v1/tollgate/me":
+                return await self._answer(request, ME, self._me)
             case _:
                 return await self._answer(request, "_other", partial(self._other, path))
 
@@ -70,6 +73,9 @@ class OpenAIRoutes:
     async def _model(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         name = unquote(exchange.path.removeprefix(_MODEL_PATH.removeprefix(VERSION_PREFIX)))
         return await one_model(exchange, name, self._services)
+
+    async def _me(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
+        return await show_caller(exchange, self._services)
 
     async def _other(self, path: str, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         """Every path that is not open."""

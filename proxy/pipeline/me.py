@@ -1,0 +1,79 @@
+"""`GET /v1/tollgate/me`: what a team may see of itself. Free of charge, and changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from proxy.core.bucket import Scope
+from proxy.core.principal import Principal
+from proxy.core.views.instants import instant_of
+from proxy.core.views.me import KeyInUseView, MeView, TierInUseView, room_view
+from proxy.pipeline.admit import scopes_of
+from proxy.pipeline.authenticate import authenticate
+from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.services import Policy, Services
+
+__all__ = ["show_caller"]
+
+_HEADERS = (("Content-Type", "application/json"), ("Cache-Control", "private, no-store"))
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?", re.ASCII)
+_NO_MODEL = ""
+
+
+async def show_caller(exchange: Exchange, services: Services) -> Reply:
+    """Show team, key, limits with what is left of them, and usage. Raises as `authenticate`."""
+    await authenticate(exchange, services)
+    principal, policy, now_ms = exchange.principal, services.policy, exchange.at_ms
+    team, key = principal.team, principal.key
+    scopes = _scopes(principal, policy, now_ms)
+    standings = await services.limiter.peek(team.name, scopes)
+    switch_ms = scopes[0].schedule.switch_at_ms
+    shown = MeView(
+        team=team.name,
+        key=KeyInUseView(
+            id=key.kid,
+            label=key.label,
+            expires=instant_of(key.expires_at_ms),
+            secret_ends=instant_of(principal.secret_ends_at_ms),
+        ),
+        tier=TierInUseView(
+            name=team.tier if team.tier in policy.tiers else policy.default_tier,
+            since=instant_of(team.tier_since_ms),
+            changes=None if switch_ms is None or switch_ms <= now_ms else instant_of(switch_ms),
+        ),
+        limits=[room_view(scope, standing) for scope, standing in zip(scopes, standings, strict=True)],
+        models=_models(principal),
+        cache=team.cache_mode,
+        usage=None if services.team_usage is None else await services.team_usage.of(team.name),
+        base_url=_base_url(exchange.headers),
+    )
+    return Reply(200, _HEADERS, msgspec.json.encode(shown))
+
+
+def _scopes(principal: Principal, policy: Policy, now_ms: int) -> tuple[Scope, ...]:
+    """Every bucket a request of this key may come to: those of any request, then those of single models."""
+    scopes = scopes_of(principal, _NO_MODEL, policy, now_ms)
+    for model in sorted(principal.team.model_limits):
+        if principal.may_use(model):
+            scopes += tuple(
+                scope for scope in scopes_of(principal, model, policy, now_ms) if scope.name == f"model:{model}"
+            )
+    return scopes
+
+
+def _models(principal: Principal) -> list[str] | None:
+    """Models that both the team and the key are open to; None: all."""
+    allowed = [models for models in (principal.team.models, principal.key.models) if models is not None]
+    return sorted(frozenset.intersection(*allowed)) if allowed else None
+
+
+def _base_url(headers: Mapping[str, str]) -> str | None:
+    """The address the client came by, as far as it and what stands before us say."""
+    host = headers.get("Host", "")
+    if _HOST.fullmatch(host) is None:
+        return None
+    scheme = headers.get("X-Forwarded-Proto", "http").lower()
+    return f"{scheme if scheme == 'https' else 'http'}://{host}/v1"
