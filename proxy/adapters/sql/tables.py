@@ -29,6 +29,8 @@ from proxy.core.usage import Usage
 __all__ = [
     "api_keys",
     "audit_log",
+    "budget_warnings",
+    "budgets",
     "cache_salts",
     "config_revision",
     "key_secrets",
@@ -93,6 +95,28 @@ cache_salts = Table(
     Column("salt", LargeBinary, nullable=False),
 )
 """What makes a team's answers of one model those of another request than before; a model never purged has none."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("team", String, ForeignKey("teams.name"), primary_key=True),
+    Column("kid", String, primary_key=True),
+    Column("period", String, primary_key=True),
+    Column("limit_nano_usd", BigInteger),
+    Column("warn_nano_usd", BigInteger),
+)
+"""What may be spent in each span of a period; `kid` is empty for the team's own. A row has at least one amount."""
+
+budget_warnings = Table(
+    "budget_warnings",
+    metadata,
+    Column("team", String, primary_key=True),
+    Column("scope", String, primary_key=True),
+    Column("span", String, primary_key=True),
+    Column("warn_nano_usd", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+)
+"""Which warnings somebody was told of, so that no other process and no restart tells it again."""
 
 api_keys = Table(
     "api_keys",
@@ -181,6 +205,7 @@ usage_events = Table(
     Column("estimated", Boolean, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("duration_ms", BigInteger, nullable=False),
+    Index(None, "team", "at_ms"),
 )
 """The ledger. Rows are added, never changed; `day` is the UTC day in which `event_id` was made."""
 
@@ -201,6 +226,8 @@ usage_daily = Table(
     Column("saved_pico_usd", _SUM, nullable=False),
     Column("saved_input_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("saved_output_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Index(None, "team", "day"),
+    Index(None, "key_id", "day"),
 )
 """Always the group-by of `usage_events`, as `measures.py` writes it: tokens are those used, hits are in `saved_*`."""
 

@@ -15,7 +15,7 @@ from proxy.core.names import is_name
 from proxy.core.registry import Axis, Mismatch, TeamUnknown, UsageRow
 from proxy.core.usage import Usage
 
-__all__ = ["SqlUsageReports", "counted_from_events", "mismatches_in", "total_of", "utc_day"]
+__all__ = ["SqlUsageReports", "counted_from_events", "exact_sums", "mismatches_in", "total_of", "utc_day"]
 
 _DAY_MS = 86_400_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
@@ -121,12 +121,21 @@ def counted_from_events() -> Select[tuple[object, ...]]:
     return select(*group, *(measure.sum().label(name) for name, measure in MEASURES.items())).group_by(*group)
 
 
-def total_of(connection: Connection, column: Column[int]) -> int:
-    """The exact sum of a column over its whole table."""
+def total_of(connection: Connection, column: Column[int], *of: ColumnElement[bool]) -> int:
+    """The exact sum of a column over its whole table, or over the rows that all of `of` are true of."""
     dialect = connection.dialect.name
-    row = connection.execute(select(*_wide_sum(column, dialect))).one()
+    row = connection.execute(select(*_wide_sum(column, dialect)).where(*of)).one()
     (total,) = _numbers(row, wide=_is_wide(dialect))
     return total
+
+
+def exact_sums(
+    connection: Connection, column: Column[int], group: ColumnElement[int], *of: ColumnElement[bool]
+) -> dict[int, int]:
+    """The exact sums of a column over the rows that `of` are true of, by an integer."""
+    dialect = connection.dialect.name
+    rows = connection.execute(select(group, *_wide_sum(column, dialect)).where(*of).group_by(group))
+    return {int(row[0]): _numbers(row[1:], wide=_is_wide(dialect))[0] for row in rows}
 
 
 def _is_wide(dialect: str) -> bool:

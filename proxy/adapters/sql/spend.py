@@ -1,0 +1,59 @@
+"""What teams and keys have spent, read out of the ledger for their budgets."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import BigInteger, Engine, literal_column
+
+from proxy.adapters.sql.engine import reading
+from proxy.adapters.sql.tables import usage_daily, usage_events
+from proxy.adapters.sql.usage import exact_sums, total_of, utc_day
+from proxy.core.budget import MINUTE_MS, Span, nano_usd
+from proxy.core.decision import TEAM_SCOPE
+from proxy.ports import Spent
+
+__all__ = ["SqlSpendLedger"]
+
+# Not a parameter: Postgres would take the one it groups by for another than the one it selects.
+_MINUTE_MS = literal_column(str(MINUTE_MS), BigInteger)
+
+
+class SqlSpendLedger:
+    """The ledger of an SQL database, as budgets read it; implements `ports.SpendLedger`.
+
+    What is older than the boundary is the daily totals less the events since: both are of one instant, so that no
+    event is missed or counted twice, and the events that are read are those of one team since the boundary. An event
+    that is still in a spool is not there yet. Each call takes a thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def spent(self, team: str, scope: str, span: Span, boundary: int) -> Spent:
+        """What a team (`team`) or one of its keys (`key:<kid>`) has spent in a span. Raises `StoreAway`."""
+        return await asyncio.to_thread(self.read, team, scope, span, boundary)
+
+    def read(self, team: str, scope: str, span: Span, boundary: int) -> Spent:
+        """Read it on the caller's own thread. Raises `StoreAway`."""
+        daily = [usage_daily.c.team == team]
+        since = [usage_events.c.team == team]
+        if scope != TEAM_SCOPE:
+            kid = scope.partition(":")[2]
+            # A key is of one team for good: so there is but one index that it could be found by.
+            daily = [usage_daily.c.key_id == kid]
+            since.append(usage_events.c.key_id == kid)
+        daily.append(usage_daily.c.day >= utc_day(span.start_ms))
+        since.append(usage_events.c.at_ms >= max(boundary * MINUTE_MS, span.start_ms))
+        if span.end_ms is not None:
+            daily.append(usage_daily.c.day <= utc_day(span.end_ms - 1))
+            since.append(usage_events.c.at_ms < span.end_ms)
+        minute = usage_events.c.at_ms // _MINUTE_MS
+        with reading(self._engine, "ledger", "spent") as connection:
+            in_all = total_of(connection, usage_daily.c.cost_pico_usd, *daily)
+            minutes = exact_sums(connection, usage_events.c.cost_pico_usd, minute, *since)
+        return Spent(
+            nano_usd(in_all - sum(minutes.values())),
+            boundary,
+            {at: nano_usd(pico_usd) for at, pico_usd in sorted(minutes.items()) if pico_usd},
+        )
