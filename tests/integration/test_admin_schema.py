@@ -1,0 +1,142 @@
+"""Requests made from the admin API's own description, right ones and wrong ones, against a real server."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from proxy.web.admin.table import OPERATIONS, described
+from tests.support.tollgate_process import Tollgate, run_tollgate
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+]
+MODES = {"right": GenerationMode.POSITIVE, "wrong": GenerationMode.NEGATIVE}
+EXAMPLES = 12
+SELDOM_TAKEN = {"importKeys", "retirePepper", "importPrices"}
+"""What they need is in no schema: keys nobody could guess, a pepper that nobody needs, a price table."""
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    with run_tollgate(tmp_path_factory.mktemp("schema"), "http://127.0.0.1:9/v1", "sk-nobody") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def session(gateway: Tollgate):
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["Authorization"] = f"Bearer {(gateway.data_dir / 'admin_token').read_text().strip()}"
+        yield session
+
+
+@pytest.fixture(scope="module")
+def there(gateway: Tollgate):
+    """What the parameters of paths can name."""
+    team = gateway.add_team("growth")
+    return {"team": team.name, "key_id": team.kid, "model": "gpt-5", "version": 1}
+
+
+SCHEMA = schemathesis.openapi.from_dict(described())
+
+
+def operation_of(name):
+    return next(found.ok() for found in SCHEMA.get_all_operations() if found.ok().definition.raw["operationId"] == name)
+
+
+def requests_of(name, mode, there):
+    """Requests with parameters as they come, and with those that lead to something."""
+    operation = operation_of(name)
+    known = {each: there[each] for each in next(op for op in OPERATIONS if op.name == name).path_params}
+    strategies = [operation.as_strategy(mode)]
+    if known:
+        strategies.append(operation.as_strategy(mode, path_parameters=known))
+    if mode is GenerationMode.POSITIVE:
+        strategies.append(operation.as_strategy(mode).map(lambda case: of_team(case, there["team"])))
+    return st.one_of(strategies)
+
+
+def of_team(case, team):
+    """The same request for a team that is there."""
+    for part in (case.body, case.query):
+        if isinstance(part, dict) and "team" in part:
+            part["team"] = team
+    return case
+
+
+def has_wrong_requests(name):
+    operation = next(op for op in OPERATIONS if op.name == name)
+    return operation.params.__struct_fields__ or operation.body.__struct_fields__
+
+
+CASES = [
+    (operation.name, mode)
+    for operation in OPERATIONS
+    for mode in MODES
+    if mode == "right" or has_wrong_requests(operation.name)
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES, ids=[f"{name}-{mode}" for name, mode in CASES])
+def test_it_answers_as_it_says(gateway, session, there, name, mode):
+    seen = set()
+
+    @given(case=requests_of(name, MODES[mode], there))
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def explore(case):
+        response = case.call(base_url=gateway.operations_url, session=session)
+        seen.add(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    explore()
+    if mode == "right" and name not in SELDOM_TAKEN:
+        assert {200, 201} & seen, "some requests are taken"
+
+
+@pytest.mark.parametrize("name", [operation.name for operation in OPERATIONS])
+def test_nobody_is_let_in_without_the_token(gateway, session, there, name):
+    @given(case=requests_of(name, GenerationMode.POSITIVE, there))
+    @settings(max_examples=1, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    def explore(case):
+        with requests.Session() as stranger:
+            stranger.trust_env = False
+            response = case.call(base_url=gateway.operations_url, session=stranger)
+        assert response.status_code == 401
+        case.validate_response(response, checks=CHECKS[:-1])
+        response = case.call(base_url=gateway.operations_url, session=session)
+        case.validate_response(response, checks=[ignored_auth])
+
+    explore()
+
+
+def test_what_is_served_is_what_was_tried(gateway, session):
+    served = session.get(f"{gateway.operations_url}/admin/v1/openapi.json", timeout=10)
+    assert served.json() == described()
+    assert {found.ok().definition.raw["operationId"] for found in SCHEMA.get_all_operations()} == {
+        operation.name for operation in OPERATIONS
+    }
