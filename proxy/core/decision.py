@@ -192,8 +192,8 @@ def standing(numbers: Sequence[int]) -> Standing:
     )
 
 
-def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[int]) -> Decision:
-    """The decision an engine's answer stands for.
+def decision(team: str, scopes: Sequence[Scope], cost: Cost, answer: Sequence[int]) -> Admitted | Refused | NeverFits:
+    """The decision an engine's answer about buckets stands for.
 
     An answer is a flat list of integers: status, the six numbers of the first scope's standing, and
 

@@ -7,9 +7,10 @@ ahead of the server's no bucket expires by itself. The clock counts a microsecon
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from proxy.adapters.redis.bucket_state import script_text
-from proxy.adapters.redis.limiter import LimiterScripts
+from proxy.adapters.redis.limiter_scripts import LimiterScripts
 from proxy.adapters.redis.scripts import Script
 from proxy.core import bucket
 from proxy.core.bucket import State
@@ -25,7 +26,7 @@ __all__ = [
     "scripts_with",
 ]
 
-VERBS = ("reserve", "settle", "charge", "peek", "renew")
+VERBS = tuple(verb.name for verb in fields(LimiterScripts))
 FAR_AHEAD_MS = 4_000_000_000_000
 """In 2096: no server expires a bucket of a clock that starts there."""
 

@@ -45,11 +45,21 @@ _SETTLEMENT = Struct("<4d")
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 
 
+_DECIDE = ("local function decide()", "end")
+_VERBS: dict[str, tuple[str, ...]] = {
+    "reserve_capped": ("bucket", "accounts", _DECIDE[0], "reserve", _DECIDE[1], "reserve_capped"),
+    "settle_capped": ("bucket", "accounts", "settle_accounts", "settle"),
+}
+
+
 @cache
 def script_text(verb: str) -> str:
-    """The script of `reserve`, `settle`, `charge`, `peek` or `renew`: the shared arithmetic, then the verb."""
+    """The script of a verb: the shared arithmetic, then the verb; a capped one has accounts to ask as well."""
     folder = files(__package__) / "lua"
-    return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("bucket", verb))
+    return "\n".join(
+        part if part in _DECIDE else (folder / f"{part}.lua").read_text("utf-8")
+        for part in _VERBS.get(verb, ("bucket", verb))
+    )
 
 
 def team_tag(team: str) -> str:

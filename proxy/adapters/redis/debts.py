@@ -9,7 +9,7 @@ from itertools import count
 
 from proxy.core.bucket import Cost, Scope
 
-__all__ = ["Debt", "Debts"]
+__all__ = ["Debt", "Debts", "beyond_reserved"]
 
 _MOST = 10_000
 _MOST_DOUBTFUL = 64
@@ -83,3 +83,11 @@ class Debts:
             del self._of_team[next(iter(self._of_team))]
             self.forgotten += 1
         return self._of_team.setdefault(team, {})
+
+
+def beyond_reserved(reserved: Cost, actual: Cost) -> Cost:
+    """What was used above a reservation."""
+    return Cost(
+        max(0, actual.requests - max(0, reserved.requests)),
+        max(0, actual.tokens - max(0, reserved.tokens)),
+    )

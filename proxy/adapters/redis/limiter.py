@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 from typing import cast
 
-from proxy.adapters.memory.limiter import ClockSteps
 from proxy.adapters.redis.bucket_state import (
     bucket_key,
     charge_key,
@@ -24,29 +23,35 @@ from proxy.adapters.redis.bucket_state import (
     pack_schedule,
     pack_settlement,
     pack_terms,
-    script_text,
 )
-from proxy.adapters.redis.debts import Debt, Debts
+from proxy.adapters.redis.budget_parts import BudgetParts
+from proxy.adapters.redis.budgets import ABSENT, OVER_BUDGET, RedisBudgets
+from proxy.adapters.redis.debts import Debt, Debts, beyond_reserved
 from proxy.adapters.redis.denials import Denials
 from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback, Presence, Unwatched
-from proxy.adapters.redis.leases import RENEW_SECONDS, Leases
+from proxy.adapters.redis.leases import RENEW_SECONDS, Lease, Leases
+from proxy.adapters.redis.limiter_scripts import LimiterScripts
 from proxy.adapters.redis.losses import Losses
 from proxy.adapters.redis.multiplexer import OnFailure
 from proxy.adapters.redis.outcomes import Indefinite, NeverSent, RedisFailure, Why
 from proxy.adapters.redis.scripts import Script, Scripts
+from proxy.adapters.redis.stores_clock import StoresClock
+from proxy.adapters.spent import SpentReader
 from proxy.core import bucket
 from proxy.core.bucket import (
-    STEP_BACK_MS,
     Admitted,
     Cost,
     Decision,
     Dimension,
+    OverBudget,
     Refused,
     Reservation,
     Scope,
     Standing,
 )
+from proxy.core.budget import Spend
 from proxy.core.decision import TEAM_SCOPE
+from proxy.core.errors import StoreAway
 from proxy.ports import Clock
 
 __all__ = ["DENY_MS", "LOOK_SECONDS", "LimiterScripts", "RedisLimiter"]
@@ -58,23 +63,6 @@ LOOK_SECONDS = 0.5
 _MS = 1_000_000
 _KNOCK_NS = 20 * _MS
 _STANDING = 6
-_VERBS = ("reserve", "settle", "charge", "peek", "renew")
-
-
-@dataclass(frozen=True, slots=True)
-class LimiterScripts:
-    """One script for each verb."""
-
-    reserve: Script
-    settle: Script
-    charge: Script
-    peek: Script
-    renew: Script
-
-    @classmethod
-    def packaged(cls) -> LimiterScripts:
-        """Those of this release."""
-        return cls(*(Script(verb, script_text(verb)) for verb in _VERBS))
 
 
 class RedisLimiter:
@@ -97,10 +85,16 @@ class RedisLimiter:
         verbs: LimiterScripts | None = None,
         deny_ms: int = DENY_MS,
         worker: str = "",
+        reader: SpentReader | None = None,
+        parts: BudgetParts | None = None,
     ) -> None:
-        """`store_failed` counts; `deny_ms` of 0 asks the store every time; `worker` is for who reads what is stored."""
-        self.clock_steps = ClockSteps()
-        """Of the store's clock, by two seconds or more, as seen against our monotonic clock."""
+        """`store_failed` counts; `deny_ms` of 0 asks the store every time; `worker` is for who reads what is stored.
+
+        `reader` makes accounts of budgets, and without one the ledger is as good as away; `parts` holds budgets while
+        the store is away, and without it nobody does.
+        """
+        self._stores_clock = StoresClock(clock)
+        self.clock_steps = self._stores_clock.steps
         self._scripts = scripts
         self._clock = clock
         self._fallback = fallback
@@ -109,6 +103,8 @@ class RedisLimiter:
         self._verbs = verbs or LimiterScripts.packaged()
         self._denials = Denials(deny_ms)
         self._debts = Debts()
+        reader = reader or SpentReader(None, clock, store_failed)
+        self.budgets = RedisBudgets(scripts, reader, clock, self._verbs.of_accounts, parts)
         self._leases = Leases(worker)
         self._losses = Losses()
         self._is_wary = False
@@ -116,13 +112,11 @@ class RedisLimiter:
         self._knocked_ns = -_KNOCK_NS
         self._overtaking = 0
         """How often the store was charged without being asked."""
-        self._last_ms = 0
-        self._offset_ms: int | None = None
 
     async def load(self) -> None:
         """Make the store know the scripts, which saves the first callers a round trip. Raises `RedisFailure`."""
         verbs = self._verbs
-        await self._scripts.load((verbs.reserve, verbs.settle, verbs.charge, verbs.peek, verbs.renew))
+        await self._scripts.load(getattr(verbs, verb.name) for verb in fields(verbs))
 
     @property
     def lost_buckets(self) -> int:
@@ -157,31 +151,35 @@ class RedisLimiter:
         for key, leases in self._leases.by_key():
             self._post(self._verbs.renew, [key], leases, self._not_renewed)
 
-    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
-        """Charge `cost` to every scope, or to none; scopes[0] is the team's own, and names differ."""
+    async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None = None) -> Decision:
+        """Charge `cost` to every scope and `spend` to every budget, or nothing to any.
+
+        scopes[0] is the team's own, and names differ. Raises `StoreAway` where a budget that refuses has no account
+        and the ledger is away, or where nobody can hold it.
+        """
         if team in self._denials and (refused := self._find_denial(team, scopes, cost)) is not None:
             return refused
         if self._is_wary or team in self._fallback or team in self._debts:
-            return await self._reserve_warily(team, scopes, cost)
-        return await self._reserve(team, scopes, scopes, cost)
+            return await self._reserve_warily(team, scopes, cost, spend)
+        return await self._reserve(team, scopes, scopes, cost, spend)
 
-    async def _reserve(self, team: str, scopes: Sequence[Scope], asked: Sequence[Scope], cost: Cost) -> Decision:
+    async def _reserve(
+        self, team: str, scopes: Sequence[Scope], asked: Sequence[Scope], cost: Cost, spend: Spend | None
+    ) -> Decision:
         """Ask the store, with `asked` for the scopes."""
         mark, overtaking = self._denials.mark(team), self._overtaking
-        first, keys, counts_places = pack_cost(cost), [], False
-        for scope in scopes:
-            keys.append(bucket_key(team, scope.name))
-            if scope.max_parallel is not None:
-                counts_places = True
-        lease = self._leases.draw(team, scopes, cost) if counts_places else None
-        if lease is not None:
-            first += lease.terms + lease.id
-            keys += lease.keys
+        first, keys, lease = self._question(team, scopes, cost)
+        decision: Decision
         try:
-            answer = await self._ask(self._verbs.reserve, keys, asked, first)
+            if spend is None:
+                answer = await self._ask(self._verbs.reserve, keys, asked, first)
+                decision = bucket.decision(team, scopes, cost, answer)
+            else:
+                decision = await self._ask_capped(team, scopes, asked, cost, spend, keys, first)
         except RedisFailure as failure:
-            return await self._stand_in(team, scopes, cost, failure)
-        decision = bucket.decision(team, scopes, cost, answer)
+            return await self._stand_in(team, scopes, cost, spend, failure)
+        if isinstance(decision, OverBudget):
+            return decision
         self._hear(team, scopes, decision, overtaken=overtaking != self._overtaking)
         if isinstance(decision, Admitted):
             if lease is not None:
@@ -193,48 +191,101 @@ class RedisLimiter:
             self._denials.note(team, scopes, cost, decision, self._clock.monotonic_ns(), mark)
         return decision
 
-    async def _stand_in(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
+    def _question(self, team: str, scopes: Sequence[Scope], cost: Cost) -> tuple[bytes, list[str], Lease | None]:
+        """The first argument and the keys of a reservation, and the lease it asks for."""
+        first, keys, counts_places = pack_cost(cost), [], False
+        for scope in scopes:
+            keys.append(bucket_key(team, scope.name))
+            if scope.max_parallel is not None:
+                counts_places = True
+        lease = self._leases.draw(team, scopes, cost) if counts_places else None
+        if lease is not None:
+            first += lease.terms + lease.id
+            keys += lease.keys
+        return first, keys, lease
+
+    async def _ask_capped(
+        self,
+        team: str,
+        scopes: Sequence[Scope],
+        asked: Sequence[Scope],
+        cost: Cost,
+        spend: Spend,
+        keys: list[str],
+        first: bytes,
+    ) -> Decision:
+        """Ask for budgets as well; where an account is not there, make it and ask once more."""
+        for is_again in (False, True):
+            more, terms = self.budgets.question(team, spend)
+            answer = await self._ask(self._verbs.reserve_capped, keys + more, asked, first, last=(terms,))
+            if answer[0] == OVER_BUDGET:
+                return self.budgets.over(spend, answer)
+            if answer[0] != ABSENT:
+                return self.budgets.decision(team, scopes, cost, spend, answer)
+            if not is_again:
+                spend = await self.budgets.open(team, spend, answer[1:])
+        raise StoreAway(LIMITER_STORE, "reserve")
+
+    async def _stand_in(
+        self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None, failure: RedisFailure
+    ) -> Decision:
         """Decide without the store, which has failed to."""
         self._store_failed(LIMITER_STORE, "reserve")
         self._presence.silent()
         self._is_wary = True
         self._knock(team)
-        return await self._fallback.reserve(team, scopes, cost, failure)
+        return await self._decide_alone(team, scopes, cost, spend, failure)
+
+    async def _decide_alone(
+        self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None, failure: RedisFailure
+    ) -> Decision:
+        if spend is None:
+            return await self._fallback.reserve(team, scopes, cost, failure)
+        over = self.budgets.refusal(team, spend)
+        if over is not None:
+            return over
+        return self.budgets.stood_in(team, spend, await self._fallback.reserve(team, scopes, cost, failure))
 
     def _hear(self, team: str, scopes: Sequence[Scope], decision: Decision, *, overtaken: bool) -> None:
         """Note what an answer tells of the store, and tell it what the fallback counted meanwhile."""
         self._fallback.seen(team, scopes, decision, overtaken=overtaken)
-        if team in self._fallback:
+        if team in self._fallback or team in self.budgets:
             self._tell(team)
         if type(decision) is Admitted:
             reservation = decision.reservation
-            self._losses.admitted(team, scopes, reservation.cost, reservation.handles, self._last_ms)
+            self._losses.admitted(team, scopes, reservation.cost, reservation.handles, self._stores_clock.now_ms)
 
-    async def _reserve_warily(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
+    async def _reserve_warily(self, team: str, scopes: Sequence[Scope], cost: Cost, spend: Spend | None) -> Decision:
         """Tell the store what it does not know, and ask it if it is there."""
         key = bucket_key(team, TEAM_SCOPE)
         # Before the question, on the same connection: the answer knows of it.
-        if (team in self._fallback or team in self._debts) and self._scripts.reaches(key):
+        if (team in self._fallback or team in self._debts or team in self.budgets) and self._scripts.reaches(key):
             self._tell(team)
         away = self._scripts.away(key)
         asked = scopes if away is None else self._fallback.ask_with(scopes, cost, away)
         if asked is None:
             self._knock(team)
-            return await self._fallback.reserve(team, scopes, cost, NeverSent(Why.AWAY))
+            return await self._decide_alone(team, scopes, cost, spend, NeverSent(Why.AWAY))
         if isinstance(asked, Refused):
             return asked
-        return await self._reserve(team, scopes, asked, cost)
+        return await self._reserve(team, scopes, asked, cost, spend)
 
-    def settle(self, reservation: Reservation, actual: Cost) -> None:
-        """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing."""
+    def settle(self, reservation: Reservation, actual: Cost, spent_nano_usd: int = 0) -> None:
+        """Put `actual` in the place of the reserved cost; a second settlement of a reservation does nothing.
+
+        `spent_nano_usd` is spent of the budgets instead of what was reserved.
+        """
         team, scopes, handles = reservation.team, reservation.scopes, reservation.handles
-        if handles[0].settled or self._fallback.settle(reservation, actual):
+        if handles[0].settled:
+            return
+        capped = None if reservation.spend is None else self.budgets.settle(reservation, spent_nano_usd)
+        if self._fallback.settle(reservation, actual):
             return
         for handle in handles:
             handle.settled = True
         self._denials.forget(team)
         self._losses.settled(team, scopes, reservation.cost, actual)
-        beyond = _beyond(reservation.cost, actual)
+        beyond = beyond_reserved(reservation.cost, actual)
         if beyond.requests or beyond.tokens:
             self._overtake(team, scopes, beyond)
         terms = [pack_terms(scope.schedule, handle) for scope, handle in zip(scopes, handles, strict=True)]
@@ -242,12 +293,12 @@ class RedisLimiter:
         if self._leases and (lease := self._leases.give_up(handles[0])) is not None:
             first += lease.id
             keys += lease.keys
-        self._post(
-            self._verbs.settle,
-            keys,
-            [first, *terms],
-            partial(self._owe, "settle", team, scopes, beyond),
-        )
+        verb, args = self._verbs.settle, [first, *terms]
+        if capped is not None:
+            verb = self._verbs.settle_capped
+            keys += capped[0]
+            args.append(capped[1])
+        self._post(verb, keys, args, partial(self._owe, "settle", team, scopes, beyond))
 
     def charge(self, team: str, scopes: Sequence[Scope], cost: Cost) -> None:
         """Take `cost` without asking; the buckets may go into debt."""
@@ -269,14 +320,14 @@ class RedisLimiter:
     def _find_denial(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Refused | None:
         return self._denials.find(team, scopes, cost, self._clock.monotonic_ns())
 
-    async def _ask(self, verb: Script, keys: list[str], scopes: Sequence[Scope], *first: bytes) -> list[int]:
-        reply = await self._scripts.run(verb, keys, [*first, *(pack_schedule(scope.schedule) for scope in scopes)])
+    async def _ask(
+        self, verb: Script, keys: list[str], scopes: Sequence[Scope], *first: bytes, last: tuple[bytes, ...] = ()
+    ) -> list[int]:
+        args = [*first, *(pack_schedule(scope.schedule) for scope in scopes), *last]
+        reply = await self._scripts.run(verb, keys, args)
         self._presence.answered()
         answer = cast("list[int]", reply)
-        now_ms = answer.pop(0)
-        if not -STEP_BACK_MS < now_ms - self._last_ms <= STEP_BACK_MS:
-            self._watch(now_ms)
-        self._last_ms = now_ms
+        self._stores_clock.heard(answer.pop(0))
         return answer
 
     def _post(self, verb: Script, keys: list[str], args: list[bytes], on_failure: OnFailure) -> None:
@@ -290,7 +341,7 @@ class RedisLimiter:
 
     def tell_all(self) -> None:
         """Charge a store that is back with all it has not been told, without waiting for the teams to come again."""
-        for team in {*self._fallback.untold(), *self._debts.teams()}:
+        for team in {*self._fallback.untold(), *self._debts.teams(), *self.budgets.untold()}:
             if self._scripts.reaches(bucket_key(team, TEAM_SCOPE)):
                 self._tell(team)
 
@@ -299,6 +350,7 @@ class RedisLimiter:
         for scope, cost in self._fallback.owed(team):
             self._overtaking += 1
             self._debts.add(team, (scope,), cost)
+        self.budgets.tell(team)
         self._catch_up(team)
 
     def _catch_up(self, team: str) -> None:
@@ -337,21 +389,3 @@ class RedisLimiter:
 
     def _not_renewed(self, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
         self._store_failed(LIMITER_STORE, "renew")
-
-    def _watch(self, now_ms: int) -> None:
-        """Tell a clock that was set from a time in which nothing happened."""
-        offset_ms = now_ms - self._clock.monotonic_ns() // _MS
-        if self._offset_ms is not None:
-            if offset_ms - self._offset_ms <= -STEP_BACK_MS:
-                self.clock_steps.back += 1
-            elif offset_ms - self._offset_ms > STEP_BACK_MS:
-                self.clock_steps.ahead += 1
-        self._offset_ms = offset_ms
-
-
-def _beyond(reserved: Cost, actual: Cost) -> Cost:
-    """What was used above the reservation."""
-    return Cost(
-        max(0, actual.requests - max(0, reserved.requests)),
-        max(0, actual.tokens - max(0, reserved.tokens)),
-    )
