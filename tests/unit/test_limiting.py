@@ -12,8 +12,8 @@ from proxy.adapters.clock import SystemClock
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.policies import Open
-from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.route import Facts
+from proxy.adapters.redis.share import Share
 from proxy.app import limiting
 from proxy.app.background import in_background
 from proxy.core.bucket import Admitted, Cost, Scope
@@ -201,3 +201,54 @@ async def test_workers_of_one_host_and_number_are_two():
         async with shared(redis.url), shared(redis.url):
             await asyncio.sleep(0)
             assert redis.ask("ZCARD", "tollgate:workers") == 2
+
+
+async def test_what_becomes_of_connections_and_posts_is_counted_and_so_is_what_the_store_loses():
+    with RedisServer() as redis:
+        settings = load(
+            environ={"OPENAI_API_KEY": "sk-upstream", "TOLLGATE_REDIS_URL": redis.url},
+            overrides={"limits.redis_deadline_ms": 1_000},
+        )
+        metrics = Metrics(lambda _: True)
+        async with in_background() as spawn, AsyncExitStack() as stack:
+            made = await limiting.shared_limits(settings, redis.url, SystemClock(), metrics, spawn, stack)
+            limiter, (primary,) = made.limiter, made.route.primaries()
+
+            def figures():
+                made.sample()
+                sample = metrics.registry.get_sample_value
+                counted = [
+                    sample("tollgate_store_events_total", {"store": "limiter", "event": event})
+                    for event in (
+                        "connected",
+                        "disconnected",
+                        "timed_out",
+                        "post_answered",
+                        "post_refused",
+                        "post_unknown",
+                    )
+                ]
+                lost = sample("tollgate_limiter_lost_buckets_total")
+                return counted, lost, sample("tollgate_limiter_forgotten_debts_total")
+
+            assert figures() == ([1, 0, 0, 0, 0, 0], 0, 0)
+            for _ in range(2):
+                limiter.charge("a", SCOPES, Cost(1, 0))
+                assert isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+            assert figures() == ([1, 0, 0, 2, 0, 0], 0, 0)
+            redis.ask("FLUSHALL")
+            assert isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
+            limiter._debts.forgotten += 3
+            assert figures() == ([1, 0, 0, 2, 0, 0], 1, 3)
+            assert figures() == ([1, 0, 0, 2, 0, 0], 1, 3)
+            with redis.frozen():
+                limiter.charge("a", SCOPES, Cost(1, 0))
+                await until_true(lambda: primary.counts.posts_lost, "its fate is unknown")
+            assert figures()[0] == [1, 0, 1, 2, 0, 1]
+            redis.kill()
+            await until_true(lambda: not primary.is_up, "the loss is noticed")
+            limiter.charge("a", SCOPES, Cost(1, 0))
+            assert figures()[0] == [1, 1, 1, 2, 1, 1]
+            redis.start()
+            await until_true(lambda: primary.is_up, "it is back")
+            assert figures()[0] == [2, 1, 1, 2, 1, 1]

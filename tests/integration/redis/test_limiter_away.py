@@ -15,8 +15,8 @@ from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import Definite, ErrorReply, Indefinite, NeverSent
-from proxy.adapters.redis.policies import Share
 from proxy.adapters.redis.scripts import Scripts
+from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import UNITS, Admitted, Cost, Gauge, Refused, Scope, Standing
@@ -82,6 +82,15 @@ async def admit(limiter, cost, scopes=SCOPES):
     return decision.reservation
 
 
+async def until_admitted(limiter, cost, scopes=SCOPES):
+    """Ask until there is room: a store that is back is asked once it has answered."""
+    for _ in range(1_000):
+        if isinstance(await limiter.reserve("a", scopes, cost), Admitted):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("no room")
+
+
 # Gone
 
 
@@ -123,7 +132,7 @@ class Local(Closed):
     def __init__(self):
         self.buckets = MemoryLimiter(SystemClock())
         self.admitted = set()
-        self.charged = []
+        self.untold_charges = []
 
     async def reserve(self, team, scopes, cost, failure):
         decision = await self.buckets.reserve(team, scopes, cost)
@@ -138,7 +147,7 @@ class Local(Closed):
         return True
 
     def charge(self, team, scopes, cost):
-        self.charged.append(cost)
+        self.untold_charges.append(cost)
 
     async def peek(self, team, scopes, failure):
         return await self.buckets.peek(team, scopes)
@@ -156,7 +165,7 @@ async def test_what_a_policy_admits_is_settled_there_and_what_the_store_admitted
         await until_true(lambda: held.route.primaries()[0].is_up, "it is back")
         held.limiter.settle(by_policy, Cost(1, 200))
         assert (await local.peek("a", SCOPES, NeverSent))[0].tokens.remaining == 10_000 - 200
-        assert local.charged == [Cost(0, 20)]
+        assert local.untold_charges == [Cost(0, 20)]
         assert (await held.limiter.peek("a", SCOPES))[0].tokens.remaining == 10_000 - 20
 
 
@@ -186,10 +195,12 @@ async def test_what_a_part_cannot_count_is_not_forgotten_beside_what_it_can():
         over = await admit(held.limiter, Cost(1, 100), both)
         (primary,) = held.route.primaries()
         primary.leave()
+        # Of the key this worker has no part; of the team it has one, which starts empty.
         held.limiter.settle(over, Cost(1, 400))
-        await admit(held.limiter, Cost(0, 1), team)
+        held.limiter.charge("a", team, Cost(0, 1))
+        assert isinstance(await held.limiter.reserve("a", team, Cost(0, 1)), Refused)
         await until_true(lambda: primary.is_up, "it is back")
-        await admit(held.limiter, Cost(0, 1), team)
+        await until_admitted(held.limiter, Cost(0, 1), team)
         assert held.tokens_used() == 402
 
 
@@ -220,7 +231,7 @@ async def test_a_refund_without_an_answer_is_not_sent_again():
         assert held.failures == {"limiter settle": 1}
 
 
-async def test_a_debt_without_an_answer_is_charged_once_more_and_no_more_than_that():
+async def test_a_debt_without_an_answer_is_charged_once_more_however_often_it_is_sent():
     async with store(HASTY) as held:
         reservation = await admit(held.limiter, Cost(1, 100))
         with held.server.frozen():
@@ -229,11 +240,35 @@ async def test_a_debt_without_an_answer_is_charged_once_more_and_no_more_than_th
             for _ in range(3):
                 with pytest.raises(StoreAway):
                     await held.limiter.reserve("a", SCOPES, Cost(0, 0))
-        assert held.failures["limiter charge"] == 1
+        assert held.failures["limiter charge"] == 3
         await admit(held.limiter, Cost(1, 7))
         await admit(held.limiter, Cost(1, 7))
         # 300 by the settlement and 300 by the charge: too much, and never too little.
         assert held.tokens_used() == 100 + 300 + 300 + 14
+        assert "a" not in held.limiter._debts
+
+
+async def test_a_charge_that_never_arrives_is_sent_until_it_does():
+    """Nothing that is sent while it is cut off arrives, and nobody can tell."""
+    share = Share(SystemClock(), lambda: Part(0, 1), lambda: None)
+    team = SCOPES[:1]
+    for fallback in (Closed(), share):
+        async with store(HASTY, fallback) as held:
+            reservation = await admit(held.limiter, Cost(0, 100), team)
+            with held.server.frozen():
+                held.limiter.settle(reservation, Cost(0, 400))
+                await until_true(lambda: held.failures["limiter settle"], "the deadline has passed")
+                for _ in range(5):
+                    held.limiter.tell_all()
+                    await asyncio.sleep(0.06)
+                # What was on its way to it is lost with its connections.
+                held.server.kill()
+            await until_true(lambda: not held.route.primaries()[0].is_up, "the loss is noticed")
+            held.server.start()
+            await until_true(lambda: held.route.primaries()[0].is_up, "it is back")
+            await until_admitted(held.limiter, Cost(0, 0), team)
+            await until_true(lambda: held.tokens_used() >= 300, "it is charged")
+            assert held.tokens_used() == 300
 
 
 # Not able
