@@ -207,7 +207,7 @@ async def test_what_becomes_of_connections_and_posts_is_counted_and_so_is_what_t
     with RedisServer() as redis:
         settings = load(
             environ={"OPENAI_API_KEY": "sk-upstream", "TOLLGATE_REDIS_URL": redis.url},
-            overrides={"limits.redis_deadline_ms": 1_000},
+            overrides={"limits.redis_deadline_ms": 400},
         )
         metrics = Metrics(lambda _: True)
         async with in_background() as spawn, AsyncExitStack() as stack:
