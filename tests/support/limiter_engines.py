@@ -7,14 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.limiter import MemoryLimiter
+from proxy.adapters.redis.accounts import account_key
 from proxy.adapters.redis.bucket_state import bucket_key
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.scripts import Scripts
-from proxy.ports import Limiter
+from proxy.adapters.spent import SpentReader
+from proxy.ports import Clock, Limiter
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
 from tests.support.redis_route import open_route
+from tests.support.spend_books import SpendBooks
 
 __all__ = ["Engine", "HandClock", "memory_engine", "redis_engine"]
 
@@ -68,16 +72,30 @@ class Engine:
     limiter: Limiter
     clock: HandClock
     lose: Callable[[str, str], Awaitable[object]]
+    callers_clock: Clock
+    """By which callers tell when a request was admitted."""
+    books: SpendBooks
+    """The ledger that accounts of budgets are made from."""
+    failures: Counter[tuple[str, str]]
+    """Operations of stores that were counted as failed."""
+    resync: Callable[[], Awaitable[None]]
+    lose_account: Callable[[str, str], Awaitable[object]]
+    """By team and name."""
 
 
 def memory_engine(clock: HandClock, of: type[MemoryLimiter] = MemoryLimiter) -> Engine:
     """The embedded limiter."""
-    limiter = of(clock)
+    books, failures = SpendBooks(), Counter[tuple[str, str]]()
+    budgets = MemoryBudgets(_reader(books, clock, failures), clock)
+    limiter = of(clock, budgets)
 
     async def lose(team: str, scope: str) -> None:
         limiter.forget(team, scope)
 
-    return Engine(limiter, clock, lose)
+    async def lose_account(team: str, name: str) -> None:
+        budgets.forget(team, name)
+
+    return Engine(limiter, clock, lose, clock, books, failures, budgets.resync, lose_account)
 
 
 @asynccontextmanager
@@ -93,15 +111,24 @@ async def redis_engine(url: str, clock: HandClock, *changes: Callable[[str, str]
         async def lose(team: str, scope: str) -> None:
             await route.execute(bucket_key(team, scope), "DEL", bucket_key(team, scope))
 
+        async def lose_account(team: str, name: str) -> None:
+            await route.execute(account_key(team, name), "DEL", account_key(team, name))
+
         clock.on_change = tell
         tell(clock.now_ms())
+        books, callers = SpendBooks(), _CallersClock(clock)
         limiter = RedisLimiter(
             Scripts(route),
-            _CallersClock(clock),
+            callers,
             Closed(),
             lambda store, operation: failures.update([(store, operation)]),
             verbs=scripts_with(*changes, on_hand_clock),
+            reader=_reader(books, callers, failures),
         )
         await limiter.load()
-        yield Engine(limiter, clock, lose)
-    assert not failures
+        yield Engine(limiter, clock, lose, callers, books, failures, limiter.budgets.resync, lose_account)
+    assert not [failed for failed in failures if failed[0] != "ledger"]
+
+
+def _reader(books: SpendBooks, clock: Clock, failures: Counter[tuple[str, str]]) -> SpentReader:
+    return SpentReader(books, clock, lambda store, operation: failures.update([(store, operation)]))

@@ -46,7 +46,7 @@ class MemoryLimiter:
 
     def __init__(self, clock: Clock, budgets: MemoryBudgets | None = None) -> None:
         """Without `budgets` the ledger is as good as away, and a request with a budget that refuses is not admitted."""
-        self._budgets = budgets or MemoryBudgets(SpentReader(None, clock, lambda *_: None), clock)
+        self.budgets = MemoryBudgets(SpentReader(None, clock, lambda *_: None), clock) if budgets is None else budgets
         self.clock_steps = ClockSteps()
         """Set back: by any amount. Set ahead: by more than two seconds, as seen against the monotonic clock."""
         self._clock = clock
@@ -70,8 +70,8 @@ class MemoryLimiter:
         """
         if spend is None:
             return self._decide(team, scopes, cost)
-        spend = await self._budgets.open(team, spend)
-        over = self._budgets.refusal(team, spend)
+        spend = await self.budgets.open(team, spend)
+        over = self.budgets.refusal(team, spend)
         if over is not None:
             state = self._state((team, scopes[0].name))
             stands = bucket.standing(bucket.peek(state, scopes[0].schedule, self._now_ms()))
@@ -79,7 +79,7 @@ class MemoryLimiter:
         decision = self._decide(team, scopes, cost)
         if not isinstance(decision, Admitted):
             return decision
-        taken = self._budgets.take(team, spend)
+        taken = self.budgets.take(team, spend)
         reservation = replace(decision.reservation, spend=spend, minutes=taken.minutes, epochs=taken.epochs)
         return Admitted(reservation, decision.standing, taken.reached)
 
@@ -113,7 +113,7 @@ class MemoryLimiter:
         """
         now_ms = self._now_ms()
         if not reservation.handles[0].settled:
-            self._budgets.settle(reservation, spent_nano_usd)
+            self.budgets.settle(reservation, spent_nano_usd)
         for index, handle in enumerate(reservation.handles):
             if handle.settled:
                 continue
