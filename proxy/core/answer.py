@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from proxy.core.usage_forms import UNREADABLE, WireUsage
 __all__ = ["ChatStream", "Completion", "parse_completion"]
 
 _DONE = b"[DONE]"
+_ERROR_NAME = re.compile(rb"(?:^|[\r\n])event: ?error[\r\n]")
 _STORABLE = frozenset({"stop", "length", "tool_calls", "function_call"})
 
 
@@ -45,6 +47,7 @@ class _ChunkChoice(msgspec.Struct):
     text: str | None = None
     """Of a legacy completion, in the place of a delta."""
     finish_reason: str | None = None
+    error: object = None
 
 
 class _Chunk(msgspec.Struct):
@@ -58,6 +61,8 @@ class _FullChoice(msgspec.Struct):
     message: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    error: object = None
+    """OpenRouter tells here of a provider that failed."""
 
 
 class _Spoken(msgspec.Struct):
@@ -67,6 +72,7 @@ class _Spoken(msgspec.Struct):
 class _Full(_Spoken):
     usage: WireUsage | None = None
     service_tier: str | None = None
+    error: object = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -97,9 +103,13 @@ def parse_completion(body: bytes) -> Completion:
     usage = full.usage.counted() if full.usage else None
     if usage is None:
         return _counted(full, full.service_tier)
-    reasons = [choice.finish_reason for choice in full.choices or ()]
-    storable = bool(reasons) and all(reason in _STORABLE for reason in reasons)
+    choices = full.choices or ()
+    storable = bool(choices) and full.error is None and all(map(_has_ended_well, choices))
     return Completion(usage, full.service_tier, storable=storable, counted_output_tokens=0)
+
+
+def _has_ended_well(choice: _FullChoice) -> bool:
+    return choice.finish_reason in _STORABLE and choice.error is None
 
 
 def _without_usage(body: bytes) -> Completion:
@@ -151,13 +161,14 @@ class ChatStream:
     and whole events pass; without it every byte passes at once as it came.
     """
 
-    __slots__ = ("_choices", "_finished", "_hide_usage", "_parser", "done", "errored", "malformed",
+    __slots__ = ("_begun", "_choices", "_finished", "_hide_usage", "_parser", "done", "errored", "malformed",
                  "pieces", "service_tier", "transcript", "usage")  # fmt: skip
 
     def __init__(self, *, choices: int, hide_usage: bool) -> None:
         self._parser = SseParser()
         self._choices = choices
         self._hide_usage = hide_usage
+        self._begun: set[int] = set()
         self._finished: dict[int, str] = {}
         self.usage: Usage | None = None
         self.service_tier: str | None = None
@@ -200,6 +211,7 @@ class ChatStream:
             and not self.malformed
             and self.usage is not None
             and len(self._finished) >= self._choices
+            and self._begun <= self._finished.keys()
             and all(reason in _STORABLE for reason in self._finished.values())
         )
 
@@ -220,14 +232,18 @@ class ChatStream:
         except UNREADABLE:
             self.malformed = True
             return None
-        if chunk.error is not None:
+        if chunk.error is not None or (not event.raw.startswith(b"data:") and _ERROR_NAME.search(event.raw)):
             self.errored = True
         if chunk.usage is not None:
             self.usage = chunk.usage.counted()
         if chunk.service_tier is not None:
             self.service_tier = chunk.service_tier
         for choice in chunk.choices or ():
-            if choice.finish_reason is not None:
+            self._begun.add(choice.index)
+            if choice.error is not None:
+                self.malformed = True
+            # What ended once as it should not does not become whole by a better reason behind it.
+            if choice.finish_reason is not None and self._finished.get(choice.index, "stop") in _STORABLE:
                 self._finished[choice.index] = choice.finish_reason
             before = self.transcript.characters
             _hear(self.transcript, choice.index, choice.delta, choice.text)

@@ -123,6 +123,47 @@ def test_a_filtered_answer_is_not_stored(reason):
     assert not parse_completion(json.dumps(body).encode()).storable
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [chunk(content="a", finish="content_filter"), chunk(finish="stop")],
+        [chunk(content="a"), chunk(content="b", index=1), chunk(finish="stop")],
+        [chunk(content="a"), {"choices": [{"index": 0, "finish_reason": "stop", "error": {"code": 502}}]}],
+    ],
+    ids=["filtered-and-then-not", "a-choice-without-an-end", "an-error-in-a-choice"],
+)
+def test_what_only_looks_whole_is_not_stored(events):
+    stream = ChatStream(choices=1, hide_usage=False)
+    stream.feed(b"".join(map(event, [*events, {"choices": [], "usage": USAGE}])) + DONE)
+    assert stream.done
+    assert not stream.storable
+
+
+@pytest.mark.parametrize("name", [b"event: error\n", b"event:error\r\n", b"id: 1\nevent: error\n"])
+def test_an_error_by_name_is_seen(name):
+    stream = ChatStream(choices=1, hide_usage=True)
+    stream.feed(event(chunk(content="a", finish="stop")) + name + b'data: {"message": "no"}\n\n')
+    assert stream.errored
+    assert not stream.complete
+
+
+def test_another_name_or_the_word_in_a_text_is_no_error():
+    stream = ChatStream(choices=1, hide_usage=True)
+    stream.feed(b"event: errors\n" + event(chunk(content="a")) + event(chunk(content="event: error\n", finish="stop")))
+    assert not stream.errored
+    assert stream.complete
+
+
+@pytest.mark.parametrize("place", ["beside the choices", "in a choice"])
+def test_a_plain_answer_with_an_error_in_it_is_not_stored(place):
+    choice = {"finish_reason": "stop", "message": {"content": "x"}}
+    body = {"choices": [choice], "usage": USAGE, "error": None}
+    assert parse_completion(json.dumps(body).encode()).storable
+    (body if place == "beside the choices" else choice)["error"] = {"message": "the provider broke off"}
+    completion = parse_completion(json.dumps(body).encode())
+    assert (completion.usage, completion.storable) == (COUNTED, False)
+
+
 def test_a_plain_answer():
     body = {"choices": [{"finish_reason": "stop", "message": {"content": "x"}}], "usage": USAGE, "service_tier": "flex"}
     completion = parse_completion(json.dumps(body).encode())
