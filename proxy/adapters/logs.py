@@ -32,6 +32,8 @@ def json_line(record: RequestRecord) -> str:
         "status": record.status,
         "outcome": record.outcome,
         "error_code": record.error_code or None,
+        "limited": record.limited_dimension or None,
+        "limited_scope": record.limited_scope or None,
         "shadow_limited": record.shadow_limited or None,
         "cache": record.cache,
         "attempts": record.attempts,

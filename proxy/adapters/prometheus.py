@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector  # noqa: TID251 - same
 
 from proxy import __version__
+from proxy.adapters.prometheus_budgets import BudgetMetrics
 from proxy.core.bucket import Dimension
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
@@ -92,6 +93,7 @@ class Metrics:
         self._declare_latency(self.registry)
         self._declare_health(self.registry)
         self._declare_ledger(self.registry)
+        self.budgets = BudgetMetrics(self.registry)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
         self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
@@ -250,7 +252,7 @@ class Metrics:
     def _declare_ledger(self, on: CollectorRegistry) -> None:
         self.unpriced_requests_total = Counter(
             "tollgate_unpriced_requests_total",
-            "Dispatched requests to a model without a price.",
+            "Requests for a model without a price; where a budget refused them, those too.",
             ("model",),
             registry=on,
         )
@@ -295,6 +297,7 @@ class Metrics:
                     self._cached(team, result.value, reason)
             for limit in Dimension:
                 self._limited(team, limit.value)
+            self._limited(team, "budget")
             for limit in (Dimension.REQUESTS, Dimension.TOKENS):
                 self._shadow_limited(team, limit.value)
 
@@ -319,10 +322,7 @@ class Metrics:
         self._request(team, model, record.endpoint, record.outcome.value).inc()
         if record.cache is not None:
             self._cached(team, record.cache.value, record.cache_reason).inc()
-        if record.limited_dimension:
-            self._limited(team, record.limited_dimension).inc()
-        if record.shadow_limited:
-            self._shadow_limited(team, record.shadow_limited).inc()
+        self._count_refusals(record, team, model)
         if record.request_use_ratio is not None:
             self._ratio(team, "requests").set(record.request_use_ratio)
         if record.token_use_ratio is not None:
@@ -368,6 +368,14 @@ class Metrics:
         """Write all metrics in the text format; takes milliseconds with many children: call it off the loop."""
         return prometheus_client.generate_latest(self.registry)
 
+    def _count_refusals(self, record: RequestRecord, team: str, model: str) -> None:
+        if record.limited_dimension:
+            self._limited(team, record.limited_dimension).inc()
+        if record.shadow_limited:
+            self._shadow_limited(team, record.shadow_limited).inc()
+        if record.unpriced:
+            self.unpriced_requests_total.labels(model).inc()
+
     def _count_usage(self, record: RequestRecord, team: str, model: str) -> None:
         usage = record.usage
         for kind, tokens in (
@@ -382,8 +390,6 @@ class Metrics:
             self._spend(team, model).inc(record.cost_pico_usd / _PICO)
         if record.estimated:
             self.estimated_usage_total.labels(record.outcome.value).inc()
-        if record.unpriced:
-            self.unpriced_requests_total.labels(model).inc()
 
     def _model(self, model: str) -> str:
         return model if not model or self._is_known_model(model) else OTHER

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from proxy.adapters.budget_alerts import BudgetAlerts, watch_budgets
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.logs import RequestLog, console_line, json_line
@@ -24,10 +25,14 @@ from proxy.adapters.prometheus import Metrics
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.spend import SqlSpendLedger
+from proxy.adapters.sql.told import SqlToldWarnings
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.tokenizer import BpeTokenizer
+from proxy.adapters.webhook import Webhook, open_webhook_session
 from proxy.app.database import SPOOL_DIRECTORY, peppers_of
+from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
@@ -42,6 +47,9 @@ from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownMo
 from proxy.web.errors import status_of
 
 __all__ = ["Equipment", "equip"]
+
+_LAST_NOTICES_SECONDS = 3.0
+"""How long warnings that are being delivered are waited for at shutdown."""
 
 if TYPE_CHECKING:
     from proxy.adapters.redis.limiter import RedisLimiter
@@ -103,14 +111,29 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         status_of=status_of,
         tokenizer=BpeTokenizer(telemetry),
         team_usage=TeamUsage(SqlUsageReports(engine), clock, telemetry),
+        budget_reached=await _budget_alerts(settings, engine, clock, metrics, spawn, stack),
     )
     sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)
     note_uses: Callable[[], Coroutine[Any, Any, None]] = partial(principals.notes.run, telemetry.store_failed)
-    chores = (ledger.run, note_uses, *limits.chores, *answers.chores)
+    budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
+    chores = (ledger.run, note_uses, budgets, *limits.chores, *answers.chores)
     return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
+
+
+async def _budget_alerts(
+    settings: Settings, engine: Engine, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack
+) -> Callable[[BudgetReached], None]:
+    url, secret = settings.budgets.webhook_url, settings.budgets.webhook_secret
+    webhook = None
+    if url is not None and secret is not None:
+        session = await stack.enter_async_context(open_webhook_session())
+        webhook = Webhook(url.reveal(), secret.reveal(), session, clock, metrics.budgets.notice_sent)
+        stack.push_async_callback(webhook.close, _LAST_NOTICES_SECONDS)
+    told, ledger = SqlToldWarnings(engine), SqlSpendLedger(engine)
+    return BudgetAlerts(told, ledger, metrics, clock, spawn, webhook).reached
 
 
 async def _last_notes(principals: Principals) -> None:
@@ -207,6 +230,7 @@ def _policy(settings: Settings) -> Policy:
         extra_models=frozenset(settings.models.extra),
         max_json_depth=settings.server.max_json_depth,
         ask_for_stream_usage=settings.streams.ask_for_usage,
+        unpriced=settings.prices.unpriced,
     )
 
 

@@ -20,13 +20,13 @@ __all__ = [
     "LimitReached",
     "MissingKey",
     "ModelNotFound",
+    "ModelNotPriced",
     "NeverAdmissible",
     "NotInCache",
     "Overloaded",
     "StoreAway",
     "TollgateError",
     "UnknownPath",
-    "Unpriced",
     "UpstreamFailure",
     "UpstreamFault",
     "UpstreamKeyRefused",
@@ -125,7 +125,7 @@ class BudgetUsedUp(TollgateError):
 
 
 @dataclass(eq=False)
-class Unpriced(TollgateError):
+class ModelNotPriced(TollgateError):
     """The model has no price, and the team or key has a budget, which nothing could be held against."""
 
     team: str

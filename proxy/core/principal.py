@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from proxy.core.budget import Budget
 from proxy.core.tiers import Limits
 
 __all__ = ["CacheMode", "KeyRecord", "KeySecret", "Principal", "Team"]
@@ -47,6 +48,8 @@ class Team:
     """When the trial began; the shadow tier's phases count from here."""
     cache_salts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Random bytes that are a part of the digests of single models; others in their place forget those answers."""
+    budgets: tuple[Budget, ...] = ()
+    """What it may spend, one at most for each period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class KeyRecord:
     """Who made it, as the audit log names them; empty when that is not known."""
     last_used_at_ms: int | None = None
     """When it was last seen to open something, to about a minute; None: never yet."""
+    budgets: tuple[Budget, ...] = ()
+    """What may be spent with it, of what its team may spend; one at most for each period."""
 
     @property
     def name(self) -> str:

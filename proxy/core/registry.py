@@ -6,12 +6,14 @@ Every method is synchronous and talks to the database; a caller on an event loop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypedDict, Unpack
 
 from proxy.core.audit import AuditEntry
+from proxy.core.budget import Period
+from proxy.core.caps import BudgetChange
 from proxy.core.principal import CacheMode, KeyRecord, Team
 from proxy.core.usage import Usage
 
@@ -144,6 +146,8 @@ class TeamFields(TypedDict, total=False):
     cache_mode: CacheMode
     models: frozenset[str] | None
     allow_stateful: bool
+    budgets: Mapping[Period, BudgetChange]
+    """Of each period that is named: what of it changes."""
 
 
 class TeamChanges(TeamFields, total=False):
@@ -158,6 +162,8 @@ class KeyLimits(TypedDict, total=False):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     max_parallel: int | None
+    budgets: Mapping[Period, BudgetChange]
+    """As a team's, of what is spent with the key."""
 
 
 class KeyChanges(KeyLimits, total=False):
@@ -257,6 +263,13 @@ class Registry(Protocol):
 
     def revoke_key(self, kid: str) -> KeyRecord:
         """End a key, named by its id or by the beginning `sk-tg_<kid>`; again changes nothing. Raises `KeyUnknown`."""
+        ...
+
+    def budgets_spent(self, at_ms: int, team: str | None = None) -> Mapping[tuple[str, str, Period], int]:
+        """What was spent of every budget in its span that holds `at_ms`, in nano-dollars, as far as the ledger has it.
+
+        By team, id of the key (empty for the team's own) and period; of one team or at all.
+        """
         ...
 
     def list_peppers(self) -> Sequence[PepperRecord]:

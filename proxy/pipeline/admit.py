@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.core.bucket import Admitted, Cost, NeverFits, OverBudget, Refused, Scope
+from proxy.core.budget import Spend, nano_usd
+from proxy.core.caps import BudgetReached, caps_of, key_scope, owner_of
 from proxy.core.decision import TEAM_SCOPE
-from proxy.core.errors import BudgetUsedUp, LimitReached, NeverAdmissible
+from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotPriced, NeverAdmissible
 from proxy.core.estimate import estimate_input, estimate_output
+from proxy.core.pricing import may_go_unpriced, worst_case
 from proxy.core.principal import Principal
 from proxy.core.tiers import Limits, Schedule
 from proxy.pipeline.exchange import Exchange
@@ -21,11 +24,13 @@ _UNLIMITED = Limits()
 async def admit(exchange: Exchange, services: Services) -> None:
     """Reserve what the request may cost; a hit costs a request and no tokens, and so does what another pays for.
 
-    Raises `LimitReached`, `NeverAdmissible`, `StoreAway`; a refusal has changed nothing.
+    Budgets are asked for what costs money alone. Raises `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`,
+    `ModelNotPriced`, `StoreAway`; a refusal has changed nothing.
     """
     principal, chat = exchange.principal, exchange.chat
     policy = services.policy
     scopes = scopes_of(principal, chat.model, policy, exchange.at_ms)
+    spend = None
     if exchange.hit is not None or exchange.collapsed:
         cost = Cost(policy.hits_cost_requests, 0)
     else:
@@ -35,9 +40,14 @@ async def admit(exchange: Exchange, services: Services) -> None:
         answer = estimate_output(chat, policy.default_output_reservation_tokens, room)
         exchange.reserved_input_tokens, exchange.reserved_output_tokens = prompt, answer
         cost = Cost(1, prompt + answer)
-    match await services.limiter.reserve(principal.team.name, scopes, cost):
+        if principal.team.budgets or principal.key.budgets:
+            spend = _spend(exchange, policy)
+    match await services.limiter.reserve(principal.team.name, scopes, cost, spend):
         case Admitted() as admitted:
             exchange.admitted = admitted
+            for cap in admitted.reached:
+                reached = BudgetReached(principal.team.name, owner_of(cap.scope), cap, exchange.at_ms)
+                services.budget_reached(reached)
         case Refused() as refused:
             raise LimitReached(principal.team.name, chat.model, refused, principal.key.name)
         case NeverFits() as never:
@@ -59,6 +69,22 @@ def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> 
     if by_model is not None:
         scopes += (_steady(f"model:{model}", by_model),)
     return scopes
+
+
+def _spend(exchange: Exchange, policy: Policy) -> Spend | None:
+    """What the request may cost at worst, and the budgets of team and key that it has to pass. Raises `ModelNotPriced`.
+
+    None: it has no price, and may go without.
+    """
+    principal, at_ms, price = exchange.principal, exchange.at_ms, exchange.price
+    if price is None:
+        if not may_go_unpriced(policy.unpriced, has_budget=True):
+            raise ModelNotPriced(principal.team.name, exchange.chat.model)
+        return None
+    caps = caps_of(principal.team.budgets, TEAM_SCOPE, at_ms)
+    caps += caps_of(principal.key.budgets, key_scope(principal.key.kid), at_ms)
+    tokens = exchange.reserved_input_tokens, exchange.reserved_output_tokens
+    return Spend(caps, nano_usd(worst_case(price, *tokens, exchange.chat.service_tier)), at_ms)
 
 
 def _steady(name: str, limits: Limits, max_parallel: int | None = None) -> Scope:

@@ -7,9 +7,9 @@ thread: its event is written when the count is there, and log and metrics wait f
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from proxy.core.bucket import Cost
 from proxy.core.count import Encoding, Said, encoding_of, prompt_of
 from proxy.core.event import UsageEvent
 from proxy.core.pricing import cost_pico_usd
@@ -45,14 +45,15 @@ def own_count(
 
 
 def end_when_counted(
-    exchange: Exchange, services: Services, event: UsageEvent, left: Uncounted, charged_tokens: int
+    exchange: Exchange, services: Services, event: UsageEvent, left: Uncounted, on_counted: Callable[[int], None]
 ) -> None:
     """Count in a thread, then write the event: this one if that cannot be done.
 
-    Until then the begin record stands for it, should the process die. What the limits were charged too little is
-    charged then; what they were charged too much decays.
+    Until then the begin record stands for it, should the process die. `on_counted` is called then, exactly once, with
+    the tokens in all, for limits and budgets to be put right; `exchange` has the cost.
     """
     if services.tokenizer is None:
+        on_counted(event.usage.total_tokens)
         services.ledger.end(event)
         return
     done = exchange.counting = asyncio.get_running_loop().create_future()
@@ -64,10 +65,7 @@ def end_when_counted(
             if exchange.price is not None:
                 exchange.cost_pico_usd = cost_pico_usd(exchange.price, exchange.usage, left.service_tier)
             final = replace(event, usage=exchange.usage, cost_pico_usd=exchange.cost_pico_usd)
-            missing = exchange.usage.total_tokens - charged_tokens
-            if missing > 0:
-                reservation = exchange.admitted.reservation
-                services.limiter.charge(reservation.team, reservation.scopes, Cost(0, missing))
+        on_counted(final.usage.total_tokens)
         services.ledger.end(final)
         done.set_result(None)
 

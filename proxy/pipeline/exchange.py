@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.core.answer import ChatStream
-from proxy.core.bucket import Admitted, Decision
+from proxy.core.bucket import Admitted, NeverFits, Refused
 from proxy.core.cache_control import NO_WISHES, CacheWishes
 from proxy.core.chat import ChatRequest
 from proxy.core.event import Outcome
@@ -34,7 +34,7 @@ class Shadow:
     """What the tier a team is tried on would have said."""
 
     tier: str
-    decision: Decision
+    decision: Admitted | Refused | NeverFits
 
 
 @dataclass(slots=True)

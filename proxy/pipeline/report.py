@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from proxy.core.bucket import Admitted, Gauge
-from proxy.core.errors import LimitReached, NeverAdmissible
+from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotPriced, NeverAdmissible
 from proxy.core.event import Outcome
 from proxy.core.record import RequestRecord
 from proxy.core.tiers import Limits
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
-__all__ = ["Ending", "record_of", "report"]
+__all__ = ["BUDGET", "Ending", "record_of", "report"]
+
+BUDGET = "budget"
+"""Stands for budgets where a dimension of limits is told."""
 
 _NS_PER_MS = 1_000_000
 
@@ -50,7 +53,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
     admitted, shadow = getattr(exchange, "admitted", None), exchange.shadow
     standing = admitted.standing if admitted else None
     limits = admitted.reservation.scopes[0].schedule.limits_at(exchange.at_ms) if admitted else Limits()
-    refusal = ending.error.refusal if isinstance(ending.error, LimitReached | NeverAdmissible) else None
+    scope, dimension = _limited(ending.error)
     return RequestRecord(
         request_id=exchange.request_id,
         at_ms=exchange.at_ms,
@@ -76,13 +79,24 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         cost_pico_usd=exchange.cost_pico_usd,
         saved_pico_usd=exchange.saved_pico_usd,
         estimated=exchange.estimated,
-        unpriced=exchange.dispatched and exchange.price is None,
-        limited_scope=refusal.scope if refusal else "",
-        limited_dimension=refusal.dimension.value if refusal else "",
+        unpriced=(exchange.dispatched and exchange.price is None) or isinstance(ending.error, ModelNotPriced),
+        limited_scope=scope,
+        limited_dimension=dimension,
         shadow_limited=shadow.decision.dimension.value if shadow and not isinstance(shadow.decision, Admitted) else "",
         request_use_ratio=_use_ratio(standing.requests, limits.effective_request_capacity) if standing else None,
         token_use_ratio=_use_ratio(standing.tokens, limits.effective_token_capacity) if standing else None,
     )
+
+
+def _limited(error: Exception | None) -> tuple[str, str]:
+    """The scope and the dimension of what refused it; both empty when no limit did."""
+    match error:
+        case LimitReached() | NeverAdmissible():
+            return error.refusal.scope, error.refusal.dimension.value
+        case BudgetUsedUp():
+            return error.refusal.cap.scope, BUDGET
+        case _:
+            return "", ""
 
 
 def _use_ratio(gauge: Gauge | None, capacity: int | None) -> float | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from proxy.core.caps import BudgetReached
 from proxy.core.errors import TollgateError
-from proxy.core.pricing import PriceBook
+from proxy.core.pricing import PriceBook, Unpriced
 from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Tier
 from proxy.pipeline.catalogue import Catalogue
@@ -39,6 +40,8 @@ class Policy:
     max_json_depth: int = 64
     ask_for_stream_usage: bool = True
     """Whether upstream is asked for the usage of a stream where the client did not."""
+    unpriced: Unpriced = Unpriced.REFUSE
+    """What becomes of a request for a model without a price where there is a budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +64,7 @@ class Services:
     """HTTP status a client is given for an error, for the ledger to keep."""
     tokenizer: Tokenizer | None = None
     """Counts what upstream gave no usage for; None: that is estimated by characters."""
+    budget_reached: Callable[[BudgetReached], None] = lambda _: None
+    """Is told of each warning of a budget that is reached; does not wait, and does not raise."""
     team_usage: TeamUsage | None = None
     """What teams are shown of their own usage; None: nothing."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from proxy.core.bucket import Admitted, Cost
+from proxy.core.budget import nano_usd
 from proxy.core.count import Said
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.event import Outcome, UsageEvent
@@ -150,15 +153,32 @@ def _write(
     service_tier: str | None,
     left: Uncounted | None = None,
 ) -> None:
-    _settle_limits(exchange, services, actual)
     if exchange.price is not None:
         exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
-    _record(exchange, services, status, outcome, usage, left, actual.tokens)
+    on_counted: Callable[[Exchange, Services, Cost, int], None] = _charge_what_is_missing
+    if left is not None and exchange.admitted.reservation.spend is not None:
+        # A budget is settled once, with what the ledger will say. Whoever counts tells how it went in any case.
+        on_counted = _settle_limits
+    else:
+        _settle_limits(exchange, services, actual)
+    _record(exchange, services, status, outcome, usage, left, partial(on_counted, exchange, services, actual))
 
 
-def _settle_limits(exchange: Exchange, services: Services, actual: Cost) -> None:
-    """Account for what was used, and give the places back: before all else, so that nothing can keep them."""
-    services.limiter.settle(exchange.admitted.reservation, actual)
+def _charge_what_is_missing(exchange: Exchange, services: Services, charged: Cost, counted_tokens: int) -> None:
+    """Charge what the limits were charged too little; what they were charged too much decays."""
+    missing = counted_tokens - charged.tokens
+    if missing > 0:
+        reservation = exchange.admitted.reservation
+        services.limiter.charge(reservation.team, reservation.scopes, Cost(0, missing))
+
+
+def _settle_limits(exchange: Exchange, services: Services, actual: Cost, counted_tokens: int = 0) -> None:
+    """Account for what was used, and give the places back: before all else, so that nothing can keep them.
+
+    Budgets are given the cost as it is for the ledger.
+    """
+    actual = Cost(actual.requests, max(actual.tokens, counted_tokens))
+    services.limiter.settle(exchange.admitted.reservation, actual, nano_usd(exchange.cost_pico_usd))
     if exchange.shadow is not None and isinstance(exchange.shadow.decision, Admitted):
         services.limiter.settle(exchange.shadow.decision.reservation, actual)
 
@@ -170,7 +190,7 @@ def _record(
     outcome: Outcome,
     usage: Usage,
     left: Uncounted | None = None,
-    charged_tokens: int = 0,
+    on_counted: Callable[[int], None] = lambda _: None,
 ) -> None:
     exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
     exchange.settled = True
@@ -198,4 +218,4 @@ def _record(
     if left is None:
         services.ledger.end(event)
     else:
-        end_when_counted(exchange, services, event, left, charged_tokens)
+        end_when_counted(exchange, services, event, left, on_counted)

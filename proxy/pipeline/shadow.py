@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.core.bucket import Admitted, Cost, NeverFits, Refused, Scope
+from proxy.core.bucket import Admitted, Cost, NeverFits, OverBudget, Refused, Scope
 from proxy.core.errors import StoreAway
 from proxy.core.estimate import estimate_output
 from proxy.pipeline.exchange import Exchange, Shadow
@@ -34,7 +34,8 @@ async def decide_shadow(exchange: Exchange, services: Services) -> None:
         decision = await services.limiter.reserve(team.name, (scope,), cost)
     except StoreAway:
         return
-    exchange.shadow = Shadow(tier.name, decision)
+    if not isinstance(decision, OverBudget):  # which nobody was asked for
+        exchange.shadow = Shadow(tier.name, decision)
 
 
 def shadow_status(shadow: Shadow) -> str:

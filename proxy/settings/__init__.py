@@ -8,6 +8,7 @@ from proxy.settings.schema import Settings
 from proxy.settings.secret import Secret
 from proxy.settings.sections import (
     DEFAULT_UPSTREAM_URL,
+    BudgetSettings,
     CacheSettings,
     HitsCount,
     LedgerSettings,
@@ -28,6 +29,7 @@ from proxy.settings.sections import (
 __all__ = [
     "DEFAULT_UPSTREAM_URL",
     "INSTALL_SERVER",
+    "BudgetSettings",
     "CacheSettings",
     "HitsCount",
     "LedgerSettings",

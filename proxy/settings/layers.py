@@ -24,13 +24,15 @@ __all__ = ["load"]
 _API_KEY: KeyPath = ("upstream", "api_key")
 _CACHE_KEY: KeyPath = ("cache", "key")
 _ADMIN_TOKEN: KeyPath = ("server", "admin_token")
+_WEBHOOK_SECRET: KeyPath = ("budgets", "webhook_secret")
 _NOT_IN_THE_FILE = {
     _API_KEY: "set OPENAI_API_KEY or upstream.api_key_file",
     _CACHE_KEY: "set TOLLGATE_CACHE_KEY or cache.key_file",
+    _WEBHOOK_SECRET: "set TOLLGATE_BUDGETS_WEBHOOK_SECRET or budgets.webhook_secret_file",
     _ADMIN_TOKEN: "set TOLLGATE_ADMIN_TOKEN or server.admin_token_file",
 }
 """Secrets, and where they may be written. Each has a neighbour `<name>_file`."""
-_READ_AT_THE_START = (_API_KEY, _CACHE_KEY)
+_READ_AT_THE_START = (_API_KEY, _CACHE_KEY, _WEBHOOK_SECRET)
 """Secrets whose `<name>_file` is read with the settings; the others are followed as they change."""
 _LEAVES = dict(leaves(Settings))
 _VARIABLES = {variable_of(path): path for path in _LEAVES if path != ("limits", "tiers")}

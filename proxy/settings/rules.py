@@ -135,6 +135,24 @@ def _prices(settings: Settings) -> Iterator[Finding]:
         yield Finding(("prices", "file"), str(error))
 
 
+def _webhook(settings: Settings) -> Iterator[Finding]:
+    url, secret = settings.budgets.webhook_url, settings.budgets.webhook_secret
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url.reveal())
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        yield Finding(("budgets", "webhook_url"), "expected an http:// or https:// URL")
+    if secret is None:
+        remedy = "set TOLLGATE_BUDGETS_WEBHOOK_SECRET or budgets.webhook_secret_file; openssl rand -hex 32 makes one"
+        yield Finding(
+            ("budgets", "webhook_url"), "what is posted there is signed, with a secret that is missing", remedy
+        )
+
+
 def _stores(settings: Settings) -> Iterator[Finding]:
     for name, schemes in (
         ("redis_url", _REDIS_SCHEMES),
@@ -159,5 +177,6 @@ _RULES = (
     _cache_key,
     _ledger_sizes,
     _prices,
+    _webhook,
     _stores,
 )

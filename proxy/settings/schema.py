@@ -15,6 +15,7 @@ from proxy.settings.problem import Problem, SettingsError
 from proxy.settings.secret import Secret
 from proxy.settings.sections import (
     DEFAULT_UPSTREAM_URL,
+    BudgetSettings,
     CacheSettings,
     LedgerSettings,
     LimitSettings,
@@ -51,6 +52,7 @@ class Settings(Section, frozen=True, kw_only=True):
     cache: CacheSettings = CacheSettings()
     models: ModelSettings = ModelSettings()
     prices: PriceSettings = PriceSettings()
+    budgets: BudgetSettings = BudgetSettings()
     ledger: LedgerSettings = LedgerSettings()
     streams: StreamSettings = StreamSettings()
     log: LogSettings = LogSettings()

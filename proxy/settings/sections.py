@@ -13,12 +13,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from proxy.core.pricing import Unpriced
 from proxy.core.tiers import DEFAULT_TIERS, LARGEST_LIMIT, Limits, Phase, Tier
 from proxy.settings.duration import parse_duration_ms
 from proxy.settings.secret import Secret
 
 __all__ = [
     "DEFAULT_UPSTREAM_URL",
+    "BudgetSettings",
     "CacheSettings",
     "HitsCount",
     "LedgerSettings",
@@ -242,6 +244,20 @@ class PriceSettings(Section, frozen=True, kw_only=True):
     file: Path | None = None
     """A price table that is laid over the one in the package, model by model, from each row's day on; absent:
     `prices.json` in `data_dir` where there is one, else the package's alone."""
+    unpriced: Unpriced = Unpriced.REFUSE
+    """What becomes of a request for a model without a price where its team or key has a budget."""
+
+
+class BudgetSettings(Section, frozen=True, kw_only=True):
+    """`[budgets]`: who is told when the warning of a budget is reached."""
+
+    webhook_url: Secret | None = None
+    """Where warnings are posted, as JSON; what it holds beside the host is taken for a secret, and never shown."""
+    webhook_secret: Secret | None = None
+    """What warnings are signed with; from TOLLGATE_BUDGETS_WEBHOOK_SECRET or `webhook_secret_file`, never in the
+    file."""
+    webhook_secret_file: Path | None = None
+    """A file that holds the secret, and nothing else; the variable wins over it."""
 
 
 class LedgerSettings(Section, frozen=True, kw_only=True):

@@ -12,9 +12,13 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.bucket import Dimension
+from proxy.core.budget import Period
+from proxy.core.caps import owner_of, period_of, usd_of
+from proxy.core.decision import TEAM_SCOPE
 from proxy.core.durations import format_duration
 from proxy.core.event import Outcome
 from proxy.core.headers import rate_limit_headers
+from proxy.core.views.instants import instant_of
 from proxy.pipeline.exchange import Reply
 
 __all__ = ["ErrorAnswer", "answer_of", "error_body", "fault", "internal_error", "reply_of", "status_of"]
@@ -176,6 +180,40 @@ def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
     )
 
 
+def _budget_used_up(error: errors.BudgetUsedUp) -> ErrorAnswer:
+    refusal, span = error.refusal, error.refusal.cap.span
+    of_key = refusal.cap.scope != TEAM_SCOPE
+    holder = f"key {error.key or owner_of(refusal.cap.scope)}" if of_key else f"team {error.team}"
+    limit = refusal.cap.limit_nano_usd or 0
+    if span.end_ms is None:
+        during = ""
+        when = "It does not open again by itself: ask your platform team for a larger one."
+    else:
+        during = f" ({span.id}, UTC)"
+        when = f"It opens again at {instant_of(span.end_ms):%Y-%m-%dT%H:%M:%SZ}."
+    return ErrorAnswer(
+        429,
+        f"You exceeded your current budget: {holder} may spend {usd_of(limit)} USD {_SPANS[period_of(span)]}"
+        f"{during}, has used {usd_of(refusal.used_nano_usd)} USD, and this request for {error.model} may cost up to "
+        f"{usd_of(refusal.requested_nano_usd)} USD. {when}",
+        "insufficient_quota",
+        code="insufficient_quota",
+        # No wait is told: it would be hours, and official SDKs would come back all the same.
+        headers=(*rate_limit_headers(refusal.standing), ("x-should-retry", "false")),
+        outcome=Outcome.LIMITED,
+    )
+
+
+def _model_not_priced(error: errors.ModelNotPriced) -> ErrorAnswer:
+    return ErrorAnswer(
+        403,
+        f"The model `{error.model}` has no price here, and requests of team {error.team} are held to a budget, which "
+        "cannot count what it does not know the cost of. Ask your platform team to give the model a price.",
+        param="model",
+        code="model_not_priced",
+    )
+
+
 def _holder(error: errors.LimitReached | errors.NeverAdmissible) -> str:
     """Whose limit it is, for the caller to read: its own key, its team, or a model of its team's."""
     kind, _, name = error.refusal.scope.partition(":")
@@ -227,6 +265,7 @@ def _store_away(_: errors.StoreAway) -> ErrorAnswer:
     return _overloaded(errors.Overloaded("a store it needs does not answer"))
 
 
+_SPANS = {Period.DAY: "a day", Period.MONTH: "a month", Period.TOTAL: "in total"}
 _DIMENSIONS = {
     Dimension.REQUESTS: ("requests per min (RPM)", "requests"),
     Dimension.TOKENS: ("tokens per min (TPM)", "tokens"),
@@ -243,6 +282,8 @@ _TABLE: dict[type[errors.TollgateError], Callable[[Any], ErrorAnswer]] = {
     errors.UnknownPath: _unknown_path,
     errors.LimitReached: _limit_reached,
     errors.NeverAdmissible: _never_admissible,
+    errors.BudgetUsedUp: _budget_used_up,
+    errors.ModelNotPriced: _model_not_priced,
     errors.UpstreamFailure: _upstream_failure,
     errors.UpstreamKeyRefused: _upstream_key_refused,
     errors.Overloaded: _overloaded,

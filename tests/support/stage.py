@@ -283,10 +283,10 @@ class SlowLimiter(MemoryLimiter):
 
     reserve_seconds = 0.0
 
-    async def reserve(self, team, scopes, cost):
+    async def reserve(self, team, scopes, cost, spend=None):
         if self.reserve_seconds:
             await asyncio.sleep(self.reserve_seconds)
-        return await super().reserve(team, scopes, cost)
+        return await super().reserve(team, scopes, cost, spend)
 
 
 class Doorman:

@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from proxy.adapters.sql.agreement import agree
 from proxy.adapters.sql.engine import reading, writing
-from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, secrets_in, team_of
+from proxy.adapters.sql.rows import budgets_in, cache_salts_of, key_of, model_limits_of, secrets_in, team_of
 from proxy.adapters.sql.tables import (
     api_keys,
     audit_log,
+    budgets,
     cache_salts,
     config_revision,
     key_secrets,
@@ -85,7 +86,10 @@ def team_in(connection: Connection, name: str) -> Team:
         raise TeamUnknown(name)
     limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
     salts = connection.execute(select(cache_salts).where(cache_salts.c.team == name)).mappings()
-    return team_of(row, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {}))
+    own = budgets_in(connection, budgets.c.team == name, budgets.c.kid == "")
+    return team_of(
+        row, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {}), own.get((name, ""), ())
+    )
 
 
 def key_in(connection: Connection, text: str) -> KeyRecord:
@@ -94,7 +98,9 @@ def key_in(connection: Connection, text: str) -> KeyRecord:
     row = connection.execute(select(api_keys).where(api_keys.c.kid == kid)).mappings().first() if kid else None
     if row is None:
         raise KeyUnknown(kid or "")
-    return key_of(row, secrets_in(connection, key_secrets.c.kid == kid).get(row["kid"], ()))
+    own = budgets_in(connection, budgets.c.team == row["team"], budgets.c.kid == kid)
+    secrets = secrets_in(connection, key_secrets.c.kid == kid)
+    return key_of(row, secrets.get(row["kid"], ()), own.get((row["team"], row["kid"]), ()))
 
 
 def check_numbers(values: Mapping[str, object]) -> None:

@@ -9,8 +9,25 @@ from dataclasses import replace
 from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, or_, select, update
 
 from proxy.adapters.sql.engine import insert_into, reading, writing
-from proxy.adapters.sql.rows import cache_salts_of, key_of, model_limits_of, secret_values, secrets_in, team_of
-from proxy.adapters.sql.tables import api_keys, cache_salts, config_revision, key_secrets, model_limits, peppers, teams
+from proxy.adapters.sql.rows import (
+    budgets_in,
+    cache_salts_of,
+    key_of,
+    model_limits_of,
+    secret_values,
+    secrets_in,
+    team_of,
+)
+from proxy.adapters.sql.tables import (
+    api_keys,
+    budgets,
+    cache_salts,
+    config_revision,
+    key_secrets,
+    model_limits,
+    peppers,
+    teams,
+)
 from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.ports import USES_EVERY_MS
 
@@ -63,8 +80,12 @@ class SqlKeyStore:
             team = connection.execute(select(teams).where(teams.c.name == name)).mappings().one()
             limits = connection.execute(select(model_limits).where(model_limits.c.team == name)).mappings()
             salts = connection.execute(select(cache_salts).where(cache_salts.c.team == name)).mappings()
-            return key_of(key, opening.get(key["kid"], ())), team_of(
-                team, model_limits_of(limits).get(name, {}), cache_salts_of(salts).get(name, {})
+            own = budgets_in(connection, budgets.c.team == name, budgets.c.kid.in_(("", key["kid"])))
+            return key_of(key, opening.get(key["kid"], ()), own.get((name, key["kid"]), ())), team_of(
+                team,
+                model_limits_of(limits).get(name, {}),
+                cache_salts_of(salts).get(name, {}),
+                own.get((name, ""), ()),
             )
 
     def _imported_under(self) -> frozenset[int]:

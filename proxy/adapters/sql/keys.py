@@ -9,9 +9,10 @@ from typing import Unpack
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, update
 
+from proxy.adapters.sql.budgets import changed, keep_budgets, told_budgets
 from proxy.adapters.sql.changes import Changes, check_numbers, key_in, team_in
-from proxy.adapters.sql.rows import key_of, key_values, model_list, secret_values, secrets_in
-from proxy.adapters.sql.tables import api_keys, key_secrets
+from proxy.adapters.sql.rows import budgets_in, key_of, key_values, model_list, secret_values, secrets_in
+from proxy.adapters.sql.tables import api_keys, budgets, key_secrets
 from proxy.core.keys import RANDOM_BYTES, Peppers, make_key, why_guessable, why_not_imported
 from proxy.core.names import checked_label, checked_models
 from proxy.core.principal import KeyRecord, KeySecret
@@ -87,7 +88,7 @@ class SqlKeys(Changes):
 
         Raises `KeyUnknown`, `BadValue`, `StoreAway`.
         """
-        values: dict[str, object] = dict(changes)
+        values: dict[str, object] = {name: value for name, value in changes.items() if name != "budgets"}
         check_numbers(values)
         if "label" in changes:
             checked_label(changes["label"])
@@ -95,9 +96,15 @@ class SqlKeys(Changes):
             values["models"] = model_list(checked_models(changes["models"]))
         with self._change("set_key") as connection:
             record = key_in(connection, kid)
+            told: dict[str, object] = {}
+            if changes.get("budgets"):
+                own = changed(record.budgets, changes["budgets"])
+                keep_budgets(connection, record.team, [record.kid], own)
+                told = {"budgets": told_budgets(own, changes["budgets"])}
             if values:
                 _set(connection, record.kid, **values)
-                self._note(connection, "key.set", record.kid, record.team, values)
+            if values or told:
+                self._note(connection, "key.set", record.kid, record.team, values | told)
             return key_in(connection, record.kid)
 
     def get_key(self, kid: str) -> KeyRecord:
@@ -123,7 +130,11 @@ class SqlKeys(Changes):
                 query = query.where(api_keys.c.team == team)
             kids = None if team is None and limit is None else query.with_only_columns(api_keys.c.kid)
             opening = secrets_in(connection, None if kids is None else key_secrets.c.kid.in_(kids))
-            return [key_of(row, opening.get(row["kid"], ())) for row in connection.execute(query).mappings()]
+            owned = budgets_in(connection, *([budgets.c.kid != ""] if kids is None else [budgets.c.kid.in_(kids)]))
+            return [
+                key_of(row, opening.get(row["kid"], ()), owned.get((row["team"], row["kid"]), ()))
+                for row in connection.execute(query).mappings()
+            ]
 
     def rotate_key(self, kid: str, overlap_ms: int = 0) -> IssuedKey:
         """Give a key another secret; those it had stop after the overlap (milliseconds).
@@ -189,6 +200,7 @@ class SqlKeys(Changes):
             limits=None if rates == Limits() else rates,
             max_parallel=limits.get("max_parallel"),
             created_by=self._actor,
+            budgets=changed((), limits.get("budgets", {})),
         )
 
     def _secret(self, peppers: Peppers, text: str, *, serial: int = 1, imported: bool = False) -> KeySecret:
@@ -240,12 +252,17 @@ def _keep(connection: Connection, records: Sequence[KeyRecord]) -> None:
     connection.execute(insert(api_keys), [key_values(record) for record in records])
     rows = [secret_values(record.kid, secret) for record in records for secret in record.secrets]
     connection.execute(insert(key_secrets), rows)
+    if records[0].budgets:
+        keep_budgets(connection, records[0].team, [record.kid for record in records], records[0].budgets)
 
 
 def _told(record: KeyRecord) -> dict[str, object]:
     """What the audit log says of a new key."""
     values = key_values(record)
-    return {name: values[name] for name in _TOLD}
+    told = {name: values[name] for name in _TOLD}
+    if record.budgets:
+        told["budgets"] = told_budgets(record.budgets, [budget.period for budget in record.budgets])
+    return told
 
 
 def _set(connection: Connection, kid: str, **values: object) -> None:

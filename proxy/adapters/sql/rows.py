@@ -7,11 +7,14 @@ from types import MappingProxyType
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, select
 
-from proxy.adapters.sql.tables import key_secrets
+from proxy.adapters.sql.tables import budgets, key_secrets
+from proxy.core.budget import Budget, Period
 from proxy.core.principal import CacheMode, KeyRecord, KeySecret, Team
 from proxy.core.tiers import Limits
 
 __all__ = [
+    "budget_values",
+    "budgets_in",
     "cache_salts_of",
     "key_of",
     "key_values",
@@ -26,7 +29,12 @@ _RATES = ("requests_per_minute", "tokens_per_minute")
 _NO_SALTS: Mapping[str, bytes] = MappingProxyType({})
 
 
-def team_of(row: RowMapping, model_limits: Mapping[str, Limits], cache_salts: Mapping[str, bytes] = _NO_SALTS) -> Team:
+def team_of(
+    row: RowMapping,
+    model_limits: Mapping[str, Limits],
+    cache_salts: Mapping[str, bytes] = _NO_SALTS,
+    own_budgets: tuple[Budget, ...] = (),
+) -> Team:
     """The team a row of `teams` describes."""
     return Team(
         name=row["name"],
@@ -43,6 +51,7 @@ def team_of(row: RowMapping, model_limits: Mapping[str, Limits], cache_salts: Ma
         shadow_tier=row["shadow_tier"],
         shadow_since_ms=row["shadow_since_ms"] or 0,
         cache_salts=cache_salts,
+        budgets=own_budgets,
     )
 
 
@@ -62,7 +71,7 @@ def cache_salts_of(rows: Iterable[RowMapping]) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def key_of(row: RowMapping, secrets: Iterable[KeySecret]) -> KeyRecord:
+def key_of(row: RowMapping, secrets: Iterable[KeySecret], own_budgets: tuple[Budget, ...] = ()) -> KeyRecord:
     """The key a row of `api_keys` describes, with what opens it."""
     return KeyRecord(
         kid=row["kid"],
@@ -77,15 +86,34 @@ def key_of(row: RowMapping, secrets: Iterable[KeySecret]) -> KeyRecord:
         max_parallel=row["max_parallel"],
         created_by=row["created_by"],
         last_used_at_ms=row["last_used_at_ms"],
+        budgets=own_budgets,
     )
 
 
 def key_values(record: KeyRecord) -> dict[str, object]:
     """The row of `api_keys` that describes a key."""
-    elsewhere = ("limits", "secrets")
+    elsewhere = ("limits", "secrets", "budgets")
     values: dict[str, object] = {name: getattr(record, name) for name in KeyRecord.__slots__ if name not in elsewhere}
     own = record.limits or Limits()
     return values | {"models": model_list(record.models)} | {name: getattr(own, name) for name in _RATES}
+
+
+def budgets_in(connection: Connection, *of: ColumnElement[bool]) -> dict[tuple[str, str], tuple[Budget, ...]]:
+    """Budgets by team and id of the key (empty for the team's own), shortest first: those that `of` are true of."""
+    found: dict[tuple[str, str], dict[Period, Budget]] = {}
+    for row in connection.execute(select(budgets).where(*of)).mappings():
+        budget = Budget(Period(row["period"]), row["limit_nano_usd"], row["warn_nano_usd"])
+        found.setdefault((row["team"], row["kid"]), {})[budget.period] = budget
+    return {owner: tuple(own[period] for period in Period if period in own) for owner, own in found.items()}
+
+
+def budget_values(budget: Budget) -> dict[str, object]:
+    """What the row of `budgets` says of a budget, but for whose it is."""
+    return {
+        "period": budget.period.value,
+        "limit_nano_usd": budget.limit_nano_usd,
+        "warn_nano_usd": budget.warn_nano_usd,
+    }
 
 
 def secrets_in(connection: Connection, kids: ColumnElement[bool] | None = None) -> dict[str, list[KeySecret]]:

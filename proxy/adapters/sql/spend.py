@@ -51,9 +51,9 @@ class SqlSpendLedger:
         minute = usage_events.c.at_ms // _MINUTE_MS
         with reading(self._engine, "ledger", "spent") as connection:
             in_all = total_of(connection, usage_daily.c.cost_pico_usd, *daily)
-            minutes = exact_sums(connection, usage_events.c.cost_pico_usd, minute, *since)
+            minutes = exact_sums(connection, usage_events.c.cost_pico_usd, [minute], *since)
         return Spent(
             nano_usd(in_all - sum(minutes.values())),
             boundary,
-            {at: nano_usd(pico_usd) for at, pico_usd in sorted(minutes.items()) if pico_usd},
+            {int(at): nano_usd(pico_usd) for (at,), pico_usd in sorted(minutes.items()) if pico_usd},
         )

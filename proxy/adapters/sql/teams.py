@@ -8,10 +8,11 @@ from typing import Unpack
 
 from sqlalchemy import delete, select, update
 
+from proxy.adapters.sql.budgets import changed, keep_budgets, told_budgets
 from proxy.adapters.sql.changes import Changes, check_numbers, team_in
 from proxy.adapters.sql.engine import insert_into
-from proxy.adapters.sql.rows import cache_salts_of, model_limits_of, model_list, team_of
-from proxy.adapters.sql.tables import cache_salts, model_limits, teams
+from proxy.adapters.sql.rows import budgets_in, cache_salts_of, model_limits_of, model_list, team_of
+from proxy.adapters.sql.tables import budgets, cache_salts, model_limits, teams
 from proxy.core.names import checked_model, checked_models, checked_name, checked_tier
 from proxy.core.principal import CacheMode, Team
 from proxy.core.registry import TeamChanges, TeamExists, TeamFields
@@ -39,7 +40,10 @@ class SqlTeams(Changes):
             made = insert_into(connection, teams).values(values | secret).on_conflict_do_nothing()
             if not connection.execute(made.returning(teams.c.name)).all():
                 raise TeamExists(name)
-            self._note(connection, "team.add", name, name, values)
+            own = changed((), fields.get("budgets", {}))
+            keep_budgets(connection, name, [""], own)
+            told = {"budgets": told_budgets(own, fields["budgets"])} if fields.get("budgets") else {}
+            self._note(connection, "team.add", name, name, values | told)
             return team_in(connection, name)
 
     def set_team(self, name: str, **changes: Unpack[TeamChanges]) -> Team:
@@ -54,9 +58,15 @@ class SqlTeams(Changes):
                 values["tier_since_ms"] = self._clock.now_ms()
             if values.get("shadow_tier", before.shadow_tier) != before.shadow_tier:
                 values["shadow_since_ms"] = self._clock.now_ms() if values["shadow_tier"] else None
+            told: dict[str, object] = {}
+            if changes.get("budgets"):
+                own = changed(before.budgets, changes["budgets"])
+                keep_budgets(connection, name, [""], own)
+                told = {"budgets": told_budgets(own, changes["budgets"])}
             if values:
                 connection.execute(update(teams).where(teams.c.name == name).values(values))
-                self._note(connection, "team.set", name, name, values)
+            if values or told:
+                self._note(connection, "team.set", name, name, values | told)
             return team_in(connection, name)
 
     def set_model_limit(
@@ -113,13 +123,18 @@ class SqlTeams(Changes):
         with self._look("list_teams") as connection:
             limits = model_limits_of(connection.execute(select(model_limits)).mappings())
             salts = cache_salts_of(connection.execute(select(cache_salts)).mappings())
+            own = budgets_in(connection, budgets.c.kid == "")
             rows = connection.execute(select(teams).order_by(teams.c.name)).mappings()
-            return [team_of(row, limits.get(row["name"], {}), salts.get(row["name"], {})) for row in rows]
+            return [
+                team_of(row, limits.get(name, {}), salts.get(name, {}), own.get((name, ""), ()))
+                for row in rows
+                for name in [row["name"]]
+            ]
 
 
 def _columns(changes: TeamChanges) -> dict[str, object]:
     """Columns of `teams` for the fields of a change."""
-    columns: dict[str, object] = dict(changes)
+    columns: dict[str, object] = {name: value for name, value in changes.items() if name != "budgets"}
     if "tier" in changes:
         checked_tier("tier", changes["tier"])
     if (shadow := changes.get("shadow_tier")) is not None:

@@ -130,12 +130,13 @@ def total_of(connection: Connection, column: Column[int], *of: ColumnElement[boo
 
 
 def exact_sums(
-    connection: Connection, column: Column[int], group: ColumnElement[int], *of: ColumnElement[bool]
-) -> dict[int, int]:
-    """The exact sums of a column over the rows that `of` are true of, by an integer."""
+    connection: Connection, column: Column[int], group: Sequence[ColumnElement[Any]], *of: ColumnElement[bool]
+) -> dict[tuple[Any, ...], int]:
+    """The exact sums of a column over the rows that all of `of` are true of, by group."""
     dialect = connection.dialect.name
-    rows = connection.execute(select(group, *_wide_sum(column, dialect)).where(*of).group_by(group))
-    return {int(row[0]): _numbers(row[1:], wide=_is_wide(dialect))[0] for row in rows}
+    rows = connection.execute(select(*group, *_wide_sum(column, dialect)).where(*of).group_by(*group))
+    at = len(group)
+    return {tuple(row[:at]): _numbers(row[at:], wide=_is_wide(dialect))[0] for row in rows}
 
 
 def _is_wide(dialect: str) -> bool:

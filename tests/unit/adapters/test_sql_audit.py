@@ -10,11 +10,13 @@ from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import audit_log, metadata
 from proxy.core.audit import AuditEntry
+from proxy.core.budget import Period
 from proxy.core.errors import StoreAway
 from proxy.core.registry import Registry, RegistryError, TeamUnknown
 
 FROM_ELSEWHERE = "key-from-elsewhere-0123456789"
-READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit"}
+MONTHLY = {Period.MONTH: {"limit_nano_usd": 5, "warn_nano_usd": 4}}
+READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit", "budgets_spent"}
 
 
 class SetClock:
@@ -60,13 +62,13 @@ def kid_in(registry):
 
 
 CHANGES = {
-    "add_team": lambda registry: registry.add_team("research", "payg", tokens_per_minute=70),
-    "set_team": lambda registry: registry.set_team("growth", tier="payg"),
+    "add_team": lambda registry: registry.add_team("research", "payg", tokens_per_minute=70, budgets=MONTHLY),
+    "set_team": lambda registry: registry.set_team("growth", budgets=MONTHLY),
     "set_model_limit": lambda registry: registry.set_model_limit("growth", "gpt-5", 10),
     "purge_cache": lambda registry: registry.purge_cache("growth"),
-    "issue_key": lambda registry: registry.issue_key("growth", "ci", models=frozenset({"gpt-5"})),
+    "issue_key": lambda registry: registry.issue_key("growth", "ci", models=frozenset({"gpt-5"}), budgets=MONTHLY),
     "import_keys": lambda registry: registry.import_keys("growth", [FROM_ELSEWHERE, FROM_ELSEWHERE + "0"]),
-    "set_key": lambda registry: registry.set_key(kid_in(registry), label="nightly"),
+    "set_key": lambda registry: registry.set_key(kid_in(registry), budgets=MONTHLY),
     "rotate_key": lambda registry: registry.rotate_key(kid_in(registry), 1_000),
     "revoke_key": lambda registry: registry.revoke_key(kid_in(registry)),
     "rotate_pepper": lambda registry: registry.rotate_pepper(),

@@ -120,10 +120,10 @@ class Away:
     def __init__(self, limiter):
         self._limiter = limiter
 
-    async def reserve(self, team, scopes, cost):
+    async def reserve(self, team, scopes, cost, spend=None):
         if scopes[0].name == "shadow":
             raise StoreAway("limiter", "reserve")
-        return await self._limiter.reserve(team, scopes, cost)
+        return await self._limiter.reserve(team, scopes, cost, spend)
 
 
 async def test_a_limiter_that_is_away_decides_nothing(bench, decided):

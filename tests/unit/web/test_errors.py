@@ -4,8 +4,10 @@ import json
 import pytest
 
 from proxy.core import errors
-from proxy.core.bucket import Dimension, Gauge, NeverFits, Refused, Standing
+from proxy.core.bucket import Dimension, Gauge, NeverFits, OverBudget, Refused, Standing
+from proxy.core.budget import Cap, Period, span_of
 from proxy.core.errors import UpstreamFault
+from proxy.core.event import Outcome
 from proxy.web.errors import answer_of, reply_of, status_of
 
 STANDING = Standing(Gauge(20, 0, 60_000), Gauge(40_000, 9_000, 46_500))
@@ -19,8 +21,15 @@ def never():
     return errors.NeverAdmissible("growth", "m", NeverFits("team", Dimension.TOKENS, 40_000, 50_000, STANDING))
 
 
+def over(scope="team", period=Period.MONTH, used=499_990_000_000):
+    cap = Cap(scope, span_of(period, 1_795_262_400_000), 500_000_000_000, None)
+    return errors.BudgetUsedUp("growth", "gpt-5", OverBudget(cap, used, 12_500_000, STANDING), "ci")
+
+
 CASES = [
     (errors.MissingKey(), 401, "invalid_request_error", None),
+    (over(), 429, "insufficient_quota", "insufficient_quota"),
+    (errors.ModelNotPriced("growth", "m"), 403, "invalid_request_error", "model_not_priced"),
     (errors.InvalidKey(), 401, "invalid_request_error", "invalid_api_key"),
     (errors.InvalidRequest("no", "model", "c"), 400, "invalid_request_error", "c"),
     (errors.BodyTooLarge(10), 413, "invalid_request_error", "request_too_large"),
@@ -135,3 +144,23 @@ def test_a_fault_of_ours_tells_nothing():
 
     assert "Surprise" not in reply_of(answer_of(Surprise("sk-secret"))).body.decode()
     assert status_of(Surprise()) == 500
+
+
+def test_a_budget_that_is_used_up_is_no_wait_and_says_whose_how_much_and_until_when():
+    answer = answer_of(over())
+    assert answer.message == (
+        "You exceeded your current budget: team growth may spend 500.00 USD a month (2026-11, UTC), has used 499.99 "
+        "USD, and this request for gpt-5 may cost up to 0.0125 USD. It opens again at 2026-12-01T00:00:00Z."
+    )
+    headers = dict(reply_of(answer).headers)
+    assert headers["x-should-retry"] == "false"
+    assert headers["x-ratelimit-remaining-requests"]
+    assert "Retry-After" not in headers
+    assert "retry-after-ms" not in headers
+    assert answer.outcome is Outcome.LIMITED
+
+
+def test_a_budget_of_a_key_names_the_key_and_one_in_total_does_not_open_again():
+    message = answer_of(over("key:0a1B2c3D4e5F", Period.TOTAL)).message
+    assert "key ci may spend 500.00 USD in total, has used" in message
+    assert "does not open again by itself" in message
