@@ -60,10 +60,22 @@ _TABLE: dict[type[registry.RegistryError], tuple[int, str, Where]] = {
 """Status, code, and where to find what the error is about."""
 
 
+_AS_THEY_ARE_SENT = {
+    "cache_mode": "cache",
+    "expires_at_ms": "expires",
+    "kid": "key_id",
+    "overlap_ms": "overlap_seconds",
+    "pepper": "version",
+}
+"""Fields of the registry that have another name and form here."""
+
+
 def refusal_of(error: Exception) -> ErrorAnswer:
     """What is answered to an error; one that nobody foresaw is a fault of ours."""
     if isinstance(error, TollgateError):
         return replace(answer_of(error), headers=())
+    if isinstance(error, registry.BadValue):
+        error = registry.BadValue(_AS_THEY_ARE_SENT.get(error.field, error.field), error.reason)
     for kind in type(error).__mro__:
         if kind in _TABLE:
             status, code, where = _TABLE[kind]
