@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -15,7 +16,7 @@ from proxy.core.strict_json import member_spans
 from proxy.core.usage import Usage
 from proxy.core.usage_forms import UNREADABLE, WireUsage
 
-__all__ = ["ChatStream", "Completion", "parse_completion"]
+__all__ = ["AnswerStream", "ChatStream", "Completion", "parse_completion"]
 
 _DONE = b"[DONE]"
 _ERROR_NAME = re.compile(rb"(?:^|[\r\n])event: ?error[\r\n]")
@@ -154,6 +155,49 @@ def _hear_function(transcript: Transcript, voice: Hashable, function: _Function 
         transcript.add(voice, function.arguments)
 
 
+class AnswerStream(Protocol):
+    """One streamed answer as it passes, whatever the endpoint."""
+
+    usage: Usage | None
+    service_tier: str | None
+    done: bool
+    """Upstream has said all it had to say."""
+    errored: bool
+    transcript: Transcript
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take upstream's next bytes, return what the client is to get now. Raises `EventTooLongError`."""
+        ...
+
+    def rest(self) -> bytes:
+        """What is left to send when upstream has ended."""
+        ...
+
+    def error_event(self, message: str, code: str) -> bytes:
+        """The event that tells the client that upstream broke off."""
+        ...
+
+    @property
+    def passed_in_half(self) -> bool:
+        """Whether the client has the beginning of an event and not its end."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether upstream said all it had to say, and no error."""
+        ...
+
+    @property
+    def storable(self) -> bool:
+        """Whether the answer may be given to the next one who asks the same."""
+        ...
+
+    @property
+    def counted_output_tokens(self) -> int:
+        """A count of what has run that needs no tokenizer, for a stream whose usage did not come."""
+        ...
+
+
 class ChatStream:
     """One streamed answer as it passes: what to send on, and what it has said so far.
 
@@ -191,6 +235,11 @@ class ChatStream:
     def rest(self) -> bytes:
         """What is left to send when upstream has ended: bytes of an event that never closed."""
         return self._parser.pending if self._hide_usage else b""
+
+    def error_event(self, message: str, code: str) -> bytes:
+        """The event that tells the client that upstream broke off."""
+        error = {"message": message, "type": "server_error", "param": None, "code": code}
+        return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
     @property
     def passed_in_half(self) -> bool:

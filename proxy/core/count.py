@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.chat import ChatRequest
+from proxy.core.asked import Asked
 from proxy.core.estimate import part_characters_and_tokens
 
 __all__ = ["TOOL_CALL_TOKENS", "Encoding", "Said", "Transcript", "encoding_of", "prompt_of"]
@@ -52,11 +52,11 @@ class Said:
         return sum(map(len, self.texts))
 
 
-def prompt_of(request: ChatRequest) -> Said:
+def prompt_of(request: Asked) -> Said:
     """What upstream reads of a chat request."""
     texts: list[str] = []
     tokens = _ANSWER_TOKENS
-    for message in request.messages:
+    for message in request.body["messages"]:
         tokens += _MESSAGE_TOKENS
         for name, value in message.items():
             tokens += _member(name, value, texts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.core.chat import ChatRequest
+from proxy.core.asked import Asked
 
 __all__ = ["IMAGE_TOKENS", "estimate_input", "estimate_output", "part_characters_and_tokens", "text_tokens"]
 
@@ -24,11 +24,11 @@ def text_tokens(characters: int) -> int:
     return -(-characters // CHARACTERS_PER_TOKEN)
 
 
-def estimate_input(request: ChatRequest) -> int:
-    """Tokens of the prompt: messages, tools and response format."""
+def estimate_input(request: Asked) -> int:
+    """Tokens of the prompt of a chat: messages, tools and response format."""
     characters = 0
     flat = 0
-    for message in request.messages:
+    for message in request.body["messages"]:
         for name, value in message.items():
             if name != "content":
                 characters += _characters(value)
@@ -44,15 +44,15 @@ def estimate_input(request: ChatRequest) -> int:
     return flat + text_tokens(characters)
 
 
-def estimate_output(request: ChatRequest, default_tokens: int, room_tokens: int | None) -> int:
-    """Tokens to reserve for the answer, all choices together.
+def estimate_output(request: Asked, default_tokens: int, room_tokens: int | None) -> int:
+    """Tokens to reserve for the answer, all that is generated together.
 
-    Without a maximum from the client it is `default_tokens` a choice, clamped to `room_tokens` (what the smallest
+    Without a maximum it is `default_tokens` an answer, clamped to `room_tokens` (what the smallest
     bucket can hold beside the prompt; None: unlimited), so that the default alone never makes a request impossible.
     """
     if request.max_output_tokens is not None:
-        return request.choices * request.max_output_tokens
-    asked = request.choices * default_tokens
+        return request.generated * request.max_output_tokens
+    asked = request.generated * default_tokens
     return asked if room_tokens is None else max(0, min(asked, room_tokens))
 
 

@@ -7,8 +7,10 @@ but `obfuscation`, which is padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -18,7 +20,17 @@ from proxy.core.explode import apart
 from proxy.core.sse import SseParser
 from proxy.core.strict_json import JsonObject
 
-__all__ = ["Form", "NotTellable", "assemble", "completion_of", "explode", "retold", "stream_of"]
+__all__ = [
+    "BOTH_FORMS",
+    "Form",
+    "NotTellable",
+    "Telling",
+    "assemble",
+    "completion_of",
+    "explode",
+    "retold",
+    "stream_of",
+]
 
 _DONE = b"[DONE]"
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -101,3 +113,22 @@ def _events(stream: bytes) -> Iterator[bytes]:
 
 def _stream(chunks: Iterable[JsonObject]) -> bytes:
     return b"".join([*(b"data: " + _encode(chunk) + b"\n\n" for chunk in chunks), b"data: " + _DONE + b"\n\n"])
+
+
+class _Retold(Protocol):
+    def __call__(self, kept: bytes, /, *, include_usage: bool) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """How the answers of an endpoint are told in the form that is asked for. Each raises `NotTellable`."""
+
+    plain_of: Callable[[bytes], bytes]
+    """A plain answer of the bytes of a stream."""
+    stream_of: _Retold
+    """A stream of a plain answer."""
+    retold: _Retold
+    """A stream once more."""
+
+
+BOTH_FORMS = Telling(plain_of=completion_of, stream_of=stream_of, retold=retold)

@@ -9,7 +9,7 @@ from proxy.core.budget import Spend, nano_usd
 from proxy.core.caps import BudgetReached, caps_of, key_scope, owner_of
 from proxy.core.decision import TEAM_SCOPE
 from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotPriced, NeverAdmissible
-from proxy.core.estimate import estimate_input, estimate_output
+from proxy.core.estimate import estimate_output
 from proxy.core.pricing import may_go_unpriced, worst_case
 from proxy.core.principal import Principal
 from proxy.core.tiers import Limits, Schedule
@@ -34,7 +34,7 @@ async def admit(exchange: Exchange, services: Services) -> None:
     if exchange.hit is not None or exchange.collapsed:
         cost = Cost(policy.hits_cost_requests, 0)
     else:
-        prompt = estimate_input(chat)
+        prompt = exchange.kind.estimate(chat)
         capacity = _smallest_token_capacity(scopes, exchange.at_ms)
         room = None if capacity is None else capacity - prompt
         answer = estimate_output(chat, policy.default_output_reservation_tokens, room)

@@ -255,7 +255,7 @@ async def _whole(flight: Flight, landing: Landing, seat: Seat, exchange: Exchang
             return None
         settle_collapsed(exchange, leader, services)
         return _with_own_headers(reply, exchange)
-    told = None if landing.entry is None else await tell(landing.entry, exchange.chat)
+    told = None if landing.entry is None else await tell(landing.entry, exchange)
     if told is None:
         return None
     exchange.hit = told

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from proxy.core.count import Encoding, Said, encoding_of, prompt_of
+from proxy.core.count import Encoding, Said, encoding_of
 from proxy.core.event import UsageEvent
 from proxy.core.pricing import cost_pico_usd
 from proxy.core.usage import Usage
@@ -37,7 +37,7 @@ def own_count(
     by_characters = Usage(exchange.reserved_input_tokens, counted_output_tokens)
     if services.tokenizer is None or said is None:
         return by_characters, None
-    encoding, asked = encoding_of(exchange.chat.model), prompt_of(exchange.chat)
+    encoding, asked = encoding_of(exchange.chat.model), exchange.kind.prompt(exchange.chat)
     counted = services.tokenizer.count(encoding, (asked, said))
     if counted is not None:
         return Usage(*counted), None

@@ -6,11 +6,12 @@ from asyncio import Future
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proxy.core.answer import ChatStream
+from proxy.core.answer import AnswerStream
+from proxy.core.asked import Asked
 from proxy.core.bucket import Admitted, NeverFits, Refused
 from proxy.core.cache_control import NO_WISHES, CacheWishes
-from proxy.core.chat import ChatRequest
 from proxy.core.event import Outcome
+from proxy.core.kinds import KINDS, Kind
 from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
@@ -63,7 +64,7 @@ class Exchange:
     # authenticate
     principal: Principal = field(init=False, repr=False)
     # interpret
-    chat: ChatRequest = field(init=False, repr=False)
+    chat: Asked = field(init=False, repr=False)
     price: Price | None = None
     # look up
     cache: CacheResult | None = None
@@ -103,7 +104,7 @@ class Exchange:
     upstream_ns: int = 0
     """Time spent waiting for upstream."""
     # relay
-    stream: ChatStream | None = None
+    stream: AnswerStream | None = None
     """What a streamed answer has said so far."""
     first_byte_ns: int | None = None
     # settle
@@ -117,3 +118,8 @@ class Exchange:
     """Done when its tokens are counted and its event is written; None: they were at once."""
     cost_pico_usd: int = 0
     saved_pico_usd: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """How requests to its endpoint are read and answered; only of a metered one."""
+        return KINDS[self.endpoint]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from proxy.core.chat import ChatRequest
+from proxy.core.asked import Asked
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.ports import CacheAddress, CachedAnswer
 
@@ -31,7 +31,7 @@ class Wish(NamedTuple):
     include_usage: bool
 
     @classmethod
-    def of(cls, chat: ChatRequest) -> Wish:
+    def of(cls, chat: Asked) -> Wish:
         """The form a request asks for."""
         return cls(chat.stream, chat.stream and chat.include_usage)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from proxy.core.chat import parse_chat
 from proxy.core.errors import InvalidRequest, ModelNotFound
 from proxy.core.principal import Principal
 from proxy.core.strict_json import parse_object
@@ -14,7 +13,7 @@ __all__ = ["interpret", "is_open_model"]
 
 def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
     """Read the body into `chat` and find the model's `price`. Raises `InvalidRequest`, `ModelNotFound`."""
-    chat = parse_chat(parse_object(body, services.policy.max_json_depth), body)
+    chat = exchange.kind.parse(parse_object(body, services.policy.max_json_depth), body)
     exchange.chat = chat
     price = services.prices.price(chat.model, exchange.at_ms)
     exchange.price = price
@@ -22,7 +21,7 @@ def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
         raise ModelNotFound(chat.model)
     maximum, asked = price.max_output_tokens if price else None, chat.max_output_tokens
     if maximum is not None and asked is not None and asked > maximum:
-        name = "max_completion_tokens" if chat.body.get("max_completion_tokens") else "max_tokens"
+        name = chat.max_output_param
         raise InvalidRequest(
             f"{name} is too large: {asked}. This model supports at most {maximum} completion tokens.", param=name
         )

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from proxy.core.chat import ChatRequest
-from proxy.core.replay import Form, NotTellable, completion_of, retold, stream_of
+from proxy.core.replay import Form, NotTellable
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Policy, Services
 from proxy.ports import CachedAnswer
@@ -55,11 +54,12 @@ class Copy:
         return None if self._pieces is None else b"".join(self._pieces)
 
 
-async def tell(entry: CachedAnswer, chat: ChatRequest) -> CachedAnswer | None:
+async def tell(entry: CachedAnswer, exchange: Exchange) -> CachedAnswer | None:
     """Return an entry in the form a request asks for, or None where it cannot be told in that form."""
+    chat, telling = exchange.chat, exchange.kind.telling
     if not chat.stream:
         return entry if entry.form is Form.PLAIN else None
-    write = stream_of if entry.form is Form.PLAIN else retold
+    write = telling.stream_of if entry.form is Form.PLAIN else telling.retold
     try:
         body = await _converted(lambda kept: write(kept, include_usage=chat.include_usage), entry.body)
     except NotTellable:
@@ -73,7 +73,7 @@ async def keep_stream(exchange: Exchange, services: Services, status: int, heade
     if exchange.address is None or stream is None:
         return False
     try:
-        body = await _converted(completion_of, stream)
+        body = await _converted(exchange.kind.telling.plain_of, stream)
     except NotTellable:
         return await keep(exchange, services, status, headers, stream, Form.STREAM)
     return await keep(exchange, services, status, _as(Form.PLAIN, headers), body)

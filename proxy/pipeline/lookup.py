@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from proxy.core import fingerprint
 from proxy.core.cache_control import NO_WISHES, CacheWishes, cache_wishes
-from proxy.core.determinism import WAIVABLE, nondeterminism
+from proxy.core.determinism import WAIVABLE
 from proxy.core.errors import NotInCache
 from proxy.core.headers import forwardable
 from proxy.core.principal import CacheMode
@@ -79,13 +79,13 @@ async def find(exchange: Exchange, services: Services) -> CachedAnswer | None:
     entry = await services.cache.get(exchange.address)
     if entry is None:
         return None
-    told = await tell(entry, exchange.chat)
+    told = await tell(entry, exchange)
     if told is None:
         form = Form.STREAM if exchange.chat.stream else Form.PLAIN
         digest = fingerprint.in_form(exchange.address.digest, form)
         exchange.address = replace(exchange.address, digest=digest)
         entry = await services.cache.get(exchange.address)
-        told = None if entry is None else await tell(entry, exchange.chat)
+        told = None if entry is None else await tell(entry, exchange)
     if told is None or entry is None:
         return None
     oldest_seconds = exchange.wishes.max_age_seconds
@@ -119,7 +119,7 @@ def _bypass(exchange: Exchange, services: Services) -> str | None:
         return "off"
     if exchange.wishes.no_store:
         return "no-store"
-    reason = nondeterminism(exchange.chat.body)
+    reason = exchange.kind.nondeterminism(exchange.chat.body)
     return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
 
 

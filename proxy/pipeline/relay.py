@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from proxy.core.answer import ChatStream, parse_completion
+from proxy.core.answer import AnswerStream
 from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.core.event import Outcome
 from proxy.core.headers import returnable
@@ -37,8 +37,9 @@ async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, 
         if answer.status >= 300:
             # Redirects are not followed: they could lead our key anywhere.
             raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
-        if exchange.chat.stream and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
-            return await _relay_stream(exchange, answer, client, services)
+        listen = exchange.kind.listen if exchange.chat.stream else None
+        if listen is not None and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
+            return await _relay_stream(exchange, answer, listen(exchange.chat), client, services)
         return await _relay_plain(exchange, answer, services)
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(services.upstream.name, failure.fault)
@@ -71,7 +72,7 @@ async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Ser
 
 async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
     body = await _read(exchange, answer, services)
-    completion = parse_completion(body)
+    completion = exchange.kind.read(body)
     if completion.usage is None and not _is_object(body):
         # A page of some machine on the way, or half an answer: an SDK would fail on it without a word of the cause.
         raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
@@ -90,8 +91,9 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
     return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_own(exchange, stored=stored)), body)
 
 
-async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
-    stream = ChatStream(choices=exchange.chat.choices, hide_usage=not exchange.chat.include_usage)
+async def _relay_stream(
+    exchange: Exchange, answer: UpstreamAnswer, stream: AnswerStream, client: Downstream, services: Services
+) -> Reply:
     exchange.stream, exchange.status = stream, answer.status
     kept = returnable(answer.headers.items(), error=False)
     copy = Copy(stream_room_bytes(services.policy) if exchange.address is not None else 0)
@@ -121,7 +123,7 @@ async def _relay_stream(exchange: Exchange, answer: UpstreamAnswer, client: Down
     return await _end(exchange, client, services, stream)
 
 
-async def _end(exchange: Exchange, client: Downstream, services: Services, stream: ChatStream) -> Reply:
+async def _end(exchange: Exchange, client: Downstream, services: Services, stream: AnswerStream) -> Reply:
     """Close a stream as complete, unless upstream ended it with an error of its own: that must not look whole."""
     if stream.errored and not stream.done:
         services.telemetry.upstream_failed(services.upstream.name, UpstreamFault.CONTENT)
@@ -141,7 +143,7 @@ async def _timed(exchange: Exchange, answer: UpstreamAnswer, clock: Clock) -> As
     exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
 
 
-def _settle_stream(exchange: Exchange, services: Services, stream: ChatStream) -> None:
+def _settle_stream(exchange: Exchange, services: Services, stream: AnswerStream) -> None:
     settle(
         exchange,
         services,
@@ -155,16 +157,15 @@ def _settle_stream(exchange: Exchange, services: Services, stream: ChatStream) -
 
 
 async def _break_off(
-    exchange: Exchange, client: Downstream, services: Services, stream: ChatStream, fault: UpstreamFault
+    exchange: Exchange, client: Downstream, services: Services, stream: AnswerStream, fault: UpstreamFault
 ) -> Reply:
     """End a stream that upstream did not finish so that no client can take it for whole."""
     services.telemetry.upstream_failed(services.upstream.name, fault)
     settle_broken(exchange, services, UpstreamFailure(services.upstream.name, fault))
-    error = {"message": "The upstream API broke off in the middle of this answer.", "type": "server_error",
-             "param": None, "code": f"upstream_{fault.value}"}  # fmt: skip
+    error = stream.error_event("The upstream API broke off in the middle of this answer.", f"upstream_{fault.value}")
     # An event that was passed in half is ended first, or the error would become a part of it.
     before = b"\n\n" if stream.passed_in_half else b""
-    await client.write(before + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
+    await client.write(before + error)
     client.abort()
     return Reply(exchange.status, body=None)
 

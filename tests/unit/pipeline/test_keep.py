@@ -69,7 +69,7 @@ async def test_what_a_stream_alone_can_tell_is_kept_as_it_came(bench, exchange):
     entry = await kept(bench, exchange)
     assert (entry.form, entry.headers, entry.body) == (Form.STREAM, HEADERS, stream)
     plain = await bench.exchange(exchange.chat.raw.replace(b'"stream": true', b'"stream": false'))
-    assert await tell(entry, plain.chat) is None
+    assert await tell(entry, plain) is None
 
 
 async def test_obfuscation_is_not_kept(bench, exchange):

@@ -1,0 +1,60 @@
+"""The one table of what is metered: how an endpoint's requests and answers are read, estimated and told again.
+
+Names are GenAI operation names where there is one; ledger, metrics and log know an endpoint by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from proxy.core.answer import AnswerStream, ChatStream, Completion, parse_completion
+from proxy.core.asked import Asked
+from proxy.core.chat import parse_chat
+from proxy.core.count import Said, prompt_of
+from proxy.core.determinism import nondeterminism
+from proxy.core.endpoints import CHAT
+from proxy.core.estimate import estimate_input
+from proxy.core.replay import BOTH_FORMS, Telling
+from proxy.core.strict_json import JsonObject
+
+__all__ = ["KINDS", "Kind"]
+
+
+def _chat_stream(asked: Asked) -> AnswerStream:
+    return ChatStream(choices=asked.choices, hide_usage=not asked.include_usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the steps of the line do differently for one endpoint."""
+
+    parse: Callable[[JsonObject, bytes], Asked]
+    """Check a parsed body, and the bytes it came as. Raises `InvalidRequest`."""
+    estimate: Callable[[Asked], int]
+    """Tokens to reserve for what upstream reads."""
+    prompt: Callable[[Asked], Said]
+    """What a tokenizer counts of it, where upstream gave no usage."""
+    nondeterminism: Callable[[JsonObject], str | None]
+    """What keeps a body from being answered twice with one answer."""
+    read: Callable[[bytes], Completion]
+    """Read a plain answer; one that cannot be read has no usage."""
+    listen: Callable[[Asked], AnswerStream] | None = None
+    """Follow a streamed answer; None: there are none."""
+    telling: Telling = BOTH_FORMS
+    """How an answer is told again from the cache."""
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        CHAT: Kind(
+            parse=parse_chat,
+            estimate=estimate_input,
+            prompt=prompt_of,
+            nondeterminism=nondeterminism,
+            read=parse_completion,
+            listen=_chat_stream,
+        ),
+    }
+)
