@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from proxy.adapters.layered_cache import LayeredCache
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.core.replay import Form
+from proxy.ports import CachedAnswer
 from tests.support.cache_build import an_answer as answer
 from tests.support.cache_build import at, open_cache, put
 from tests.support.redis_server import all_servers
 
 ONE, OTHER = b"1" * 32, b"2" * 32
-MAX_BYTES = 10_000
+MAX_BYTES = 12_000
 ENGINES = ["memory", *[f"redis {number}" for number in range(len(all_servers()))], "cluster", "layered 0"]
 
 
@@ -150,6 +152,38 @@ async def test_the_embedded_one_never_outgrows_its_bytes_and_drops_the_least_use
     for number in range(100):
         await cache.get(at(number.to_bytes(32, "big")))
     assert (cache.size_bytes, len(cache)) == (0, 0)
+
+
+@pytest.mark.parametrize("body_bytes", [0, 700, 20_000])
+async def test_the_embedded_one_takes_about_the_memory_that_it_says(clock, body_bytes):
+    """Short answers are mostly what they are wrapped in: a bound on their text alone would be none on memory."""
+    headers = (("Content-Type", "application/json"), ("openai-version", "2020-10-01"))
+    cache, count = MemoryCache(clock, max_bytes=10**9), 500
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(count):
+            # Each with texts and figures of its own, as they are when they have come over a wire.
+            own = tuple(("".join(list(name)), "".join(list(value))) for name, value in headers)
+            kept = CachedAnswer(
+                200, own, bytes(body_bytes), "".join(list("gpt-4o")), 10**12 + number, 10**9, 10**6 + number,
+                10**7 + number, 10**10 + number,
+            )  # fmt: skip
+            assert cache.keep(at(number.to_bytes(32, "big")), kept)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * cache.size_bytes < taken < 1.15 * cache.size_bytes
+
+
+async def test_the_embedded_one_does_not_trust_what_it_kept_later_than_now(clock):
+    cache = MemoryCache(clock, max_bytes=MAX_BYTES)
+    await put(cache, at(ONE), answer(clock))
+    clock.ms -= 10_000
+    assert await cache.get(at(ONE)) is not None
+    clock.ms -= 1
+    assert await cache.get(at(ONE)) is None
+    assert cache.size_bytes == 0
 
 
 async def test_a_body_never_shows_in_a_repr(clock):

@@ -8,6 +8,9 @@ from proxy.ports import CacheAddress, CachedAnswer, Clock
 
 __all__ = ["MemoryCache"]
 
+_SKEW_MS = 10_000
+"""How far a clock may be put back, by whoever keeps it right, with no answer lost."""
+
 
 class MemoryCache:
     """Keeps the promises of `ports.Cache` for one process; it cannot be away.
@@ -35,7 +38,8 @@ class MemoryCache:
         answer = self._entries.get(address)
         if answer is None:
             return None
-        if self._clock.now_ms() >= answer.stored_at_ms + answer.ttl_ms:
+        # Also one that was kept later than now: since the clock was put back nobody knows how old it is.
+        if not answer.stored_at_ms - _SKEW_MS <= self._clock.now_ms() < answer.stored_at_ms + answer.ttl_ms:
             self._drop(address)
             return None
         self._entries.move_to_end(address)

@@ -7,7 +7,7 @@ from proxy.adapters.memory.cache import MemoryCache
 from tests.support.cache_build import an_answer as answer
 from tests.support.cache_build import at, put
 
-MAX_BYTES = 3_000
+MAX_BYTES = 6_000
 
 
 class Clock:
