@@ -27,8 +27,8 @@ class _Denial:
 class Denials:
     """The last refusals of each team, told again for `hold_ms` at most and never beyond their wait.
 
-    What another worker gives back in that time is noticed that much later. Bounded: what is too much is forgotten,
-    and the store is asked again.
+    What another worker takes or gives back in that time is noticed that much later; what this one does is to be told
+    with `forget`. Bounded: what is too much is forgotten, and the store is asked again.
     """
 
     def __init__(self, hold_ms: int) -> None:

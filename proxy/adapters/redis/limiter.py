@@ -182,6 +182,8 @@ class RedisLimiter:
             return decision
         self._hear(team, scopes, decision, overtaken=overtaking != self._overtaking)
         if isinstance(decision, Admitted):
+            # It took of what a refusal waits for.
+            self._denials.forget(team)
             if lease is not None:
                 self._leases.hold(decision.reservation.handles[0], lease)
             return decision

@@ -321,6 +321,21 @@ async def test_a_refusal_is_told_again_without_asking_until_the_team_settles():
         assert held.decisions() == before + 3
 
 
+async def test_a_refusal_is_not_told_again_with_a_wait_that_has_grown():
+    async with store() as held:
+        limiter = held.limiter
+        limiter._denials._hold_ms = 60_000
+        await admit(limiter, Cost(1, 9_000))
+        told = await limiter.reserve("a", SCOPES, Cost(1, 9_000))
+        await admit(limiter, Cost(1, 900))
+        truth = await limiter.reserve("a", SCOPES, Cost(1, 9_000))
+        # A token comes back in a minute.
+        assert truth.wait_ms > told.wait_ms + 899 * 60_000
+        limiter.charge("a", SCOPES, Cost(0, 20_000))
+        owing = await limiter.reserve("a", SCOPES, Cost(1, 9_000))
+        assert owing.wait_ms > truth.wait_ms + 19_999 * 60_000
+
+
 # The server's clock and memory
 
 
