@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import struct
 import threading
@@ -86,6 +87,20 @@ def test_what_does_not_compress_is_no_larger_than_it_was():
 
 def test_no_two_envelopes_are_alike():
     assert len({envelope().seal(PLACE, SECRET, ONE) for _ in range(100)}) == 100
+
+
+def test_an_envelope_is_the_same_for_as_long_as_its_version_is():
+    """Two versions of the proxy on one cache: what one of them would not read as the other wrote it, it refuses."""
+    known = (
+        "VEcBALCNP9mpVSqSAAAAAAAAAAAAAAAAAAABoxhcUAAAAAAAAADqYAAAAD2NCU5ALp9qm9u9iHG8rB+dT8B0Z3yQIdQwd3K32XWChJVw3AH8"
+        "1eZnTLzAUoJyOUzOUcDay0u19Egq8SWNmrjXtho3wdiEDhKmG1fnHQ=="
+    )
+    # One that differs here belongs to another VERSION.
+    assert (module.VERSION, base64.b64encode(envelope(random_bytes=bytes).seal(PLACE, SECRET, ONE))) == (
+        1,
+        known.encode(),
+    )
+    assert opened(base64.b64decode(known)) == ONE
 
 
 # Changed, moved, cut
