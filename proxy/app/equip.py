@@ -16,12 +16,14 @@ from proxy.adapters.budget_alerts import BudgetAlerts, watch_budgets
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.logs import RequestLog, console_line, json_line
+from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import ClockSteps, MemoryLimiter
 from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.pacer import Pacer
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
+from proxy.adapters.spent import SpentReader
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
@@ -32,6 +34,7 @@ from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.adapters.webhook import Webhook, open_webhook_session
 from proxy.app.database import SPOOL_DIRECTORY, peppers_of
+from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
 from proxy.core.record import RequestRecord
@@ -93,7 +96,14 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         strict=settings.ledger.sync is LedgerSync.STRICT,
     )
     pacer = _pacer(settings)
-    limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget)
+    reader = SpentReader(
+        SqlSpendLedger(engine),
+        clock,
+        telemetry.store_failed,
+        settled_after_minutes=settled_after(settings.upstream.total_timeout_seconds),
+        lag_ms=lambda: ledger.state().lag_ms,
+    )
+    limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
     answers = await _answers(settings, clock, metrics, spawn, stack)
     services = Services(
         policy=_policy(settings),
@@ -156,12 +166,14 @@ async def _limits(
     spawn: Spawn,
     stack: AsyncExitStack,
     on_ended: Callable[[Sequence[str]], None],
+    reader: SpentReader,
 ) -> _Limits:
     if settings.redis_url is None:
-        return _Limits(MemoryLimiter(clock))
+        limiter = MemoryLimiter(clock, MemoryBudgets(reader, clock))
+        return _Limits(limiter, (limiter.budgets.run,))
     from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
 
-    shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack)
+    shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack, reader)
     return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn, on_ended), shared.sample)
 
 

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.bucket_state import bucket_key
+from proxy.adapters.redis.budget_parts import BudgetParts
 from proxy.adapters.redis.fallback import LIMITER_STORE, Closed, Fallback
 from proxy.adapters.redis.limiter import LOOK_SECONDS, RedisLimiter
 from proxy.adapters.redis.membership import Membership
@@ -31,6 +32,7 @@ from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
+from proxy.adapters.spent import SpentReader
 from proxy.app.background import in_background
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.decision import TEAM_SCOPE
@@ -63,9 +65,18 @@ class SharedLimits:
 
 
 async def shared_limits(
-    settings: Settings, url: str, clock: Clock, metrics: Metrics, spawn: Spawn, stack: AsyncExitStack
+    settings: Settings,
+    url: str,
+    clock: Clock,
+    metrics: Metrics,
+    spawn: Spawn,
+    stack: AsyncExitStack,
+    reader: SpentReader | None = None,
 ) -> SharedLimits:
-    """Connect and load the scripts. A Redis that is away at the start is as good as one that goes away later."""
+    """Connect and load the scripts. A Redis that is away at the start is as good as one that goes away later.
+
+    Without a `reader` no budget that refuses can be held.
+    """
     bounds = Bounds(deadline_seconds=settings.limits.redis_deadline_ms / 1_000)
     options = MultiplexerOptions(
         bounds, _BREAKER, connect_seconds=_CONNECT_SECONDS, max_backoff_seconds=_CONNECT_SECONDS
@@ -79,7 +90,19 @@ async def shared_limits(
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
     policy = _policy(settings, clock, membership, scripts, metrics)
-    limiter = RedisLimiter(scripts, clock, policy, metrics.store_failed, presence=presence, worker=worker)
+    parts = None
+    if _away(settings) is WhenRedisIsAway.SHARE:
+        parts = BudgetParts(clock, lambda: membership.part, lambda team: scripts.away(bucket_key(team, TEAM_SCOPE)))
+    limiter = RedisLimiter(
+        scripts,
+        clock,
+        policy,
+        metrics.store_failed,
+        presence=presence,
+        worker=worker,
+        reader=reader,
+        parts=parts,
+    )
     # In a turn of its own: the answer that shows the return was given before the store is told, and is noted first.
     presence.on_return = partial(asyncio.get_running_loop().call_soon, limiter.tell_all)
     try:
@@ -92,7 +115,7 @@ async def shared_limits(
     except RedisFailure:
         presence.silent()
     sample = partial(_sample, metrics, limiter, route, Counter(), WeakKeyDictionary())
-    return SharedLimits(limiter, route, (membership.run, limiter.watch, limiter.renew), sample)
+    return SharedLimits(limiter, route, (membership.run, limiter.watch, limiter.renew, limiter.budgets.run), sample)
 
 
 def probe(url: str, warnings: Callable[[tuple[Facts, ...]], list[str]] | None = None) -> list[str]:
