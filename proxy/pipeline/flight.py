@@ -7,6 +7,7 @@ upstream and fills no memory; one that falls far behind the others is left behin
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +23,8 @@ _AHEAD_BYTES = 262_144
 """How far the call runs ahead of its fastest reader."""
 _AT_ONCE_BYTES = 65_536
 """What one that is behind is given at once."""
+_Line = deque[asyncio.Future[Any]]
+"""Those who wait for a leader to be admitted; each is woken with those behind it, who are its own from there on."""
 
 
 class Wish(NamedTuple):
@@ -101,6 +104,8 @@ class Flight:
         self._news = asyncio.Event()
         self._read = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
+        self.line: _Line = deque()
+        """Who waits for its departure."""
 
     @property
     def held_bytes(self) -> int:
@@ -193,7 +198,7 @@ class Flight:
     def depart(self) -> None:
         """Let others in."""
         self.departed = True
-        self._tell()
+        _wake_all(self.line)
 
     def take_off(self) -> bool:
         """Note the task that makes the call; False when all have left before it could begin."""
@@ -257,13 +262,16 @@ class Flights:
         Without `join` the request leads in any case.
         """
         wish = Wish.of(exchange.chat)
+        behind: _Line = deque()
         flight = self._under_way.get(address)
         while join and flight is not None and not flight.full:
             if flight.departed:
+                _wake_all(behind)
                 return flight, flight.join(wish)
-            await flight.news()
+            behind = await self._line_up(flight, behind)
             flight = self._under_way.get(address)
         own = Flight(exchange, address, room_bytes)
+        own.line = behind
         if flight is None or flight.full:
             self._under_way[address] = own
         return own, own.join(wish)
@@ -273,3 +281,35 @@ class Flights:
         if self._under_way.get(flight.address) is flight:
             del self._under_way[flight.address]
         flight.land(landing)
+        _wake_one(flight.line)
+
+    async def _line_up(self, flight: Flight, behind: _Line) -> _Line:
+        """Wait until a flight departs or its leader is refused; returns who is behind in the latter case.
+
+        One alone is woken then: were it all of them, a refusal of each would cost the square of their number.
+        """
+        waiter: asyncio.Future[_Line] = asyncio.get_running_loop().create_future()
+        flight.line.append(waiter)
+        flight.line += behind
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                # Its turn had come.
+                _wake_one(waiter.result())
+            raise
+
+
+def _wake_one(line: _Line) -> None:
+    while line:
+        waiter = line.popleft()
+        if not waiter.done():
+            waiter.set_result(line)
+            return
+
+
+def _wake_all(line: _Line) -> None:
+    while line:
+        waiter = line.popleft()
+        if not waiter.done():
+            waiter.set_result(deque())

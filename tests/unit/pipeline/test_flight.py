@@ -197,6 +197,61 @@ async def test_of_those_who_waited_for_a_leader_that_was_refused_one_leads_at_a_
     assert len({id(each.result()[0]) for each in waiting}) == 3
 
 
+class Counting(dict):
+    looks = 0
+
+    def get(self, *arguments):
+        self.looks += 1
+        return super().get(*arguments)
+
+
+async def test_a_refusal_of_each_of_many_costs_no_more_than_one_look_of_each():
+    """A team at its limit that asks the same a thousand times at once takes nobody else's time."""
+    flights = Flights()
+    flights._under_way = Counting()
+    lead, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
+    waiting = [asyncio.ensure_future(flights.board(exchange(), ADDRESS, 1, join=True)) for _ in range(200)]
+    for each in waiting:
+        await asyncio.sleep(0)
+        flights.end(lead, Landing())
+        lead, _ = await each
+    flights.end(lead, Landing())
+    assert len(flights) == 0
+    assert flights._under_way.looks < 5 * len(waiting)
+
+
+@pytest.mark.parametrize("newcomer", [False, True], ids=["nobody-comes", "somebody-comes"])
+@pytest.mark.parametrize("departs", [False, True], ids=["refused", "admitted"])
+async def test_one_that_leaves_as_its_turn_comes_gives_it_to_the_next(newcomer, departs):
+    flights = Flights()
+    lead, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
+    first, second, third = (asyncio.ensure_future(flights.board(exchange(), ADDRESS, 1, join=True)) for _ in range(3))
+    await asyncio.sleep(0)
+    flights.end(lead, Landing())
+    first.cancel()
+    if newcomer:
+        lead, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
+    await asyncio.wait([first])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert first.cancelled()
+    if newcomer:
+        assert not second.done()
+        if departs:
+            lead.depart()
+            assert {id(found) for found, _ in await asyncio.gather(second, third)} == {id(lead)}
+            return
+        flights.end(lead, Landing())
+    lead, _ = await second
+    assert not third.done()
+    if departs:
+        lead.depart()
+        assert (await third)[0] is lead
+    else:
+        flights.end(lead, Landing())
+        assert (await third)[0] is not lead
+
+
 async def test_one_that_joins_nobody_takes_nobodys_place():
     flights = Flights()
     lead, _ = await flights.board(exchange(), ADDRESS, 1, join=False)
