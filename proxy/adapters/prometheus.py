@@ -250,12 +250,6 @@ class Metrics:
         )
 
     def _declare_ledger(self, on: CollectorRegistry) -> None:
-        self.unpriced_requests_total = Counter(
-            "tollgate_unpriced_requests_total",
-            "Requests for a model without a price; where a budget refused them, those too.",
-            ("model",),
-            registry=on,
-        )
         self.estimated_usage_total = Counter(
             "tollgate_estimated_usage_total",
             "Requests whose tokens were counted here because upstream's count did not come.",
@@ -374,7 +368,7 @@ class Metrics:
         if record.shadow_limited:
             self._shadow_limited(team, record.shadow_limited).inc()
         if record.unpriced:
-            self.unpriced_requests_total.labels(model).inc()
+            self.budgets.unpriced_requests_total.labels(model).inc()
 
     def _count_usage(self, record: RequestRecord, team: str, model: str) -> None:
         usage = record.usage

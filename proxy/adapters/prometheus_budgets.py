@@ -16,6 +16,12 @@ class BudgetMetrics:
     """Where the budgets of teams stand, and what became of warnings."""
 
     def __init__(self, on: CollectorRegistry) -> None:
+        self.unpriced_requests_total = Counter(
+            "tollgate_unpriced_requests_total",
+            "Requests for a model without a price; where a budget refused them, those too.",
+            ("model",),
+            registry=on,
+        )
         self.limit_usd = Gauge(
             "tollgate_budget_limit_usd",
             "What a team may spend in a day, a month or in total; +Inf where a budget only warns, NaN once it is gone.",

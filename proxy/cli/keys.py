@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import msgspec
 
+from proxy.cli.budgets import budget_changes, budget_options, budgets_cell
 from proxy.cli.options import CLEARED, DURATION, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant, printable
 from proxy.cli.peppers import pepper
 from proxy.cli.stores import failures, now_ms, registry_of
 from proxy.core.principal import KeyRecord
-from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits
+from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits, Registry
 from proxy.core.views.keys import issued_view, key_state, key_view
 
 __all__ = ["keys"]
@@ -42,6 +44,7 @@ keys.add_command(pepper)
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
 @limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
+@budget_options(clearable=False)
 @data_options
 @json_option
 def issue(
@@ -63,7 +66,7 @@ def issue(
       tollgate keys issue --team growth --json | jq -r .key
     """
     expires_at_ms = None if expires is None else now_ms() + expires
-    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
+    limits = _limits(options)
     with registry_of(settings_from(config, options)) as registry:
         issued = registry.issue_key(team, label, expires_at_ms, None if models == MODELS.every else models, **limits)
     _hand_out(issued, as_json=as_json)
@@ -79,6 +82,7 @@ def issue(
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
 @limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
+@budget_options(clearable=False)
 @data_options
 @json_option
 def import_(
@@ -104,12 +108,12 @@ def import_(
       vault read -field=keys secret/growth | tollgate keys import --team growth --file - --label legacy
     """
     expires_at_ms = None if expires is None else now_ms() + expires
-    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
+    limits = _limits(options)
     lines = _lines(source)
     of_models = None if models == MODELS.every else models
     with registry_of(settings_from(config, options)) as registry:
         imported = registry.import_keys(team, lines, label, expires_at_ms, of_models, allow_weak=allow_weak, **limits)
-    _show(list(imported), as_json=as_json)
+        _show(registry, imported, as_json=as_json)
 
 
 @keys.command("set")
@@ -119,6 +123,7 @@ def import_(
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"])
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"])
 @limit_option("max_parallel", _LIMITS["max_parallel"])
+@budget_options()
 @data_options
 @json_option
 def set_(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -> None:
@@ -127,17 +132,18 @@ def set_(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -> 
     \b
     Examples:
       tollgate keys set 0a1B2c3D4e5F --tpm 20000 --max-parallel 2
-      tollgate keys set 0a1B2c3D4e5F --rpm none
+      tollgate keys set 0a1B2c3D4e5F --rpm none --budget 5usd/day
     """
     given = {name: value for name in (*_LIMITS, "label", "models") if (value := options.pop(name)) is not None}
-    if not given:
+    budgets = budget_changes(options)
+    if not given and not budgets:
         raise click.UsageError("nothing to change: name an option")
     cleared = {
         name: None if name != "label" and value in (CLEARED, MODELS.every) else value for name, value in given.items()
     }
     with registry_of(settings_from(config, options)) as registry:
-        record = registry.set_key(key_id, **cast("KeyChanges", cleared))
-    _show([record], as_json=as_json, alone=True)
+        record = registry.set_key(key_id, **cast("KeyChanges", cleared | ({"budgets": budgets} if budgets else {})))
+        _show(registry, [record], as_json=as_json, alone=True)
 
 
 @keys.command("list")
@@ -153,8 +159,7 @@ def list_(team: str | None, *, config: Path | None, as_json: bool, **options: An
       tollgate keys list --json | jq -r '.[] | select(.state == "live" or .state == "rotating").id'
     """
     with registry_of(settings_from(config, options)) as registry:
-        found = list(registry.list_keys(team))
-    _show(found, as_json=as_json)
+        _show(registry, registry.list_keys(team), as_json=as_json)
 
 
 @keys.command
@@ -199,6 +204,14 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
         click.echo(f"revoked {record.kid} of team {printable(record.team)}")
 
 
+def _limits(options: dict[str, Any]) -> KeyLimits:
+    """Take what a new key may use out of the options."""
+    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
+    if budgets := budget_changes(options):
+        limits["budgets"] = budgets
+    return limits
+
+
 def _lines(source: str) -> list[str]:
     """The lines of a file; nothing of what stands in it is ever shown."""
     with failures(), click.open_file(source, "rb") as file:
@@ -213,16 +226,17 @@ def _lines(source: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None:
+def _show(registry: Registry, found: Sequence[KeyRecord], *, as_json: bool, alone: bool = False) -> None:
     at_ms = now_ms()
+    spent = registry.budgets_spent(at_ms, found[0].team if alone else None)
     if as_json:
-        rows = [key_view(record, at_ms) for record in found]
+        rows = [key_view(record, at_ms, spent) for record in found]
         echo_json(msgspec.to_builtins(rows[0] if alone else rows))
         return
     echo_table(
         (
             *("id", "team", "label", "state", "created", "by", "expires", "last used"),
-            *("requests/min", "tokens/min", "parallel", "models"),
+            *("requests/min", "tokens/min", "parallel", "models", "budgets"),
         ),
         [
             (
@@ -238,6 +252,7 @@ def _show(found: list[KeyRecord], *, as_json: bool, alone: bool = False) -> None
                 record.limits.tokens_per_minute if record.limits else None,
                 record.max_parallel,
                 "all" if record.models is None else ",".join(sorted(record.models)) or "none",
+                budgets_cell(record.budgets, spent, record.team, record.kid),
             )
             for record in found
         ],

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 import msgspec
 
+from proxy.cli.budgets import budget_changes, budget_options, budgets_cell
 from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import now_ms, registry_of, require_tier
 from proxy.core.principal import CacheMode, Team
-from proxy.core.registry import TeamChanges, TeamFields
+from proxy.core.registry import Registry, TeamChanges, TeamFields
 from proxy.core.tiers import Limits, Tier
 from proxy.core.views.teams import team_view
 from proxy.settings import Settings
@@ -39,6 +40,7 @@ def _team_options(command: _Command) -> _Command:
         click.option(
             "--cache", "cache_mode", type=click.Choice([mode.value for mode in CacheMode]), help="What is kept."
         ),
+        budget_options(),
         *(limit_option(name, text) for name, text in reversed(_NUMBERS.items())),
     ):
         command = decorate(command)
@@ -61,7 +63,7 @@ def add(name: str, tier: str | None, *, config: Path | None, as_json: bool, **op
 
     \b
     Examples:
-      tollgate teams add growth --tier payg
+      tollgate teams add growth --tier payg --budget 500usd/month --warn-at 400usd/month
       tollgate teams add research --tpm 250000 --max-parallel 8 --models gpt-5,gpt-5-mini --json
     """
     fields = _fields(options)
@@ -69,8 +71,7 @@ def add(name: str, tier: str | None, *, config: Path | None, as_json: bool, **op
     tier = tier or settings.limits.default_tier
     _require_tiers(settings, tier, fields)
     with registry_of(settings) as registry:
-        team = registry.add_team(name, tier, **fields)
-    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
+        _show(registry, [registry.add_team(name, tier, **fields)], settings, as_json=as_json, alone=True)
 
 
 @teams.command("set")
@@ -87,6 +88,7 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
       tollgate teams set growth --tier payg
       tollgate teams set growth --tokens-per-minute none --cache all
       tollgate teams set growth --shadow-tier free
+      tollgate teams set growth --budget none/month --budget 20usd/day
     """
     fields = _fields(options)
     changes = cast("TeamChanges", fields)
@@ -97,8 +99,7 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
     if not changes:
         raise click.UsageError("nothing to change: name an option")
     with registry_of(settings) as registry:
-        team = registry.set_team(name, **changes)
-    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
+        _show(registry, [registry.set_team(name, **changes)], settings, as_json=as_json, alone=True)
 
 
 @teams.command
@@ -132,7 +133,7 @@ def limit(
     settings = settings_from(config, options)
     with registry_of(settings) as registry:
         team = registry.set_model_limit(name, model, requests_per_minute, tokens_per_minute)
-    _show([team], settings.limits.all_tiers(), as_json=as_json, alone=True)
+        _show(registry, [team], settings, as_json=as_json, alone=True)
 
 
 @teams.command("list")
@@ -148,8 +149,7 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
     """
     settings = settings_from(config, options)
     with registry_of(settings) as registry:
-        found = list(registry.list_teams())
-    _show(found, settings.limits.all_tiers(), as_json=as_json)
+        _show(registry, registry.list_teams(), settings, as_json=as_json)
 
 
 def _fields(options: dict[str, Any]) -> TeamFields:
@@ -159,6 +159,8 @@ def _fields(options: dict[str, Any]) -> TeamFields:
     if "cache_mode" in given:
         given["cache_mode"] = CacheMode(given["cache_mode"])
     cleared = {name: None if value in (CLEARED, MODELS.every) else value for name, value in given.items()}
+    if budgets := budget_changes(options):
+        cleared["budgets"] = budgets
     return cast("TeamFields", cleared)
 
 
@@ -168,14 +170,27 @@ def _require_tiers(settings: Settings, tier: str | None, fields: TeamFields) -> 
             require_tier(settings, each)
 
 
-def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bool = False) -> None:
-    at_ms = now_ms()
+def _show(registry: Registry, found: Sequence[Team], settings: Settings, *, as_json: bool, alone: bool = False) -> None:
+    at_ms, tiers = now_ms(), settings.limits.all_tiers()
+    spent = registry.budgets_spent(at_ms, found[0].name if alone else None)
     if as_json:
-        rows = [team_view(team, tiers, at_ms) for team in found]
+        rows = [team_view(team, tiers, at_ms, spent) for team in found]
         echo_json(msgspec.to_builtins(rows[0] if alone else rows))
         return
     echo_table(
-        ("team", "tier", "since", "requests/min", "tokens/min", "parallel", "per-model", "shadow", "cache", "models"),
+        (
+            "team",
+            "tier",
+            "since",
+            "requests/min",
+            "tokens/min",
+            "parallel",
+            "per-model",
+            "shadow",
+            "cache",
+            "models",
+            "budgets",
+        ),
         [
             (
                 team.name,
@@ -188,6 +203,7 @@ def _show(found: list[Team], tiers: dict[str, Tier], *, as_json: bool, alone: bo
                 team.shadow_tier,
                 team.cache_mode.value,
                 "all" if team.models is None else ",".join(sorted(team.models)) or "none",
+                budgets_cell(team.budgets, spent, team.name),
             )
             for team in found
             for limits in [_limits(team, tiers, at_ms)]

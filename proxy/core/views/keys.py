@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from proxy.core.budget import Period
 from proxy.core.principal import KeyRecord
 from proxy.core.registry import IssuedKey, PepperRecord
+from proxy.core.views.budgets import BudgetView, budget_views
 from proxy.core.views.instants import Instant, instant_of
 
 __all__ = [
@@ -53,6 +56,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_minute: Annotated[int | None, Meta(description="Of its own, beside its team's.")]
     max_parallel: int | None
     models: Annotated[list[str] | None, Meta(description="Models it may use, of those of its team; null: all.")]
+    budgets: Annotated[list[BudgetView], Meta(description="Of its own, beside its team's.")] = []
 
 
 class IssuedKeyView(KeyView, frozen=True, kw_only=True):
@@ -83,9 +87,11 @@ class PepperView(msgspec.Struct, frozen=True, kw_only=True):
     here: Annotated[bool, Meta(description="Whether this machine has it.")]
 
 
-def key_view(record: KeyRecord, at_ms: int) -> KeyView:
-    """A key as it is at `at_ms`."""
-    return KeyView(**_fields(record, at_ms))
+def key_view(
+    record: KeyRecord, at_ms: int, spent_nano_usd: Mapping[tuple[str, str, Period], int] | None = None
+) -> KeyView:
+    """A key as it is at `at_ms`, and what is spent of its budgets, if that was read."""
+    return KeyView(**_fields(record, at_ms, spent_nano_usd))
 
 
 def issued_view(issued: IssuedKey, at_ms: int) -> IssuedKeyView:
@@ -124,7 +130,9 @@ def _overlap_ends_at_ms(record: KeyRecord, at_ms: int) -> int | None:
     return max((end for end in ends if end is not None and end > at_ms), default=None)
 
 
-def _fields(record: KeyRecord, at_ms: int) -> dict[str, Any]:
+def _fields(
+    record: KeyRecord, at_ms: int, spent_nano_usd: Mapping[tuple[str, str, Period], int] | None = None
+) -> dict[str, Any]:
     return {
         "id": record.kid,
         "team": record.team,
@@ -141,4 +149,5 @@ def _fields(record: KeyRecord, at_ms: int) -> dict[str, Any]:
         "tokens_per_minute": record.limits.tokens_per_minute if record.limits else None,
         "max_parallel": record.max_parallel,
         "models": None if record.models is None else sorted(record.models),
+        "budgets": budget_views(record.budgets, at_ms, spent_nano_usd, record.team, record.kid),
     }

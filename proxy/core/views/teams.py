@@ -8,8 +8,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from proxy.core.budget import Period
 from proxy.core.principal import CacheMode, Team
 from proxy.core.tiers import Limits, Tier
+from proxy.core.views.budgets import BudgetView, budget_views
 from proxy.core.views.instants import Instant, instant_of
 
 __all__ = ["LimitsView", "ModelLimitView", "PhaseView", "TeamView", "TierView", "limits_view", "team_view", "tier_view"]
@@ -46,6 +48,7 @@ class TeamView(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheMode
     models: Annotated[list[str] | None, Meta(description="Models it may use; null: all.")]
     created: Instant
+    budgets: Annotated[list[BudgetView], Meta(description="One at most for each period.")] = []
 
 
 class PhaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,8 +66,13 @@ class TierView(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[PhaseView]
 
 
-def team_view(team: Team, tiers: Mapping[str, Tier], at_ms: int) -> TeamView:
-    """A team, with the limits that hold for it at `at_ms`."""
+def team_view(
+    team: Team,
+    tiers: Mapping[str, Tier],
+    at_ms: int,
+    spent_nano_usd: Mapping[tuple[str, str, Period], int] | None = None,
+) -> TeamView:
+    """A team, with the limits that hold for it at `at_ms`, and what it has spent of its budgets, if that was read."""
     tier = tiers.get(team.tier)
     held = None if tier is None else tier.schedule(team.tier_since_ms, at_ms, team.limits).limits_at(at_ms)
     return TeamView(
@@ -83,6 +91,7 @@ def team_view(team: Team, tiers: Mapping[str, Tier], at_ms: int) -> TeamView:
         cache=team.cache_mode,
         models=None if team.models is None else sorted(team.models),
         created=instant_of(team.created_at_ms),
+        budgets=budget_views(team.budgets, at_ms, spent_nano_usd, team.name),
     )
 
 

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Protocol
 
 from proxy.core.books import Books
+from proxy.core.budget import Period
 from proxy.core.cache_store import CacheStore
 from proxy.core.names import checked_tier
 from proxy.core.principal import KeyRecord, Team
@@ -19,7 +20,10 @@ from proxy.core.views.prices import PricesView
 from proxy.core.views.teams import TeamView, team_view
 from proxy.ports import Clock
 
-__all__ = ["Desk", "ImportedPrices", "Pricing"]
+__all__ = ["Desk", "ImportedPrices", "Pricing", "Spendings"]
+
+Spendings = Mapping[tuple[str, str, Period], int]
+"""Nano-dollars by team, key (empty: the team's own) and period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,22 @@ class Desk:
             raise BadValue(field, f"no tier is named {tier}; there are {', '.join(self.tiers)}")
         return tier
 
-    def team(self, team: Team) -> TeamView:
-        """A team as it is shown now."""
-        return team_view(team, self.tiers, self.clock.now_ms())
+    def team(self, team: Team, spent: Spendings | None = None) -> TeamView:
+        """A team as it is shown now; what it spent of its budgets is read, unless it is given."""
+        if spent is None and team.budgets:
+            spent = self.spent(team.name)
+        return team_view(team, self.tiers, self.clock.now_ms(), spent)
 
-    def key(self, record: KeyRecord) -> KeyView:
-        """A key as it is shown now."""
-        return key_view(record, self.clock.now_ms())
+    def key(self, record: KeyRecord, spent: Spendings | None = None) -> KeyView:
+        """A key as it is shown now, likewise."""
+        if spent is None and record.budgets:
+            spent = self.spent(record.team)
+        return key_view(record, self.clock.now_ms(), spent)
+
+    def spent(self, team: str | None = None) -> Spendings:
+        """What is spent of every budget of a team, or at all."""
+        with self.registry() as registry:
+            return registry.budgets_spent(self.clock.now_ms(), team)
 
     def issued(self, issued: IssuedKey) -> IssuedKeyView:
         """A key as it is shown once."""

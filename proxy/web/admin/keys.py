@@ -11,6 +11,7 @@ from proxy.core.keys import MAX_IMPORTED_CHARACTERS
 from proxy.core.registry import BadLine, BadValue, DataUnusable, KeyUnknown, TeamUnknown
 from proxy.core.views.keys import IssuedKeyView, KeyView, PepperView, pepper_view
 from proxy.web.admin import examples
+from proxy.web.admin.budgets import BudgetsBody, budget_changes
 from proxy.web.admin.desk import Desk
 from proxy.web.admin.operation import (
     KeyId,
@@ -74,6 +75,7 @@ class _Described(Strict, frozen=True, kw_only=True):
     requests_per_minute: Number = UNSET
     tokens_per_minute: Number = UNSET
     max_parallel: Number = UNSET
+    budgets: BudgetsBody | UnsetType = UNSET
 
 
 class NewKey(_Described, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ class KeyChange(Strict, frozen=True, kw_only=True):
     requests_per_minute: Number = UNSET
     tokens_per_minute: Number = UNSET
     max_parallel: Number = UNSET
+    budgets: BudgetsBody | UnsetType = UNSET
 
 
 class Rotation(Strict, frozen=True, kw_only=True):
@@ -136,21 +139,20 @@ def list_keys(desk: Desk, params: KeyQuery, _: Nothing) -> KeyPage:
         found = registry.list_keys(or_none(params.team), after=after, limit=params.limit + 1)
     page = found[: params.limit]
     more = f"{page[-1].created_at_ms}.{page[-1].kid}" if len(found) > len(page) else None
-    return KeyPage(data=[desk.key(record) for record in page], next_cursor=more)
+    spent = desk.spent(or_none(params.team)) if any(record.budgets for record in page) else None
+    return KeyPage(data=[desk.key(record, spent) for record in page], next_cursor=more)
 
 
 def issue_key(desk: Desk, _: Nothing, body: NewKey) -> IssuedKeyView:
     expires_at_ms = _expires_at_ms(desk, body)
     with desk.registry() as registry:
-        issued = registry.issue_key(
-            body.team, body.label, expires_at_ms, model_set(body.models), **given(body, *_LIMITS)
-        )
+        issued = registry.issue_key(body.team, body.label, expires_at_ms, model_set(body.models), **_limits(body))
         return desk.issued(issued)
 
 
 def import_keys(desk: Desk, _: Nothing, body: ImportedKeys) -> KeyList:
     expires_at_ms = _expires_at_ms(desk, body)
-    limits: dict[str, Any] = given(body, *_LIMITS)
+    limits = _limits(body)
     with desk.registry() as registry:
         records = registry.import_keys(
             body.team,
@@ -161,7 +163,16 @@ def import_keys(desk: Desk, _: Nothing, body: ImportedKeys) -> KeyList:
             allow_weak=body.allow_weak,
             **limits,
         )
-    return KeyList(data=[desk.key(record) for record in records])
+    spent = desk.spent(body.team) if records[0].budgets else None
+    return KeyList(data=[desk.key(record, spent) for record in records])
+
+
+def _limits(body: _Described | KeyChange) -> dict[str, Any]:
+    """What the registry is told of the limits of a key, its budgets among them."""
+    limits = given(body, *_LIMITS)
+    if budgets := budget_changes(body.budgets):
+        limits["budgets"] = budgets
+    return limits
 
 
 def get_key(desk: Desk, params: KeyPath, _: Nothing) -> KeyView:
@@ -170,7 +181,7 @@ def get_key(desk: Desk, params: KeyPath, _: Nothing) -> KeyView:
 
 
 def set_key(desk: Desk, params: KeyPath, body: KeyChange) -> KeyView:
-    fields: dict[str, Any] = given(body, "label", *_LIMITS)
+    fields = given(body, "label") | _limits(body)
     if body.models is not UNSET:
         fields["models"] = model_set(body.models)
     with desk.registry() as registry:

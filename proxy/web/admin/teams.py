@@ -11,6 +11,7 @@ from proxy.core.principal import CacheMode
 from proxy.core.registry import BadName, BadValue, TeamExists, TeamUnknown
 from proxy.core.views.teams import TeamView, TierView, tier_view
 from proxy.web.admin import examples
+from proxy.web.admin.budgets import BudgetsBody, budget_changes
 from proxy.web.admin.desk import Desk
 from proxy.web.admin.operation import (
     Limit,
@@ -60,6 +61,7 @@ class TeamChange(Strict, frozen=True, kw_only=True):
     max_parallel: Number = UNSET
     cache: CacheMode | UnsetType = UNSET
     models: Annotated[ModelNames | None, Meta(description="Models it may use; null: all.")] | UnsetType = UNSET
+    budgets: BudgetsBody | UnsetType = UNSET
 
 
 class NewTeam(TeamChange, frozen=True, kw_only=True):
@@ -90,8 +92,9 @@ def list_teams(desk: Desk, params: TeamQuery, _: Nothing) -> TeamPage:
     with desk.registry() as registry:
         found = [team for team in registry.list_teams() if team.name > params.cursor]
     page = found[: params.limit]
+    spent = desk.spent() if any(team.budgets for team in page) else None
     return TeamPage(
-        data=[desk.team(team) for team in page],
+        data=[desk.team(team, spent) for team in page],
         next_cursor=page[-1].name if len(found) > len(page) else None,
     )
 
@@ -141,6 +144,8 @@ def _fields(desk: Desk, body: TeamChange) -> dict[str, Any]:
         fields["cache_mode"] = body.cache
     if body.models is not UNSET:
         fields["models"] = model_set(body.models)
+    if budgets := budget_changes(body.budgets):
+        fields["budgets"] = budgets
     return fields
 
 
@@ -164,7 +169,7 @@ OPERATIONS = (
         command="teams add",
         handle=add_team,
         body=NewTeam,
-        example_body={"name": "growth", "tier": "payg", "max_parallel": 8},
+        example_body={"name": "growth", "tier": "payg", "max_parallel": 8, "budgets": {"month": {"limit_usd": "500"}}},
         result=TeamView,
         example=examples.TEAM,
         status=201,

@@ -95,9 +95,9 @@ def test_teams_are_listed_by_name(told, done):
     assert [team["name"] for team in told("teams", "list")] == ["alpha", "zeta"]
     header, first, second = done("teams", "list").splitlines()
     assert header.split()[:5] == ["team", "tier", "since", "requests/min", "tokens/min"]
-    assert header.split()[5:] == ["parallel", "per-model", "shadow", "cache", "models"]
+    assert header.split()[5:] == ["parallel", "per-model", "shadow", "cache", "models", "budgets"]
     assert first.split()[:2] == ["alpha", "free"]
-    assert second.split()[3:] == ["20", "40,000", "-", "-", "-", "deterministic", "all"]
+    assert second.split()[3:] == ["20", "40,000", "-", "-", "-", "deterministic", "all", "-"]
 
 
 def test_a_team_has_places_and_a_shadow_tier(told, done, failed):
@@ -139,9 +139,9 @@ def test_a_key_has_limits_of_its_own(told, done):
     assert told("keys", "list") == [changed]
     header, line = done("keys", "list").splitlines()
     assert header.split()[5:] == [
-        *("by", "expires", "last", "used", "requests/min", "tokens/min", "parallel", "models")
+        *("by", "expires", "last", "used", "requests/min", "tokens/min", "parallel", "models", "budgets")
     ]  # fmt: skip
-    assert line.split()[5:] == [f"cli:{OS_USER}", "-", "-", "-", "600", "3", "all"]
+    assert line.split()[5:] == [f"cli:{OS_USER}", "-", "-", "-", "600", "3", "all", "-"]
     assert told("keys", "set", issued["id"], "--models", "gpt-5")["models"] == ["gpt-5"]
     assert told("keys", "set", issued["id"], "--models", "all")["models"] is None
 
