@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
@@ -73,7 +72,7 @@ _AS_THEY_ARE_SENT = {
 def refusal_of(error: Exception) -> ErrorAnswer:
     """What is answered to an error; one that nobody foresaw is a fault of ours."""
     if isinstance(error, TollgateError):
-        return replace(answer_of(error), headers=())
+        return answer_of(error)
     if isinstance(error, registry.BadValue):
         error = registry.BadValue(_AS_THEY_ARE_SENT.get(error.field, error.field), error.reason)
     for kind in type(error).__mro__:

@@ -54,7 +54,7 @@ def calls_on(name):
     for path in Path(proxy.web.admin.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=method)) if owner == name:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=method)) if owner == name and method.islower():
                     found.add(method)
     return found
 

@@ -1,0 +1,158 @@
+"""The admin API in the test's own loop: stores that are away or busy, callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from datetime import date
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from sqlalchemy import insert, text
+
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.tables import usage_daily
+from proxy.app import open_database
+from proxy.app.administration import admin_api, rotate_admin_token
+from proxy.app.listen import listen, runner_of
+from proxy.core.registry import DataUnusable
+from proxy.settings import load
+from proxy.web.admin import accounts
+from proxy.web.operations import Operations
+
+GIVEN = "a-token-of-the-operator-0123456789"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load(environ={"TOLLGATE_ADMIN_TOKEN": GIVEN}, overrides={"data_dir": str(tmp_path / "data")})
+
+
+@pytest.fixture
+def engine(settings):
+    with open_database(settings) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture
+async def url(settings, engine):
+    async def fine():
+        return None
+
+    operations = Operations(
+        render_metrics=lambda: b"",
+        metrics_content_type="text/plain",
+        checks={"x": fine},
+        admin=admin_api(settings, engine),
+    )
+    runner = runner_of(operations.server(), shutdown_seconds=1.0)
+    yield await listen(runner, "127.0.0.1", 0)
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def session():
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {GIVEN}"}) as session:
+        yield session
+
+
+@contextmanager
+def busy(engine):
+    """Hold the one place of those who write."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE config_revision SET revision = revision"))
+        yield
+
+
+async def until(met):
+    async with asyncio.timeout(10):
+        while not met():  # noqa: ASYNC110 - a thread's doings have no event here
+            await asyncio.sleep(0.005)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "admin"]
+
+
+async def test_a_token_that_is_given_makes_no_file(settings, url, session):
+    async with session.get(f"{url}/admin/v1/teams") as answer:
+        assert answer.status == 200
+    assert "admin_token" not in {path.name for path in settings.data_dir.iterdir()}
+    with pytest.raises(DataUnusable, match="TOLLGATE_ADMIN_TOKEN"):
+        rotate_admin_token(settings, "cli:test")
+    assert GIVEN not in f"{settings!r} {settings.server!r}"
+
+
+async def test_a_store_that_is_away_is_a_503_in_openais_shape(engine, url, session):
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE teams RENAME TO away"))
+    for method, path, body in (("GET", "/teams", None), ("POST", "/teams", {"name": "growth"})):
+        async with session.request(method, f"{url}/admin/v1{path}", json=body) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["type"]) == (503, "service_unavailable_error")
+        assert "Retry-After" in answer.headers
+        assert "away" not in error["message"]
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO teams"))
+    async with session.get(f"{url}/admin/v1/teams") as answer:
+        assert answer.status == 200
+
+
+async def test_who_waits_for_the_database_holds_up_nobody(engine, url, session):
+    with busy(engine):
+        waiting = asyncio.create_task(session.post(f"{url}/admin/v1/teams", json={"name": "growth"}))
+        await until(threads)
+        for path in ("/healthz", "/readyz", "/admin/v1/teams", "/admin/v1/openapi.json"):
+            async with session.get(f"{url}{path}") as answer:
+                assert answer.status == 200
+        assert not waiting.done()
+    answer = await waiting
+    assert answer.status == 201
+
+
+async def test_a_change_goes_on_when_its_caller_leaves(settings, engine, url, session):
+    with busy(engine):
+        waiting = asyncio.create_task(session.post(f"{url}/admin/v1/teams", json={"name": "growth"}))
+        await until(threads)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await until(lambda: not threads())
+    async with session.get(f"{url}/admin/v1/audit") as answer:
+        (line,) = (await answer.json())["data"]
+    assert (line["actor"], line["action"], line["team"]) == ("admin-api", "team.add", "growth")
+
+
+async def test_a_report_is_bounded(engine, url, session, monkeypatch):
+    monkeypatch.setattr(accounts, "MAX_ROWS", 3)
+    zeros = {column.name: 0 for column in usage_daily.c if not column.primary_key}
+    key = {"day": date.today(), "team": "growth", "key_id": "k", "upstream": "u", "endpoint": "chat"}  # noqa: DTZ011 - any will do
+    rows = [{**zeros, **key, "model": f"m{number}"} for number in range(4)]
+    with engine.begin() as connection:
+        connection.execute(insert(usage_daily), rows)
+    for path in ("/usage?by=model", "/usage.csv?by=model"):
+        async with session.get(f"{url}/admin/v1{path}") as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["param"]) == (422, "by")
+    async with session.get(f"{url}/admin/v1/usage?by=team") as answer:
+        assert answer.status == 200
+
+
+async def test_a_fault_of_ours_is_told_without_what_it_says(url, session, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("sk-tg_" + "".join(["quo", "ted"]))
+
+    monkeypatch.setattr(SqlRegistry, "list_teams", fail)
+    async with session.get(f"{url}/admin/v1/teams") as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["type"]) == (500, "server_error")
+    assert "unexpected RuntimeError" in caplog.text
+    assert "quoted" not in caplog.text + error["message"]
+
+
+async def test_heads_of_pages(url, session):
+    for path in ("/healthz", "/readyz", "/metrics"):
+        async with session.head(f"{url}{path}") as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
