@@ -5,7 +5,7 @@ Counting rule. Prompt: per message 3, 1 for its role and one for every four char
 Prompts from 1,024 tokens up count as seen before: the largest multiple of 128 below their length is cached.
 
 The text follows from model, seed, n and messages alone. Content of the last user message that begins with `echo:` is
-answered with what comes after it, in pieces of four characters.
+answered with what comes after it, in pieces of four characters; `refuse:` with a refusal in those words.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from proxy.simulator.words import PIECE_CHARACTERS, digest_of, split, words
 __all__ = ["chat_endpoint", "compose", "prompt_tokens"]
 
 ECHO = "echo:"
+REFUSE = "refuse:"
 _REMEMBERED_BYTES = 16_384
 _REMEMBERED_TOKENS = 1_024
 _REMEMBERED_ANSWERS = 256
@@ -84,8 +85,11 @@ def _choice(request: ChatRequest, behaviour: Behaviour, index: int) -> Choice:
         raise Refusal(400, f"More than {_MAX_PIECES} tokens in one answer.", param="n")
     text = request.text
     source = _Source(digest, behaviour.tokens, text.removeprefix(ECHO) if text.startswith(ECHO) else None)
-    tool = request.tool
-    if tool is not None:
+    refuses = text.startswith(REFUSE)
+    tool = None if refuses else request.tool
+    if refuses:
+        pieces, finish = split(text.removeprefix(REFUSE)), "stop"
+    elif tool is not None:
         pieces = split(msgspec.json.encode(instance(tool.parameters or {"type": "object"})).decode())
         pieces = pieces if source.echo is None else split(source.echo)
         # OpenAI says `stop` for a function that was named and `tool_calls` for one that was chosen.
@@ -95,7 +99,15 @@ def _choice(request: ChatRequest, behaviour: Behaviour, index: int) -> Choice:
     most = request.max_output_tokens
     if most is not None and most < len(pieces):
         pieces, finish = pieces[:most], "length"
-    return Choice(index, tuple(pieces), finish, tool.name if tool else None, f"call_{digest.hex()[:24]}")
+    return Choice(
+        index,
+        tuple(pieces),
+        finish,
+        tool.name if tool else None,
+        f"call_{digest.hex()[:24]}",
+        refuses=refuses,
+        alternatives=(request.top_logprobs or 0) if request.logprobs and tool is None else None,
+    )
 
 
 def _text(request: ChatRequest, source: _Source) -> list[str]:

@@ -22,17 +22,24 @@ _DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One choice: text in pieces, or a call of `tool` with the pieces of its arguments."""
+    """One choice: text in pieces, a refusal, or a call of `tool` with the pieces of its arguments.
+
+    `alternatives`: tokens told beside each of its own; None: nothing is told of how likely they are.
+    """
 
     index: int
     pieces: tuple[str, ...]
     finish_reason: str
     tool: str | None
     call_id: str
+    refuses: bool = False
+    alternatives: int | None = None
 
     def message(self) -> dict[str, object]:
         """The message of the plain form."""
         text = "".join(self.pieces)
+        if self.refuses:
+            return {"role": "assistant", "content": None, "refusal": text, "annotations": []}
         if self.tool is None:
             return {"role": "assistant", "content": text, "refusal": None, "annotations": []}
         function = {"name": self.tool, "arguments": text}
@@ -41,6 +48,8 @@ class Choice:
 
     def opening(self) -> dict[str, object]:
         """The first delta, which carries the role."""
+        if self.refuses:
+            return {"role": "assistant", "content": None, "refusal": ""}
         if self.tool is None:
             return {"role": "assistant", "content": "", "refusal": None}
         function = {"name": self.tool, "arguments": ""}
@@ -49,9 +58,26 @@ class Choice:
 
     def delta(self, piece: str) -> dict[str, object]:
         """The delta of one piece of text."""
+        if self.refuses:
+            return {"refusal": piece}
         if self.tool is None:
             return {"content": piece}
         return {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+
+    def logprobs(self, pieces: tuple[str, ...]) -> dict[str, object] | None:
+        """How likely these pieces were: numbers that follow from the piece, and in order beside it."""
+        if self.alternatives is None:
+            return None
+        told = [_likely(piece, self.alternatives) for piece in pieces]
+        return {"content": None, "refusal": told} if self.refuses else {"content": told, "refusal": None}
+
+
+def _likely(piece: str, alternatives: int) -> dict[str, object]:
+    def told(text: str, rank: int) -> dict[str, object]:
+        return {"token": text, "logprob": -len(text) / 8 - rank, "bytes": list(text.encode("utf-8", "replace"))}
+
+    others = [told(piece if rank == 0 else f"{piece}{rank}", rank) for rank in range(alternatives)]
+    return {**told(piece, 0), "top_logprobs": others}
 
 
 class _Plain(msgspec.Struct, frozen=True):
@@ -116,7 +142,7 @@ class ChatAnswer:
                 {
                     "index": choice.index,
                     "message": choice.message(),
-                    "logprobs": None,
+                    "logprobs": choice.logprobs(choice.pieces),
                     "finish_reason": choice.finish_reason,
                 }
                 for choice in self.choices
@@ -129,7 +155,12 @@ class ChatAnswer:
         frames = [_frame(choice.index, choice.opening()) for choice in self.choices]
         for turn in range(max(len(choice.pieces) for choice in self.choices)):
             frames += [
-                _frame(choice.index, choice.delta(choice.pieces[turn]), tokens=1)
+                _frame(
+                    choice.index,
+                    choice.delta(choice.pieces[turn]),
+                    tokens=1,
+                    logprobs=choice.logprobs(choice.pieces[turn : turn + 1]),
+                )
                 for choice in self.choices
                 if turn < len(choice.pieces)
             ]
@@ -172,6 +203,12 @@ class ChatAnswer:
             yield Frame(head + b'"choices":[],"usage":' + self._usage + b"}\n\n")
 
 
-def _frame(index: int, delta: dict[str, object], finish_reason: str | None = None, tokens: int = 0) -> Frame:
-    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _frame(
+    index: int,
+    delta: dict[str, object],
+    finish_reason: str | None = None,
+    tokens: int = 0,
+    logprobs: dict[str, object] | None = None,
+) -> Frame:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return Frame(b'"choices":[' + msgspec.json.encode(choice) + b"]", tokens)

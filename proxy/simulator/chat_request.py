@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from proxy.simulator.refusal import Refusal
 
-__all__ = ["ChatRequest", "Message", "parse"]
+__all__ = ["ChatRequest", "Message", "StreamOptions", "decode", "parse"]
 
+Request = TypeVar("Request")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -76,6 +77,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     seed: int | None = None
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
@@ -115,14 +118,19 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]+)`")
 _MISSING = re.compile(r"missing required field `(?P<field>\w+)`")
 
 
-def parse(body: bytes) -> ChatRequest:
+def decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
     """Read a body. Raises `Refusal` 400 with the field it is about."""
     try:
-        request = _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Refusal(400, "The body of the request is not valid JSON.") from None
+
+
+def parse(body: bytes) -> ChatRequest:
+    """Read a body. Raises `Refusal` 400 with the field it is about."""
+    request = decode(_DECODER, body)
     if request.stream_options is not None and not request.stream:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise Refusal(400, message, param="stream_options")

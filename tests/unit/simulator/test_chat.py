@@ -247,3 +247,43 @@ def test_an_answer_is_bounded():
     with pytest.raises(Refusal) as caught:
         answer_to(n=128, tokens=1_000_000)
     assert caught.value.param == "n"
+
+
+def parts_of(answer, name):
+    """What the choices of a stream carry under a name, in order."""
+    return [part[name] for chunk in chunks(answer) for part in chunk["choices"] if part[name] is not None]
+
+
+def test_a_refusal_is_said_in_both_forms():
+    fields = {"content": "refuse:I will not.", "n": 2, "tools": [TOOL], "tool_choice": "required"}
+    for choice in plain(answer_to(**fields))["choices"]:
+        message = choice["message"]
+        assert (message["content"], message["refusal"], choice["finish_reason"]) == (None, "I will not.", "stop")
+        assert "tool_calls" not in message
+    deltas = parts_of(answer_to(**fields, stream=True), "delta")
+    assert deltas[0] == {"role": "assistant", "content": None, "refusal": ""}
+    assert [delta["refusal"] for delta in deltas if delta.get("refusal")] == [
+        piece for piece in ("I wi", "ll n", "ot.") for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "other"), [("echo:dépth?", "content", "refusal"), ("refuse:no", "refusal", "content")]
+)
+@pytest.mark.parametrize("most", [None, 0, 2])
+def test_what_is_told_of_how_likely_each_piece_was(content, kind, other, most):
+    fields = {"content": content, "logprobs": True} | ({} if most is None else {"top_logprobs": most})
+    told = plain(answer_to(**fields))["choices"][0]["logprobs"]
+    assert told[other] is None
+    text = content.partition(":")[2]
+    assert "".join(each["token"] for each in told[kind]) == text
+    assert bytes(number for each in told[kind] for number in each["bytes"]) == text.encode()
+    assert {len(each["top_logprobs"]) for each in told[kind]} == {most or 0}
+    assert all(each["logprob"] < 0 for each in told[kind])
+    streamed = parts_of(answer_to(**fields, stream=True), "logprobs")
+    assert [each[kind] for each in streamed] == [[each] for each in told[kind]]
+
+
+def test_nothing_is_told_of_it_unasked():
+    assert plain(answer_to())["choices"][0]["logprobs"] is None
+    assert plain(answer_to(top_logprobs=2))["choices"][0]["logprobs"] is None
