@@ -76,6 +76,16 @@ def run_curl(text, server, team, node):
     assert answer["choices"][0]["message"]["content"]
 
 
+def run_admin_calls(text, server, team, node):
+    """Each call is answered with what it says; the team of the key is made first."""
+    server.cli("teams", "add", "growth-by-api")
+    here = text.replace("http://127.0.0.1:8081", server.operations_url).replace('"growth"', '"growth-by-api"')
+    out = run(["bash", "-e"], here.replace("curl ", "curl --silent --show-error --fail -w '\\n' "), server, team)
+    teams, key = map(json.loads, out.splitlines())
+    assert "growth-by-api" in {each["name"] for each in teams["data"]}
+    assert (key["team"], key["label"], key["state"]) == ("growth-by-api", "deploy", "live")
+
+
 def run_python(text, server, team, node):
     assert BASE_URL in text
     assert KEY in text
@@ -142,6 +152,7 @@ RUNNERS = [
     ("sh", r"make run\b", run_make_targets),
     ("sh", r"curl http", run_curl),
     ("sh", r"tollgate teams add growth\b", run_team_commands),
+    ("sh", r"token=\$\(tollgate admin token\)\n", run_admin_calls),
     ("sh", r"tollgate check --config deploy/", run_commands),
     ("sh", r"tollgate serve --workers ", serve_with_workers),
     ("python", r"from openai import OpenAI\n", run_python),
