@@ -14,9 +14,10 @@ Why all workers and the store together let no more than `capacity + rate x T` pa
   since it last heard of the store (`kept_for_others`), for as long as a worker may be later than another. `notice_ms`
   is as long as a worker takes to find the store away, so an absence in which anybody gave anything is known to all.
 
-It holds where the store serves everybody or nobody, and every worker is back within `LATER_MS` of the first and is
-one of the number that all last saw. A worker that is cut off alone gives its part beside what others get from the
-store, and charges it when it is back. A worker that is alone needs no caution: nobody else can have had anything.
+It holds where the store serves everybody or nobody and stays for `LATER_MS` once it is back, and every worker finds it
+back within that time and is one of the number that all last saw. A worker that is cut off alone gives its part beside
+what others get from the store, and charges it when it is back. One that is alone needs no caution: nobody else can have
+had anything.
 """
 
 from __future__ import annotations
@@ -119,19 +120,18 @@ def opening(own: Scope, debt: tuple[int, int], had_ms: int, now_ms: int) -> Stat
     return advance((0, now_ms - max(0, had_ms), used_r, 0, used_t, 0), own.schedule, now_ms)[0]
 
 
-def owing(rate: int, capacity: int, whole: tuple[int, int], part: Part, used: int, unused: int, given: int) -> int:
+def owing(rate: int, capacity: int, whole: tuple[int, int], part: Part, used: int, given: int) -> int:
     """Units that a part is to charge the store with, of the `given` ones it has not been told of.
 
-    `used` is the level of the part's bucket, `unused` that of the same bucket had nobody used it; `rate` and `capacity`
-    are the part's, `whole` those of all. The two levels decay together, so their difference does not while the store's
-    own content may last. Where rounding makes the part full sooner than the whole is, and where others were served
-    before this worker noticed, it has decayed too early: that much is added, up to what was given.
+    `used` is the level of the part's bucket, which opened as if all of it were used: what was given decays only once
+    that has, and by then all that the store held has. Where rounding makes the part full sooner than the whole is, and
+    where others were served before this worker noticed, it decays too early: that much is added, up to what was given.
+    `rate` and `capacity` are the part's, `whole` those of all.
     """
-    owed = max(0, used - unused)
     if part.workers > 1 and given:
         all_rate, all_capacity = whole
-        owed += max(0, -(-rate * all_capacity // all_rate) - capacity) + rate * LATER_MS
-    return min(given, owed)
+        used += max(0, -(-rate * all_capacity // all_rate) - capacity) + rate * LATER_MS
+    return min(given, used)
 
 
 def kept_for_others(limit: int, capacity: int, part: Part, away: Away, notice_ms: int) -> int:

@@ -19,8 +19,6 @@ class Held:
     own: Scope
     part: Part
     state: State
-    unused: State
-    """The same bucket had nobody used it since the store was last told."""
     given: list[int] = field(default_factory=lambda: [0, 0])
     """Requests and tokens used here that the store has not been told of."""
     told: int = 0
@@ -34,18 +32,12 @@ def give(held: Held, requests: int, tokens: int) -> None:
 
 def owed(held: Held, now_ms: int) -> Cost:
     """What the store is to be charged with for this bucket, rounded up."""
-    (state, own), (unused, _) = (bucket.advance(each, held.own.schedule, now_ms) for each in (held.state, held.unused))
+    state, own = bucket.advance(held.state, held.own.schedule, now_ms)
     whole = held.whole.schedule.limits_at(now_ms).figures
     requests, tokens = (
-        owing(
-            own[at],
-            own[at + 1],
-            (whole[at], whole[at + 1]),
-            held.part,
-            state[2 + at],
-            unused[2 + at],
-            held.given[at // 2] * UNITS if whole[at] else 0,
-        )
+        owing(own[at], own[at + 1], (whole[at], whole[at + 1]), held.part, state[2 + at], held.given[at // 2] * UNITS)
+        if whole[at]
+        else 0
         for at in (0, 2)
     )
     return Cost(-(-requests // UNITS), -(-tokens // UNITS))
@@ -65,9 +57,5 @@ def raise_to(held: Held, least: State, now_ms: int) -> None:
 
 def _add(held: Held, requests: int, tokens: int, now_ms: int) -> None:
     """Count units as used that nobody has used here."""
-    held.state, held.unused = (_with(each, held.own, requests, tokens, now_ms) for each in (held.state, held.unused))
-
-
-def _with(state: State, own: Scope, requests: int, tokens: int, now_ms: int) -> State:
-    (epoch, at_ms, used_r, removed_r, used_t, removed_t), _ = bucket.advance(state, own.schedule, now_ms)
-    return epoch, at_ms, used_r + requests, removed_r, used_t + tokens, removed_t
+    (epoch, at_ms, used_r, removed_r, used_t, removed_t), _ = bucket.advance(held.state, held.own.schedule, now_ms)
+    held.state = (epoch, at_ms, used_r + requests, removed_r, used_t + tokens, removed_t)

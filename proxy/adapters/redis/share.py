@@ -87,6 +87,8 @@ class Share:
         self._untold: dict[str, None] = {}
         self._mine: dict[Handle, _Mine] = {}
         self._places: dict[_Key, int] = {}
+        self._holding: set[Handle] = set()
+        """Reservations that take places, by their first handles."""
 
     def __contains__(self, team: str) -> bool:
         """Whether anything was counted here that the store has not been told."""
@@ -98,10 +100,11 @@ class Share:
 
     def seen(self, team: str, scopes: Sequence[Scope], decision: Decision, *, overtaken: bool) -> None:
         """Remember where the buckets stood, where that tells anything; the one not seen for longest is forgotten."""
-        if team in self._held and team not in self._untold and self._away(team) is None:
+        if team in self._held and team not in self._untold:
             del self._held[team]
         part = self._part()
         if type(decision) is Admitted:
+            self._count_places(decision.reservation)
             # Others may have had what is left by the time it matters, and a bucket that admits is in no debt.
             if part.workers == 1:
                 for scope, handle in zip(scopes, decision.reservation.handles, strict=True):
@@ -170,9 +173,9 @@ class Share:
             # Given out with the whole scopes: once the store has been told, it is the store's to settle.
             local = decision.reservation
             self._mine[local.handles[0]] = _Mine(local, held, held[0].told)
+            self._count_places(local)
             for each in held:
                 give(each, cost.requests, cost.tokens)
-                self._take_places(team, each.own, cost, 1)
             self._untold[team] = None
             return Admitted(changed(local, scopes=tuple(scopes)), standing)
         whole, own = next((each.whole, each.own) for each in held if each.own.name == decision.scope)
@@ -189,12 +192,13 @@ class Share:
 
         There nothing comes back, the handle being of no epoch of the store's, and what was used beyond is charged.
         """
+        if self._holding and reservation.handles[0] in self._holding:
+            self._holding.discard(reservation.handles[0])
+            self._take_places(reservation, -1)
         mine = self._mine.pop(reservation.handles[0], None)
         if mine is None:
             return False
         local = mine.reservation
-        for scope in local.scopes:
-            self._take_places(local.team, scope, local.cost, -1)
         if mine.told != mine.held[0].told:
             return False
         now_ms, epoch = self._clock.now_ms(), self._new_epoch()
@@ -225,7 +229,7 @@ class Share:
         now_ms = self._clock.now_ms()
         for each in self._held[team].values():
             cost = owed(each, now_ms)
-            each.unused, each.given = each.state, [0, 0]
+            each.given = [0, 0]
             each.told += 1
             if cost.requests or cost.tokens:
                 self.charged(team, (each.whole,), cost)
@@ -254,7 +258,7 @@ class Share:
             each = held.get(whole.name)
             if each is None:
                 state = self._opening(team, whole, own, part, away, now_ms)
-                each = held[whole.name] = Held(whole, own, part, state, state)
+                each = held[whole.name] = Held(whole, own, part, state)
             else:
                 widen(each, own, now_ms)
                 if away is not None:
@@ -297,15 +301,22 @@ class Share:
         state, _ = bucket.advance(seen, schedule, now_ms - ago_ms)
         return state[2], state[4]
 
-    def _take_places(self, team: str, scope: Scope, cost: Cost, sign: int) -> None:
-        if not scope.places_for(cost):
-            return
-        key = (team, scope.name)
-        taken = self._places.get(key, 0) + sign
-        if taken:
-            self._places[key] = taken
-        else:
-            del self._places[key]
+    def _count_places(self, reservation: Reservation) -> None:
+        """Count the places that a reservation takes, wherever it was admitted, until it is settled."""
+        for scope in reservation.scopes:
+            if scope.max_parallel is not None and reservation.cost.requests > 0:
+                self._holding.add(reservation.handles[0])
+                self._take_places(reservation, 1)
+                return
+
+    def _take_places(self, reservation: Reservation, sign: int) -> None:
+        for scope in reservation.scopes:
+            key = (reservation.team, scope.name)
+            taken = self._places.get(key, 0) + sign * scope.places_for(reservation.cost)
+            if taken:
+                self._places[key] = taken
+            else:
+                self._places.pop(key, None)
 
     def _new_epoch(self) -> int:
         self._epoch += 1

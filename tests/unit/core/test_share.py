@@ -138,22 +138,20 @@ def test_the_rate_counts_from_when_all_know(away, had_ms):
 
 
 def test_who_is_alone_owes_what_it_used_and_has_not_decayed():
-    one = Part(0, 1)
-    assert owing(60, 60 * UNITS, (60, 60 * UNITS), one, 50, 20, 90) == 30
-    assert owing(60, 60 * UNITS, (60, 60 * UNITS), one, 50, 20, 10) == 10
-    assert owing(60, 60 * UNITS, (60, 60 * UNITS), one, 20, 50, 10) == 0
+    one, whole = Part(0, 1), (60, 60 * UNITS)
+    assert owing(60, 60 * UNITS, whole, one, 50, 30) == 30
+    assert owing(60, 60 * UNITS, whole, one, 20, 30) == 20
 
 
 def test_with_others_it_owes_what_has_decayed_too_early():
     part = Part(0, 4)
     # A quarter of 5 is rounded up to 2: its 3 of 10 are there after 1.5 minutes, and all 10 after two.
     whole, given = (5, 10 * UNITS), 9 * UNITS
-    assert owing(2, 3 * UNITS, whole, part, 0, 0, given) == 1 * UNITS + 2 * LATER_MS
-    assert owing(2, 3 * UNITS, whole, part, 2 * UNITS, UNITS, given) == 2 * UNITS + 2 * LATER_MS
-    assert owing(1, 3 * UNITS, whole, part, 0, 0, given) == LATER_MS
-    assert owing(2, 3 * UNITS, whole, part, 0, 0, 7) == 7
-    assert owing(2, 3 * UNITS, whole, part, 5, 0, 0) == 0
-    assert owing(0, 0, (0, 0), part, 0, 0, 0) == 0
+    assert owing(2, 3 * UNITS, whole, part, 0, given) == 1 * UNITS + 2 * LATER_MS
+    assert owing(2, 3 * UNITS, whole, part, UNITS, given) == 2 * UNITS + 2 * LATER_MS
+    assert owing(1, 3 * UNITS, whole, part, 0, given) == LATER_MS
+    assert owing(2, 3 * UNITS, whole, part, 0, 7) == 7
+    assert owing(2, 3 * UNITS, whole, part, 5, 0) == 0
 
 
 @pytest.mark.parametrize(

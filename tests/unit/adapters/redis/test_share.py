@@ -316,6 +316,21 @@ def test_places_are_parted_too_and_come_back():
     assert worker.admits(team)
 
 
+def test_places_that_were_taken_in_the_store_are_taken():
+    team = scope_of("team", places=4)
+    worker = Worker(Part(0, 2))
+    store = MemoryLimiter(worker.clock)
+    first, _, third = (worker.sees(store, team, cost=ONE) for _ in range(3))
+    assert not worker.admits(team)
+    assert not worker.share.settle(first.reservation, ONE)
+    assert not worker.admits(team)
+    assert not worker.share.settle(third.reservation, ONE)
+    assert worker.admits(team)
+    assert not worker.admits(team)
+    # One that takes no place of its own is let through.
+    assert worker.admits(team, cost=NOTHING)
+
+
 def test_a_question_too_large_for_a_part_is_not_answered():
     with pytest.raises(StoreAway):
         Worker(Part(0, 2)).reserve(scope_of("team", 20, 40_000), cost=Cost(1, 30_000))
@@ -412,7 +427,16 @@ def test_what_was_told_decays_here_as_it_does_there():
     assert worker.admitted_at_once(team) == 2
 
 
-def test_an_answer_ends_what_was_held_here_once_the_absence_is_over():
+def test_what_was_told_of_a_key_counts_though_the_next_answer_is_not_of_it():
+    team, key = scope_of("team", 600), scope_of("key:k", 20)
+    worker, store = alone(NOTHING, team, key)
+    assert worker.admitted_at_once(team, key) == 20
+    worker.owed()
+    worker.sees(store, team)
+    assert worker.admitted_at_once(team, key) == 0
+
+
+def test_an_answer_ends_what_was_held_here():
     team = scope_of("team", 60)
     worker = Worker(Part(0, 2))
     worker.has_been_away(NOTICE_MS + 60_000)
