@@ -8,11 +8,13 @@ import pytest
 
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import ConnectionLost, Definite, ErrorReply, Indefinite, NeverSent, TimedOut, Why
+from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy, BreakerState
 from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.redis_route import PATIENT, open_route, until_async, until_true
-from tests.support.redis_server import RedisServer, all_servers, eventually
+from tests.support.redis_server import RedisServer, all_servers, eventually, free_port
+from tests.support.tasks import Tasks
 
 HASTY = MultiplexerOptions(
     Bounds(deadline_seconds=0.05, silence_seconds=0.4, max_in_flight=200),
@@ -229,12 +231,46 @@ async def test_a_server_busy_with_a_script_is_left_alone_until_it_is_done():
             with pytest.raises(NeverSent) as refused:
                 await one.execute("GET", "n")
             assert refused.value.why is Why.RESTING
+            assert one.away.back_ms is None
             assert server.ask("SCRIPT", "KILL")
             with pytest.raises(ErrorReply):
                 await endless
             await until_true(lambda: one.is_up, "the breaker closes")
+            assert one.away.back_ms is not None
             assert one.breaker_state is BreakerState.CLOSED
             assert await one.execute("GET", "n") is None
+
+
+# Servers that are away, and how it is told
+
+
+async def test_an_absence_is_told_from_the_loss_to_the_first_answer_and_a_while_longer():
+    with RedisServer() as server:
+        async with open_route(server.url) as route:
+            one = route.route("")
+            await one.execute("PING")
+            assert one.away is None
+            server.kill()
+            await until_true(lambda: not one.is_up, "the loss is noticed")
+            assert one.away.back_ms is None
+            assert one.away.failing_ms <= one.away.unheard_ms < 60_000
+            await until_true(lambda: one.away.proven_ms > 0, "it is looked for, and not there")
+            server.start()
+            await until_true(lambda: one.is_up, "it is back")
+            assert one.away.back_ms is None, "a connection is no answer yet"
+            await one.execute("PING")
+            assert one.away.back_ms is not None
+
+
+async def test_a_server_that_was_never_there_was_not_heard_for_ages():
+    server = RedisServer(port=free_port())
+    tasks = Tasks()
+    route = route_for(f"redis://127.0.0.1:{server.port}", tasks, PATIENT)
+    with pytest.raises(NeverSent):
+        await route.open()
+    assert route.route("").away.unheard_ms > 3_600_000
+    await route.close()
+    await tasks.finished()
 
 
 # Servers that go

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.outcomes import NeverSent, Why
-from proxy.adapters.redis.share import Share
+from proxy.adapters.redis.share import Share, _used
 from proxy.core import bucket
 from proxy.core.bucket import UNITS, Admitted, Cost, Dimension, NeverFits, Refused, Scope
 from proxy.core.errors import StoreAway
@@ -281,6 +281,13 @@ def test_the_store_ends_with_what_one_bucket_would_have(used, history):
         store.charge("a", (scope,), cost)
     true_units = bucket.advance(state, team.schedule, worker.clock.ms)[0][2]
     assert true_units <= store.used("a", team).requests * UNITS <= true_units + 2 * UNITS
+
+
+@given(limit=st.integers(1, 10**7), used=st.integers(0, 3 * 10**7 * UNITS))
+def test_what_a_standing_tells_is_never_less_than_what_is_used_and_hardly_more(limit, used):
+    schedule = scope_of("team", None, limit).schedule
+    gauge = bucket.standing(bucket.peek((1, 0, 0, 0, used, 0), schedule, 0)).tokens
+    assert used <= _used(gauge, limit * UNITS) <= used + limit
 
 
 # What clients are told
