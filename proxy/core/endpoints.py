@@ -6,9 +6,11 @@ Source: the paths of OpenAI's API specification.
 
 from __future__ import annotations
 
-__all__ = ["CHAT", "ME", "MODELS", "is_stateful"]
+__all__ = ["CHAT", "EMBEDDINGS", "ME", "MODELS", "MODERATIONS", "is_stateful"]
 
 CHAT = "chat"
+EMBEDDINGS = "embeddings"
+MODERATIONS = "moderations"
 MODELS = "models"
 ME = "me"
 

@@ -14,8 +14,22 @@ from proxy.core.asked import Asked
 from proxy.core.chat import parse_chat
 from proxy.core.count import Said, prompt_of
 from proxy.core.determinism import nondeterminism
-from proxy.core.endpoints import CHAT
+from proxy.core.embeddings import (
+    embedding_nondeterminism,
+    estimate_embeddings,
+    parse_embeddings,
+    prompt_of_embeddings,
+    read_embeddings,
+)
+from proxy.core.endpoints import CHAT, EMBEDDINGS, MODERATIONS
 from proxy.core.estimate import estimate_input
+from proxy.core.moderations import (
+    estimate_moderation,
+    moderation_nondeterminism,
+    parse_moderation,
+    prompt_of_moderation,
+    read_moderation,
+)
 from proxy.core.replay import BOTH_FORMS, Telling
 from proxy.core.strict_json import JsonObject
 
@@ -30,6 +44,8 @@ def _chat_stream(asked: Asked) -> AnswerStream:
 class Kind:
     """What the steps of the line do differently for one endpoint."""
 
+    path: str
+    """Below the version; it is asked with POST."""
     parse: Callable[[JsonObject, bytes], Asked]
     """Check a parsed body, and the bytes it came as. Raises `InvalidRequest`."""
     estimate: Callable[[Asked], int]
@@ -49,12 +65,29 @@ class Kind:
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         CHAT: Kind(
+            path="/chat/completions",
             parse=parse_chat,
             estimate=estimate_input,
             prompt=prompt_of,
             nondeterminism=nondeterminism,
             read=parse_completion,
             listen=_chat_stream,
+        ),
+        EMBEDDINGS: Kind(
+            path="/embeddings",
+            parse=parse_embeddings,
+            estimate=estimate_embeddings,
+            prompt=prompt_of_embeddings,
+            nondeterminism=embedding_nondeterminism,
+            read=read_embeddings,
+        ),
+        MODERATIONS: Kind(
+            path="/moderations",
+            parse=parse_moderation,
+            estimate=estimate_moderation,
+            prompt=prompt_of_moderation,
+            nondeterminism=moderation_nondeterminism,
+            read=read_moderation,
         ),
     }
 )

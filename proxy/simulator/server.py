@@ -17,11 +17,13 @@ from proxy.simulator.behaviour import Behaviour
 from proxy.simulator.chat import chat_endpoint
 from proxy.simulator.clock import SystemTime, Time
 from proxy.simulator.connection import client_left, cut, reset, wait_for_leave
+from proxy.simulator.embeddings import embeddings_endpoint
 from proxy.simulator.endpoint import Answer, Endpoint, Stamp, Static
 from proxy.simulator.faults import NO_FAULTS, Attempts, Faults
 from proxy.simulator.heads import EVENT_STREAM, JSON, Serials, head
 from proxy.simulator.limits import Limits
 from proxy.simulator.models import list_body, model_body
+from proxy.simulator.moderations import moderations_endpoint
 from proxy.simulator.refusal import Refusal, of_status
 from proxy.simulator.stats import Record, Stats
 from proxy.simulator.stream import Pace, send_stream
@@ -81,6 +83,8 @@ class _Simulator:
         models = Static(list_body())
         self._endpoints: dict[tuple[str, str], Endpoint] = {
             ("POST", "/v1/chat/completions"): chat_endpoint(behaviour),
+            ("POST", "/v1/embeddings"): embeddings_endpoint(behaviour),
+            ("POST", "/v1/moderations"): moderations_endpoint(behaviour),
             ("GET", "/v1/models"): lambda _: models,
         }
 

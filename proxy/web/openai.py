@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from proxy.core.endpoints import CHAT, ME, MODELS, is_stateful
+from proxy.core.endpoints import ME, MODELS, is_stateful
 from proxy.core.errors import EndpointClosed, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
+from proxy.core.kinds import KINDS
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
@@ -29,6 +30,7 @@ from proxy.web.server import OpenAIServer
 __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
 
 VERSION_PREFIX = "/v1"
+_METERED = {f"{VERSION_PREFIX}{kind.path}": endpoint for endpoint, kind in KINDS.items()}
 _MODEL_PATH = f"{VERSION_PREFIX}/models/"
 _SHOWN_CHARACTERS = 256
 _CLIENT_ID = re.compile(r"(?!(?:.*[._:-])?sk-)[A-Za-z0-9._:-]{1,128}", re.ASCII)
@@ -53,8 +55,8 @@ class OpenAIRoutes:
         """Find the endpoint by the path as it was sent: another spelling of one is another path."""
         path = request.raw_path.partition("?")[0]
         match request.method, path:
-            case "POST", "/v1/chat/completions":
-                return await self._answer(request, CHAT, self._chat)
+            case "POST", _ if (endpoint := _METERED.get(path)) is not None:
+                return await self._answer(request, endpoint, self._metered)
             case "GET", "/v1/models":
                 return await self._answer(request, MODELS, self._models)
             case "GET", _ if path.startswith(_MODEL_PATH) and len(path) > len(_MODEL_PATH):
@@ -64,7 +66,7 @@ class OpenAIRoutes:
             case _:
                 return await self._answer(request, "_other", partial(self._other, path))
 
-    async def _chat(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
+    async def _metered(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
         return await travel(exchange, client, self._services)
 
     async def _models(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:

@@ -67,7 +67,8 @@ def test_models_need_a_key(get):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("POST", "/v1/embeddings", 404, None),
+        ("POST", "/v1/images/generations", 404, None),
+        ("GET", "/v1/embeddings", 404, None),
         ("GET", "/v1/chat/completions", 404, None),
         ("POST", "/chat/completions", 404, None),
         ("GET", "/", 404, None),
