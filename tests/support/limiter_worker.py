@@ -1,6 +1,6 @@
 """A process that reserves and settles on a shared Redis: `python -m tests.support.limiter_worker URL SEED [hand]`.
 
-Each line it reads is a round, `same N`, `wander N` or `places N`; it answers with one line, how many
+Each line it reads is a round, `same N`, `wander N`, `places N` or `capped N`; it answers with one line, how many
 reservations were admitted and how many were not. Its decisions are logged by the script that makes them.
 """
 
@@ -14,10 +14,13 @@ from proxy.adapters.clock import SystemClock
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.scripts import Scripts
+from proxy.adapters.spent import SpentReader
 from proxy.core.bucket import Admitted, Cost, Scope
+from proxy.core.budget import Cap, Period, Spend, span_of
 from proxy.core.tiers import DEFAULT_TIERS, Limits, Schedule
 from tests.support.limiter_build import log_decisions, on_hand_clock, scripts_with
 from tests.support.redis_route import open_route
+from tests.support.spend_books import SpendBooks
 
 CALLERS = 8
 FREE = (Scope("team", DEFAULT_TIERS["free"].schedule(0, 0)),)
@@ -25,6 +28,7 @@ FREE = (Scope("team", DEFAULT_TIERS["free"].schedule(0, 0)),)
 
 ATTEMPTS = 10_000
 WIDE = Schedule(Limits(600_000), Limits(600_000))
+CAP = Cap("team", span_of(Period.TOTAL, 0), 1_000, 500)
 THREE = (Scope("team", WIDE, 3), Scope("key:k", WIDE, 5))
 
 
@@ -41,6 +45,15 @@ def scopes_at(started_ms: int) -> tuple[Scope, ...]:
 async def same(limiter: RedisLimiter) -> bool:
     """The same question by everybody."""
     return isinstance(await limiter.reserve("shared", FREE, Cost(1, 100)), Admitted)
+
+
+async def spend(limiter: RedisLimiter, chance: random.Random) -> bool:
+    """A request of 7 nano-dollars against a budget of 1,000, which settles at what it reserved."""
+    decision = await limiter.reserve("capped", THREE, Cost(0, 0), Spend((CAP,), 7, SystemClock().now_ms()))
+    if isinstance(decision, Admitted):
+        await asyncio.sleep(chance.random() / 200)
+        limiter.settle(decision.reservation, Cost(0, 0), 7)
+    return isinstance(decision, Admitted)
 
 
 async def take_place(limiter: RedisLimiter, chance: random.Random) -> bool:
@@ -84,6 +97,7 @@ async def main(url: str, seed: str, *flags: str) -> None:
             lambda store, operation: failed.append((store, operation)),
             verbs=scripts_with(*changes),
             deny_ms=0,
+            reader=SpentReader(SpendBooks(), SystemClock(), lambda store, operation: failed.append((store, operation))),
         )
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
@@ -93,6 +107,8 @@ async def main(url: str, seed: str, *flags: str) -> None:
             async def caller(count: int, kind: str = kind, scopes: tuple[Scope, ...] = scopes) -> int:
                 if kind == "same":
                     return sum([await same(limiter) for _ in range(count)])
+                if kind == "capped":
+                    return sum([await spend(limiter, chance) for _ in range(count)])
                 if kind == "places":
                     return sum([await take_place(limiter, chance) for _ in range(count)])
                 return sum([await wander(limiter, chance, scopes) for _ in range(count)])

@@ -11,8 +11,10 @@ are kept free there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from proxy.adapters.redis.fallback import LIMITER_STORE
 from proxy.core.bucket import Handle, OverBudget, Reservation, Standing
@@ -21,9 +23,10 @@ from proxy.core.errors import StoreAway
 from proxy.core.share import Away, Part, part_of
 from proxy.ports import Clock
 
-__all__ = ["BudgetParts"]
+__all__ = ["BudgetParts", "Telling"]
 
 _MOST_SEEN = 10_000
+_MOST_FAILED = 64
 _FRESH_MS = 120_000
 """An account in use is seen every minute or so."""
 _Key = tuple[str, str]
@@ -42,6 +45,29 @@ class _Seen:
     """By minute of admission; not yet told."""
     told: int = 0
     """How often the store was told."""
+    telling_nano_usd: int = 0
+    """What it is being told, and the total does not know of yet."""
+
+    @property
+    def used_nano_usd(self) -> int:
+        """What is spent as far as this worker knows."""
+        return self.total_nano_usd + self.telling_nano_usd + sum(self.given.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What the store is to be told of one account; it takes one of an `id` once, however often it comes."""
+
+    id: str
+    team: str
+    name: str
+    epoch: int
+    minutes: dict[int, int]
+
+    @property
+    def nano_usd(self) -> int:
+        """All of it."""
+        return sum(self.minutes.values())
 
 
 class BudgetParts:
@@ -55,14 +81,18 @@ class BudgetParts:
         self._seen: dict[_Key, _Seen] = {}
         self._mine: dict[Handle, tuple[int, ...]] = {}
         self._untold: dict[str, set[str]] = {}
+        self._failed: dict[str, list[Telling]] = {}
+        # A name may come again, with another process; what follows it does not.
+        self._holder = secrets.token_hex(6)
+        self._numbers = count(1)
 
     def __contains__(self, team: str) -> bool:
         """Whether anything was spent here that the store has not been told."""
-        return team in self._untold
+        return team in self._untold or team in self._failed
 
     def untold(self) -> tuple[str, ...]:
         """Every team of which something was."""
-        return tuple(self._untold)
+        return tuple({*self._untold, *self._failed})
 
     def saw(self, team: str, cap: Cap, epoch: int, total_nano_usd: int) -> None:
         """Remember how an account stands."""
@@ -73,6 +103,7 @@ class BudgetParts:
                 self._forget_one()
             seen = _Seen(0, epoch, total_nano_usd, total_nano_usd)
         seen.at_ms, seen.epoch, seen.total_nano_usd = self._now_ms(), epoch, total_nano_usd
+        seen.telling_nano_usd = 0
         if self._away(team) is None:
             seen.calm_nano_usd = total_nano_usd
         self._seen[key] = seen
@@ -82,7 +113,8 @@ class BudgetParts:
         for cap in spend.caps:
             if cap.limit_nano_usd is not None:
                 seen = self._lately(team, cap)
-                used = seen.total_nano_usd + sum(seen.given.values()) + self._kept(cap.limit_nano_usd, seen)
+                failed = (each.nano_usd for each in self._failed.get(team, ()) if each.name == cap.name)
+                used = seen.used_nano_usd + sum(failed) + self._kept(cap.limit_nano_usd, seen)
                 if used + spend.nano_usd > cap.limit_nano_usd:
                     return OverBudget(cap, used, spend.nano_usd, Standing())
         return None
@@ -114,15 +146,30 @@ class BudgetParts:
                 self._give(reservation.team, cap, seen, minute, added if seen.told == then else max(0, added))
         return True
 
-    def owed(self, team: str) -> Iterator[tuple[str, int, dict[int, int]]]:
-        """Give up what was spent: the account's name and epoch, and amounts by minute."""
+    def owed(self, team: str) -> tuple[Telling, ...]:
+        """Give up what was spent, for the store to be told."""
+        tellings = self._failed.pop(team, [])
         for name in self._untold.pop(team, ()):
             seen = self._seen.get((team, name))
             if seen is not None:
-                given, seen.given = seen.given, {}
+                id_ = f"{self._holder}:{next(self._numbers)}"
+                tellings.append(Telling(id_, team, name, seen.epoch, seen.given))
+                seen.given = {}
                 seen.told += 1
-                seen.total_nano_usd += sum(given.values())
-                yield name, seen.epoch, given
+        for each in tellings:
+            seen = self._seen.get((team, each.name))
+            if seen is not None:
+                seen.telling_nano_usd += each.nano_usd
+        return tuple(tellings)
+
+    def keep(self, telling: Telling) -> None:
+        """Take back what the store may not have been told. Bounded: the oldest is left to the ledger, which has it."""
+        seen = self._seen.get((telling.team, telling.name))
+        if seen is not None:
+            seen.telling_nano_usd = max(0, seen.telling_nano_usd - telling.nano_usd)
+            failed = self._failed.setdefault(telling.team, [])
+            failed.append(telling)
+            del failed[:-_MOST_FAILED]
 
     def ask_with(self, team: str, spend: Spend) -> Spend:
         """The budgets without the parts of others, who may not have told yet. Raises `StoreAway` as `refusal` does."""
@@ -161,6 +208,9 @@ class BudgetParts:
         names.discard(name)
         if not names:
             self._untold.pop(team, None)
+        failed = [each for each in self._failed.pop(team, ()) if each.name != name]
+        if failed:
+            self._failed[team] = failed
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ns() // 1_000_000

@@ -16,7 +16,8 @@ from typing import cast
 from msgspec.structs import replace
 
 from proxy.adapters.redis.accounts import account_key, account_keys, pack_reserved, pack_spent
-from proxy.adapters.redis.budget_parts import BudgetParts
+from proxy.adapters.redis.bucket_state import charge_key
+from proxy.adapters.redis.budget_parts import BudgetParts, Telling
 from proxy.adapters.redis.fallback import LIMITER_STORE
 from proxy.adapters.redis.limiter_scripts import AccountScripts
 from proxy.adapters.redis.outcomes import RedisFailure
@@ -172,9 +173,15 @@ class RedisBudgets:
         return keys, pack_spent(spend, spent_nano_usd, reservation.minutes, reservation.epochs)
 
     def tell(self, team: str) -> None:
-        """Add to the accounts what was spent while the store was away. What is lost of it the ledger has."""
+        """Add to the accounts what was spent while the store was away."""
         if self.parts is None:
             return
-        for name, epoch, minutes in tuple(self.parts.owed(team)):
-            args = [str(epoch), *(str(number) for item in minutes.items() for number in item)]
-            self._scripts.post(self._verbs.add, [account_key(team, name)], args)
+        for telling in self.parts.owed(team):
+            keys = [account_key(team, telling.name), charge_key(team, telling.id)]
+            args = [str(telling.epoch), *(str(number) for item in telling.minutes.items() for number in item)]
+            failed = partial(self._not_told, self.parts, telling)
+            if not self._scripts.post(self._verbs.add, keys, args, failed):
+                self.parts.keep(telling)
+
+    def _not_told(self, parts: BudgetParts, telling: Telling, failure: RedisFailure) -> None:  # noqa: ARG002 - whatever it was
+        parts.keep(telling)
