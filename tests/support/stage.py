@@ -455,10 +455,11 @@ class _Lease:
         cache = self.cache
         if cache is None:
             return False
-        await asyncio.sleep(0.001)
-        kept = cache.keep(self.address, answer)
-        await self.release()
-        return kept
+        try:
+            await asyncio.sleep(0.001)
+            return cache.keep(self.address, answer)
+        finally:
+            await self.release()
 
     async def release(self) -> None:
         cache, self.cache = self.cache, None

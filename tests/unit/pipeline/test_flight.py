@@ -252,6 +252,18 @@ async def test_one_that_leaves_as_its_turn_comes_gives_it_to_the_next(newcomer, 
         assert (await third)[0] is not lead
 
 
+async def test_all_in_line_follow_one_that_came_and_was_admitted_in_between():
+    flights = Flights()
+    lead, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
+    waiting = [asyncio.ensure_future(flights.board(exchange(), ADDRESS, 1, join=True)) for _ in range(3)]
+    await asyncio.sleep(0)
+    flights.end(lead, Landing())
+    newcomer, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
+    newcomer.depart()
+    async with asyncio.timeout(5):
+        assert {id(found) for found, _ in await asyncio.gather(*waiting)} == {id(newcomer)}
+
+
 async def test_one_that_joins_nobody_takes_nobodys_place():
     flights = Flights()
     lead, _ = await flights.board(exchange(), ADDRESS, 1, join=False)
