@@ -14,7 +14,7 @@ from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
 EXPLAINED = {"data_dir", "database_url", "pepper_file", "redis_url", "cache_redis_url", "requests_per_minute"}
-EXPLAINED |= {"file", "api_key_file", "key_file", "admin_token_file"}
+EXPLAINED |= {"file", "api_key_file", "key_file", "admin_token_file", "webhook_url", "webhook_secret_file"}
 """Settings without a default that could be written down; the example shows a value."""
 
 
@@ -34,7 +34,7 @@ def test_the_example_names_every_setting():
         for table in document
         for key in (document[table] if isinstance(document[table], dict) else [None])
     }
-    secrets = {("upstream", "api_key"), ("cache", "key"), ("server", "admin_token")}
+    secrets = {("upstream", "api_key"), ("cache", "key"), ("server", "admin_token"), ("budgets", "webhook_secret")}
     assert named == {path for path, _ in leaves(Settings)} - secrets
 
 
@@ -50,6 +50,7 @@ def test_values_in_the_example_are_the_defaults():
 def test_the_example_is_accepted_with_every_setting_in_force(tmp_path):
     (tmp_path / "openai.key").write_text("sk-some-key")
     (tmp_path / "cache.key").write_text(f"{'A' * 43}\n{'B' * 42}A=\n")
+    (tmp_path / "webhook.secret").write_text("a-secret")
     (tmp_path / "prices.json").write_text('{"models": {}}')
     file = tmp_path / "tollgate.toml"
     file.write_text(uncommented())

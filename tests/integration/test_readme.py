@@ -9,10 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from proxy.adapters.webhook import signature
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import ROOT, clean_environment, run_tollgate
 from tests.support.workers import ask, has_ended, until_all_serve, workers_of
@@ -92,6 +94,25 @@ def run_python(text, server, team, node):
     assert run([sys.executable, "-W", "error::DeprecationWarning", "-"], text, server, team).strip()
 
 
+def check_a_signature(text, server, team, node):
+    """The check that is shown takes what we sign, and nothing else."""
+    told: dict = {}
+    exec(text, told)
+    check, now, body = told["is_from_tollgate"], int(time.time()), b'{"team":"growth"}'
+    assert check("secret", signature(b"secret", now, body), body)
+    assert not check("another", signature(b"secret", now, body), body)
+    assert not check("secret", signature(b"secret", now, body), body + b" ")
+    assert not check("secret", signature(b"secret", now - 3_600, body), body)
+
+
+def run_budget_commands(text, server, team, node):
+    run_commands(text, server, team, node)
+    (row,) = [row for row in json.loads(server.cli("teams", "list", "--json")) if row["name"] == "search"]
+    assert [(each["period"], each["limit_usd"], each["warn_usd"]) for each in row["budgets"]] == [
+        ("month", "500.00", "400.00")
+    ]
+
+
 def run_js(text, server, team, node):
     assert BASE_URL in text
     assert KEY in text
@@ -152,6 +173,8 @@ RUNNERS = [
     ("sh", r"make run\b", run_make_targets),
     ("sh", r"curl http", run_curl),
     ("sh", r"tollgate teams add growth\b", run_team_commands),
+    ("sh", r"tollgate teams add search --budget ", run_budget_commands),
+    ("python", r"import hashlib, hmac, time\n", check_a_signature),
     ("sh", r"token=\$\(tollgate admin token\)\n", run_admin_calls),
     ("sh", r"tollgate check --config deploy/", run_commands),
     ("sh", r"tollgate serve --workers ", serve_with_workers),
