@@ -18,7 +18,7 @@ from proxy.pipeline.call import call
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.flight import Flight, Landing, Seat
 from proxy.pipeline.keep import stream_room_bytes, tell
-from proxy.pipeline.lookup import find, wants_new
+from proxy.pipeline.lookup import find, too_old, wants_new
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.relay import replay
 from proxy.pipeline.report import Ending, report
@@ -255,7 +255,9 @@ async def _whole(flight: Flight, landing: Landing, seat: Seat, exchange: Exchang
             return None
         settle_collapsed(exchange, leader, services)
         return _with_own_headers(reply, exchange)
-    told = None if landing.entry is None else await tell(landing.entry, exchange)
+    entry = landing.entry
+    # The leader may have found one elsewhere that is good enough for itself alone.
+    told = None if entry is None or too_old(exchange, entry) else await tell(entry, exchange)
     if told is None:
         return None
     exchange.hit = told

@@ -18,7 +18,7 @@ from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
 from proxy.ports import CacheAddress, CachedAnswer
 
-__all__ = ["cache_status", "find", "look_up", "wants_new"]
+__all__ = ["cache_status", "find", "look_up", "too_old", "wants_new"]
 
 UNSEEN = "uri-miss"
 """Why a request whose answer was not there is no hit; the other reasons are names of what stood against one."""
@@ -88,12 +88,17 @@ async def find(exchange: Exchange, services: Services) -> CachedAnswer | None:
         told = None if entry is None else await tell(entry, exchange)
     if told is None or entry is None:
         return None
-    oldest_seconds = exchange.wishes.max_age_seconds
-    if oldest_seconds is not None and exchange.at_ms - entry.stored_at_ms > oldest_seconds * 1_000:
+    if too_old(exchange, entry):
         exchange.cache_reason = "max-age"
         return None
     exchange.kept = entry
     return told
+
+
+def too_old(exchange: Exchange, entry: CachedAnswer) -> bool:
+    """Whether this client said that it takes none as old as that."""
+    oldest_seconds = exchange.wishes.max_age_seconds
+    return oldest_seconds is not None and exchange.at_ms - entry.stored_at_ms > oldest_seconds * 1_000
 
 
 def _address(exchange: Exchange, services: Services) -> CacheAddress:

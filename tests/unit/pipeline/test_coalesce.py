@@ -674,6 +674,43 @@ def test_an_entry_too_old_for_one_is_replaced_and_its_followers_are_told_why():
     on_stage(play)
 
 
+class LateCache(LeasedCache):
+    """Does not answer the first look after `blind` was set."""
+
+    blind = False
+
+    async def get(self, address):
+        if self.blind:
+            self.blind = False
+            return None
+        return await super().get(address)
+
+
+def test_one_that_wants_none_so_old_is_not_given_what_its_leader_found_elsewhere():
+    async def play():
+        cache = LateCache()
+        stage = Stage(Play([plain("old")]), Play([plain("new")]), cache=cache)
+        stage.ask()
+        await asyncio.sleep(10)
+        stage.limiter.reserve_seconds, cache.blind = 0.5, True
+        leader = stage.ask()
+        await asyncio.sleep(0.1)
+        follower = stage.ask(headers={"Cache-Control": "max-age=5"})
+        content = stage.ask(headers={"Cache-Control": "max-age=60"})
+        await stage.all()
+        assert [told(each)["choices"][0]["message"]["content"] for each in (leader, follower, content)] == [
+            "old",
+            "new",
+            "old",
+        ]
+        assert content.headers["Age"] == "10"
+        assert "detail=max-age" in follower.headers["Cache-Status"]
+        assert len(stage.upstream.requests) == 2
+        stage.ties_out()
+
+    on_stage(play)
+
+
 def test_only_if_cached_waits_for_nobody():
     async def play():
         stage = Stage(slow())
