@@ -25,6 +25,7 @@ import redis
 import redis.asyncio
 
 from proxy.adapters.clock import SystemClock
+from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.bucket_state import bucket_key, pack_cost, pack_schedule
 from proxy.adapters.redis.fallback import Closed
@@ -33,9 +34,12 @@ from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
+from proxy.adapters.spent import SpentReader
 from proxy.core import bucket
 from proxy.core.bucket import Admitted, Cost, Decision, Scope
+from proxy.core.budget import LARGEST_BUDGET_NANO_USD, Cap, Period, Span, Spend, span_of
 from proxy.core.tiers import LARGEST_LIMIT, Limits, Schedule
+from proxy.ports import Spent
 
 WIDE = Limits(LARGEST_LIMIT, LARGEST_LIMIT)
 SCOPES = (Scope("team", Schedule(WIDE, WIDE)),)
@@ -58,7 +62,32 @@ class Figure:
     target: str
 
 
-TARGETS = {"memory": "<= 3 us", "multiplexer": "<= 15 us", "redis-py pool": ""}
+TARGETS = {
+    "memory": "<= 3 us",
+    "memory, two budgets": "",
+    "multiplexer": "<= 15 us",
+    "multiplexer, two budgets": "",
+    "redis-py pool": "",
+}
+CAPS = tuple(Cap(scope, span_of(Period.TOTAL, 0), LARGEST_BUDGET_NANO_USD, None) for scope in ("team", "key:k"))
+
+
+class Unspent:
+    """A ledger that nothing has reached."""
+
+    async def spent(self, team: str, scope: str, span: Span, boundary: int) -> Spent:  # noqa: ARG002 - whatever was asked
+        """Nothing."""
+        return Spent(0, boundary, {})
+
+
+def reader() -> SpentReader:
+    """Reads a ledger that nothing has reached."""
+    return SpentReader(Unspent(), SystemClock(), lambda *_: None)
+
+
+def capped() -> Spend:
+    """A request with a budget of its team and one of its key."""
+    return Spend(CAPS, 1_000, time.time_ns() // 1_000_000)
 
 
 def answers(path: str) -> bool:
@@ -95,15 +124,18 @@ def run_redis() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def through_multiplexer(path: str) -> AsyncIterator[Decide]:
-    """What the product does."""
+async def through_multiplexer(path: str) -> AsyncIterator[tuple[Decide, Decide]]:
+    """What the product does, without budgets and with."""
     async with asyncio.TaskGroup() as tasks:
         patient = MultiplexerOptions(Bounds(deadline_seconds=5.0))
         route = route_for(f"unix://{path}", tasks.create_task, patient)  # type: ignore[arg-type]  # the task is not needed
         await route.open()
-        limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0)
+        limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0, reader=reader())
         await limiter.load()
-        yield lambda team: limiter.reserve(team, SCOPES, COST)
+        yield (
+            lambda team: limiter.reserve(team, SCOPES, COST),
+            lambda team: limiter.reserve(team, SCOPES, COST, capped()),
+        )
         await route.close()
 
 
@@ -139,15 +171,18 @@ async def spend(decide: Decide, callers: int, count: int) -> tuple[float, float]
 
 async def measure(path: str, rounds: int, callers: int, count: int) -> list[Figure]:
     """Every engine in every round."""
-    memory = MemoryLimiter(SystemClock())
+    memory = MemoryLimiter(SystemClock(), MemoryBudgets(reader(), SystemClock()))
     cpu: dict[str, list[float]] = {}
     wall: dict[str, list[float]] = {}
     server: dict[str, list[float]] = {}
     with redis.Redis(unix_socket_path=path) as statistics_client:
         async with AsyncExitStack() as stack:
+            plain, with_budgets = await stack.enter_async_context(through_multiplexer(path))
             engines = {
                 "memory": lambda team: memory.reserve(team, SCOPES, COST),
-                "multiplexer": await stack.enter_async_context(through_multiplexer(path)),
+                "memory, two budgets": lambda team: memory.reserve(team, SCOPES, COST, capped()),
+                "multiplexer": plain,
+                "multiplexer, two budgets": with_budgets,
                 "redis-py pool": await stack.enter_async_context(through_pool(path, callers)),
             }
             for engine, decide in engines.items():
@@ -190,11 +225,11 @@ def main() -> None:
     with run_redis() as path:
         figures = loops.run(measure(path, chosen.rounds, chosen.callers, chosen.count))
     print(f"one bucket of requests and tokens, {chosen.callers} callers, {loops.__name__}")
-    print(f"{'':<16} {'CPU us':>8} {'least':>7} {'per second':>11} {'server us':>10}  target (CPU)")
+    print(f"{'':<25} {'CPU us':>8} {'least':>7} {'per second':>11} {'server us':>10}  target (CPU)")
     for figure in figures:
         server = "" if figure.server_microseconds is None else f"{figure.server_microseconds:.1f}"
         print(
-            f"{figure.engine:<16} {figure.cpu_microseconds:8.1f} {figure.least_cpu_microseconds:7.1f}"
+            f"{figure.engine:<25} {figure.cpu_microseconds:8.1f} {figure.least_cpu_microseconds:7.1f}"
             f" {figure.decisions_per_second:11,.0f} {server:>10}  {figure.target}"
         )
     if chosen.json is not None:
