@@ -1,4 +1,4 @@
-"""Every metric of Tollgate: name, help, labels, buckets; the only module that knows prometheus_client.
+"""Every metric of Tollgate: name, help, labels, buckets; with its siblings the only module that knows the client library.
 
 Labels are bounded: a team is one of the key store's, a model one of the price table's or `_other`, and none is ever a
 key, a user, an address or a path.
@@ -6,15 +6,11 @@ key, a user, an address or a path.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import prometheus_client  # noqa: TID251 - their one home
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, values  # noqa: TID251 - same
-from prometheus_client.registry import Collector  # noqa: TID251 - same
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: TID251 - same
 
 from proxy import __version__
 from proxy.adapters.prometheus_budgets import BudgetMetrics
@@ -22,7 +18,7 @@ from proxy.core.bucket import Dimension
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 
-__all__ = ["CONTENT_TYPE", "Metrics", "forget_process", "render_shared", "share_between_processes"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 OTHER = "_other"
@@ -40,48 +36,6 @@ _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
 
 
-_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-
-
-def share_between_processes(directory: Path, number: int) -> None:
-    """Keep this process's figures in files of `directory`, for `render_shared` to add up; before any `Metrics`.
-
-    `number` names the files. It is one no live process has, and a successor takes over what a dead one counted: the
-    number of files is bounded by that of workers, and no counter goes back.
-    """
-    os.environ[_DIRECTORY] = str(directory)  # noqa: TID251 - prometheus_client takes it from nowhere else
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # the package types it not
-
-
-def forget_process(directory: Path, number: int) -> None:
-    """Drop the live gauges of a process that is dead: nothing is in flight there any more."""
-    multiprocess.mark_process_dead(number, str(directory))  # type: ignore[no-untyped-call]  # the package types it not
-
-
-def render_shared(directory: Path) -> bytes:
-    """Write the figures of all processes as one, in the text format."""
-    registry = CollectorRegistry()
-    registry.register(_Shared(directory))
-    return prometheus_client.generate_latest(registry)
-
-
-class _Shared(Collector):
-    """The figures in the files of a directory, added up."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def collect(self) -> Iterable[Metric]:
-        files = []
-        for path in self._directory.glob("*.db"):
-            # One that is being made is empty for a moment, one of a dead process may be gone: neither tells anything.
-            with suppress(FileNotFoundError):
-                if path.stat().st_size:
-                    files.append(str(path))
-        merged: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # as above
-        return merged
-
-
 class Metrics:
     """Declares the metrics on a registry and counts finished requests into them."""
 
@@ -92,6 +46,7 @@ class Metrics:
         self._declare_money_and_traffic(self.registry)
         self._declare_latency(self.registry)
         self._declare_health(self.registry)
+        self._declare_stores(self.registry)
         self._declare_ledger(self.registry)
         self.budgets = BudgetMetrics(self.registry)
         # A child looked up once costs a third of one looked up each time.
@@ -203,6 +158,8 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=on,
         )
+
+    def _declare_stores(self, on: CollectorRegistry) -> None:
         self.degraded = Gauge(
             "tollgate_degraded",
             "1 while a store is away and its fallback decides.",

@@ -37,6 +37,7 @@ from proxy.app.database import SPOOL_DIRECTORY, peppers_of
 from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
+from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
@@ -85,24 +86,9 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
     telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
-    ledger = SpoolLedger(
-        settings.data_dir / SPOOL_DIRECTORY,
-        SqlLedgerStore(engine),
-        prices,
-        telemetry,
-        clock,
-        segment_bytes=settings.ledger.segment_bytes,
-        quota_bytes=settings.ledger.quota_bytes,
-        strict=settings.ledger.sync is LedgerSync.STRICT,
-    )
+    ledger = _ledger(settings, engine, prices, telemetry, clock)
     pacer = _pacer(settings)
-    reader = SpentReader(
-        SqlSpendLedger(engine),
-        clock,
-        telemetry.store_failed,
-        settled_after_minutes=settled_after(settings.upstream.total_timeout_seconds),
-        lag_ms=lambda: ledger.state().lag_ms,
-    )
+    reader = _spent_reader(settings, engine, ledger, clock, telemetry)
     limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
     answers = await _answers(settings, clock, metrics, spawn, stack)
     services = Services(
@@ -131,6 +117,31 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
     chores = (ledger.run, note_uses, budgets, *limits.chores, *answers.chores)
     return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
+
+
+def _ledger(settings: Settings, engine: Engine, prices: PriceBook, telemetry: Telemetry, clock: Clock) -> SpoolLedger:
+    return SpoolLedger(
+        settings.data_dir / SPOOL_DIRECTORY,
+        SqlLedgerStore(engine),
+        prices,
+        telemetry,
+        clock,
+        segment_bytes=settings.ledger.segment_bytes,
+        quota_bytes=settings.ledger.quota_bytes,
+        strict=settings.ledger.sync is LedgerSync.STRICT,
+    )
+
+
+def _spent_reader(
+    settings: Settings, engine: Engine, ledger: SpoolLedger, clock: Clock, telemetry: Telemetry
+) -> SpentReader:
+    return SpentReader(
+        SqlSpendLedger(engine),
+        clock,
+        telemetry.store_failed,
+        settled_after_minutes=settled_after(settings.upstream.total_timeout_seconds),
+        lag_ms=lambda: ledger.state().lag_ms,
+    )
 
 
 async def _budget_alerts(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from proxy.adapters.prometheus import CONTENT_TYPE, forget_process, render_shared
+from proxy.adapters.prometheus import CONTENT_TYPE
+from proxy.adapters.prometheus_shared import forget_process, render_shared
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.app.administration import admin_api
 from proxy.app.background import in_background

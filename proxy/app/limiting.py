@@ -89,19 +89,16 @@ async def shared_limits(
     worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     declared = settings.server.workers * settings.server.replicas
     membership = Membership(scripts, worker, declared, metrics.store_failed, presence)
-    policy = _policy(settings, clock, membership, scripts, metrics)
-    parts = None
-    if _away(settings) is WhenRedisIsAway.SHARE:
-        parts = BudgetParts(clock, lambda: membership.part, lambda team: scripts.away(bucket_key(team, TEAM_SCOPE)))
+    shares = _away(settings) is WhenRedisIsAway.SHARE
     limiter = RedisLimiter(
         scripts,
         clock,
-        policy,
+        _policy(settings, clock, membership, scripts, metrics),
         metrics.store_failed,
         presence=presence,
         worker=worker,
         reader=reader,
-        parts=parts,
+        parts=_budget_parts(clock, membership, scripts) if shares else None,
     )
     # In a turn of its own: the answer that shows the return was given before the store is told, and is noted first.
     presence.on_return = partial(asyncio.get_running_loop().call_soon, limiter.tell_all)
@@ -116,6 +113,10 @@ async def shared_limits(
         presence.silent()
     sample = partial(_sample, metrics, limiter, route, Counter(), WeakKeyDictionary())
     return SharedLimits(limiter, route, (membership.run, limiter.watch, limiter.renew, limiter.budgets.run), sample)
+
+
+def _budget_parts(clock: Clock, membership: Membership, scripts: Scripts) -> BudgetParts:
+    return BudgetParts(clock, lambda: membership.part, lambda team: scripts.away(bucket_key(team, TEAM_SCOPE)))
 
 
 def probe(url: str, warnings: Callable[[tuple[Facts, ...]], list[str]] | None = None) -> list[str]:

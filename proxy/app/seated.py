@@ -16,7 +16,7 @@ import sys
 import uvloop
 from sqlalchemy import Engine
 
-from proxy.adapters.prometheus import share_between_processes
+from proxy.adapters.prometheus_shared import share_between_processes
 from proxy.app.database import open_database
 from proxy.app.figures import held
 from proxy.app.logging import log_to_stderr

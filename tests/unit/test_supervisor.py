@@ -11,7 +11,7 @@ import socket
 import psutil
 import pytest
 
-from proxy.adapters.prometheus import render_shared
+from proxy.adapters.prometheus_shared import render_shared
 from proxy.app import open_database
 from proxy.app import supervisor as supervisor_module
 from proxy.app.figures import held, own_figures
