@@ -9,7 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from proxy.core.budget import Period, nano_usd
 from proxy.core.caps import BudgetChange
-from proxy.core.money import parse_usd
+from proxy.core.money import BadAmount, parse_usd
+from proxy.core.registry import BadValue
 from proxy.web.admin.operation import Strict
 
 __all__ = ["BudgetsBody", "budget_changes"]
@@ -35,7 +36,7 @@ class BudgetsBody(Strict, frozen=True, kw_only=True):
 
 
 def budget_changes(body: BudgetsBody | UnsetType) -> dict[Period, BudgetChange]:
-    """What a body changes, as the registry takes it."""
+    """What a body changes, as the registry takes it. Raises `BadValue`."""
     if isinstance(body, UnsetType):
         return {}
     given = {Period(name): getattr(body, name) for name in msgspec.structs.asdict(body)}
@@ -47,7 +48,13 @@ def _change(budget: BudgetBody | None) -> BudgetChange:
     for name in ("limit", "warn"):
         amount = None if budget is None else getattr(budget, f"{name}_usd")
         if amount is not UNSET:
-            change["limit_nano_usd" if name == "limit" else "warn_nano_usd"] = (
-                None if amount is None else nano_usd(parse_usd(amount))
-            )
+            change["limit_nano_usd" if name == "limit" else "warn_nano_usd"] = _nano_usd(amount)
     return change
+
+
+def _nano_usd(amount: str | None) -> int | None:
+    try:
+        return None if amount is None else nano_usd(parse_usd(amount))
+    except BadAmount as error:
+        # The pattern lets a line break at the end pass.
+        raise BadValue("budgets", str(error)) from None
