@@ -18,7 +18,7 @@ from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
 from proxy.ports import CacheAddress, CachedAnswer
 
-__all__ = ["cache_status", "find", "look_up", "too_old", "wants_new"]
+__all__ = ["cache_status", "cache_status_of_error", "find", "look_up", "too_old", "wants_new"]
 
 UNSEEN = "uri-miss"
 """Why a request whose answer was not there is no hit; the other reasons are names of what stood against one."""
@@ -66,6 +66,18 @@ def cache_status(exchange: Exchange, *, stored: bool = False) -> str:
             return f"tollgate; fwd=request{done}; detail={exchange.cache_reason}"
         case _:
             return f"tollgate; fwd=bypass; detail={exchange.cache_reason or 'request'}"
+
+
+def cache_status_of_error(exchange: Exchange) -> str | None:
+    """Tell what the cache did before an error of ours; None where it was not asked, or had the answer.
+
+    What was not sent on says no `fwd` (RFC 9211, 2.2).
+    """
+    if exchange.cache is None or exchange.hit is not None:
+        return None
+    if exchange.dispatched or exchange.cache is CacheResult.COLLAPSED:
+        return cache_status(exchange)
+    return f"tollgate; detail={exchange.cache_reason}"
 
 
 async def find(exchange: Exchange, services: Services) -> CachedAnswer | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from proxy.core.kinds import KINDS
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
+from proxy.pipeline.lookup import cache_status_of_error
 from proxy.pipeline.me import show_caller
 from proxy.pipeline.models import list_models, one_model
 from proxy.pipeline.report import Ending, report
@@ -103,7 +105,7 @@ class OpenAIRoutes:
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
             answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
             ending = Ending(answer.status, answer.outcome, answer.code or answer.type, error)
-            reply = reply_of(answer)
+            reply = _with_cache_status(reply_of(answer), exchange)
             client.abort_if_open()
         finally:
             if not exchange.outlives:
@@ -127,6 +129,14 @@ class OpenAIRoutes:
             endpoint=endpoint,
             headers=request.headers,
         )
+
+
+def _with_cache_status(reply: Reply, exchange: Exchange) -> Reply:
+    """Say in an error, too, why it is no hit."""
+    said = cache_status_of_error(exchange)
+    if said is None or any(name == "Cache-Status" for name, _ in reply.headers):
+        return reply
+    return replace(reply, headers=(*reply.headers, ("Cache-Status", said)))
 
 
 def _whole(reply: Reply, more: tuple[tuple[str, str], ...]) -> web.Response:

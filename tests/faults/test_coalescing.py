@@ -343,3 +343,20 @@ async def test_clients_that_come_and_leave_as_they_like(gateway: Gateway, seed: 
     for form in (ASK, STREAM):
         _, headers, _ = await asked(gateway, {**form, "seed": 0}, ttft_ms=20, chunk_ms=3)
         assert headers["Cache-Status"].startswith("tollgate; hit")
+
+
+async def test_an_error_says_what_the_cache_did_before_it(open_gateway: Open) -> None:
+    async with held(asyncio.Event(), b"") as base_url:
+        pass  # nobody listens there any more
+    gateway = await open_gateway(**{"upstream.base_url": base_url, "upstream.max_attempts": 1})
+    other = {**ASK, "temperature": 1}
+    for body, expected in ((ASK, "tollgate; fwd=uri-miss"), (other, "tollgate; fwd=bypass; detail=temperature")):
+        status, headers, _ = await asked(gateway, body)
+        assert (status, headers["Cache-Status"]) == (502, expected)
+    huge = {"max_tokens": 16_000, "n": 100}
+    for body, reason in ((ASK, "uri-miss"), (other, "temperature")):
+        status, headers, _ = await asked(gateway, body | huge)
+        assert (status, headers["Cache-Status"]) == (429, f"tollgate; detail={reason}")
+    status, headers, _ = await asked(gateway, {"model": "nobody's"})
+    assert status == 400
+    assert "Cache-Status" not in headers, "the cache was not asked"
