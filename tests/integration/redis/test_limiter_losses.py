@@ -14,10 +14,12 @@ from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.adapters.redis.scripts import Scripts
+from proxy.adapters.redis.share import Share
 from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import UNITS, Admitted, Cost, Scope
 from proxy.core.errors import StoreAway
+from proxy.core.share import Part
 from proxy.core.tiers import Limits, Schedule
 from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.redis_route import open_route, until_true
@@ -82,13 +84,30 @@ async def run_lossy(topology):
                 yield server, proxy, route
 
 
+def share_of_one(scripts, decided):
+    """The policy that goes on without the store, of a worker without others."""
+    return Share(SystemClock(), lambda: Part(0, 1), decided, away=lambda team: scripts.away(bucket_key(team, "team")))
+
+
 @pytest.mark.parametrize(
-    ("topology", "seed"), [*(("redis", seed) for seed in range(8)), *(("redis+cluster", seed) for seed in range(3))]
+    ("topology", "policy", "seed"),
+    [
+        *(("redis", "closed", seed) for seed in range(8)),
+        *(("redis", "share", seed) for seed in range(8)),
+        *(("redis+cluster", "closed", seed) for seed in range(3)),
+        *(("redis+cluster", "share", seed) for seed in range(3)),
+    ],
 )
-async def test_never_less_is_charged_than_was_used(topology, seed):
+async def test_never_less_is_charged_than_was_used(topology, policy, seed):
     chance = random.Random(seed)
     async with run_lossy(topology) as (server, proxy, route):
-        limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0)
+        scripts, by_part = Scripts(route), []
+        fallback = Closed() if policy == "closed" else share_of_one(scripts, lambda: by_part.append(1))
+        async with open_route(server.url) as steady:
+            # Who is alone goes on where the bucket was seen, and has to have seen it.
+            seeing = RedisLimiter(Scripts(steady), SystemClock(), fallback, lambda *_: None, deny_ms=0)
+            assert await reserve(seeing, Cost(0, 0)) is not None
+        limiter = RedisLimiter(scripts, SystemClock(), fallback, lambda *_: None, deny_ms=0)
         under_way, requests, tokens = [], 0, 0
 
         def settle(reservation):
@@ -128,4 +147,5 @@ async def test_never_less_is_charged_than_was_used(topology, seed):
             return max(requests - counted[0], tokens - counted[1])
 
         await until_true(lambda: short() <= 0, "no less is charged than was used")
+        assert len(by_part) > 10 or policy == "closed"
         assert requests > 10, "a history in which hardly anything passed shows nothing"
