@@ -7,10 +7,11 @@ protocol are marked.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from proxy.core.strict_json import JsonObject
 
-__all__ = ["WAIVABLE", "nondeterminism"]
+__all__ = ["WAIVABLE", "completion_nondeterminism", "nondeterminism"]
 
 WAIVABLE = frozenset({"content", "image_url", "temperature"})
 """Reasons that do not hold for a team whose cache mode is `all`: another answer would be as good as the one kept.
@@ -45,19 +46,36 @@ def nondeterminism(body: JsonObject) -> str | None:
     return next(_reasons(body), None)
 
 
+def completion_nondeterminism(body: JsonObject) -> str | None:
+    """Say it of a legacy completion, whose prompt refers to nothing."""
+    return next(chain(_stateful(body), _searching(body), _sampled(body)), None)
+
+
 def _reasons(body: JsonObject) -> Iterator[str]:
-    for name in _STATEFUL:
-        # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
-        if body.get(name) is not None and body[name] is not False:
-            yield name
+    yield from _stateful(body)
     if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
         yield "audio"
     for tool in body.get("tools") or ():
         if not isinstance(tool, dict) or tool.get("type") not in _LOCAL_TOOLS:
             yield "tools"
+    yield from _searching(body)
+    yield from sorted(set(_referring(body)), key=lambda reason: (reason in WAIVABLE, reason))
+    yield from _sampled(body)
+
+
+def _stateful(body: JsonObject) -> Iterator[str]:
+    for name in _STATEFUL:
+        # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
+        if body.get(name) is not None and body[name] is not False:
+            yield name
+
+
+def _searching(body: JsonObject) -> Iterator[str]:
     if any(part in str(body.get("model")) for part in _SEARCHING):
         yield "model"
-    yield from sorted(set(_referring(body)), key=lambda reason: (reason in WAIVABLE, reason))
+
+
+def _sampled(body: JsonObject) -> Iterator[str]:
     if not (body.get("temperature") == 0 or body.get("top_p") == 0 or body.get("seed") is not None):
         yield "temperature"
 

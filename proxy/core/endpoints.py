@@ -6,9 +6,10 @@ Source: the paths of OpenAI's API specification.
 
 from __future__ import annotations
 
-__all__ = ["CHAT", "EMBEDDINGS", "ME", "MODELS", "MODERATIONS", "is_stateful"]
+__all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "ME", "MODELS", "MODERATIONS", "is_stateful"]
 
 CHAT = "chat"
+COMPLETIONS = "text_completion"
 EMBEDDINGS = "embeddings"
 MODERATIONS = "moderations"
 MODELS = "models"

@@ -17,8 +17,13 @@ MAX_INPUTS = 2_048
 """Texts in one request, as OpenAI bounds those of embeddings."""
 
 
-def check_inputs(name: str, value: object) -> None:
-    """Check that it is one of the four, of one kind throughout and not empty. Raises `InvalidRequest`."""
+def check_inputs(name: str, value: object, *, may_be_empty: bool = False) -> None:
+    """Check that it is one of the four, and of one kind throughout. Raises `InvalidRequest`.
+
+    `may_be_empty`: there may be none, and what there is may have no text.
+    """
+    if may_be_empty and value in (None, ""):
+        return
     if value is None or value in ("", []):
         raise missing(name, f"You must provide '{name}', and it must not be empty.")
     if isinstance(value, str):
@@ -30,7 +35,7 @@ def check_inputs(name: str, value: object) -> None:
             raise InvalidRequest(
                 f"Invalid '{name}': at most {MAX_INPUTS} are taken at once.", param=name, code="array_above_max_length"
             )
-        if not all(value):
+        if not (may_be_empty or all(value)):
             raise InvalidRequest(f"Invalid '{name}': one of them is empty.", param=name)
         # Of strings it looks at none again.
         _check_ids(name, chain.from_iterable(text for text in value if isinstance(text, list)))

@@ -12,8 +12,9 @@ from types import MappingProxyType
 from proxy.core.answer import AnswerStream, ChatStream, Completion, parse_completion
 from proxy.core.asked import Asked
 from proxy.core.chat import parse_chat
+from proxy.core.completions import estimate_prompts, parse_completions, prompt_of_completions
 from proxy.core.count import Said, prompt_of
-from proxy.core.determinism import nondeterminism
+from proxy.core.determinism import completion_nondeterminism, nondeterminism
 from proxy.core.embeddings import (
     embedding_nondeterminism,
     estimate_embeddings,
@@ -21,7 +22,7 @@ from proxy.core.embeddings import (
     prompt_of_embeddings,
     read_embeddings,
 )
-from proxy.core.endpoints import CHAT, EMBEDDINGS, MODERATIONS
+from proxy.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS
 from proxy.core.estimate import estimate_input
 from proxy.core.moderations import (
     estimate_moderation,
@@ -30,7 +31,7 @@ from proxy.core.moderations import (
     prompt_of_moderation,
     read_moderation,
 )
-from proxy.core.replay import BOTH_FORMS, Telling
+from proxy.core.replay import BOTH_FORMS, EACH_FORM, Telling
 from proxy.core.strict_json import JsonObject
 
 __all__ = ["KINDS", "Kind"]
@@ -72,6 +73,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             nondeterminism=nondeterminism,
             read=parse_completion,
             listen=_chat_stream,
+        ),
+        COMPLETIONS: Kind(
+            path="/completions",
+            parse=parse_completions,
+            estimate=estimate_prompts,
+            prompt=prompt_of_completions,
+            nondeterminism=completion_nondeterminism,
+            read=parse_completion,
+            listen=_chat_stream,
+            telling=EACH_FORM,
         ),
         EMBEDDINGS: Kind(
             path="/embeddings",

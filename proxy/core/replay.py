@@ -22,6 +22,7 @@ from proxy.core.strict_json import JsonObject
 
 __all__ = [
     "BOTH_FORMS",
+    "EACH_FORM",
     "Form",
     "NotTellable",
     "Telling",
@@ -131,4 +132,14 @@ class Telling:
     """A stream once more."""
 
 
+def _no_plain(_: bytes) -> bytes:
+    raise NotTellable("a stream tells itself alone")
+
+
+def _no_stream(_: bytes, /, *, include_usage: bool) -> bytes:  # noqa: ARG001 - nothing is told
+    raise NotTellable("a plain answer tells itself alone")
+
+
 BOTH_FORMS = Telling(plain_of=completion_of, stream_of=stream_of, retold=retold)
+EACH_FORM = Telling(plain_of=_no_plain, stream_of=_no_stream, retold=retold)
+"""Each form is kept by itself."""

@@ -24,7 +24,7 @@ from proxy.simulator.refusal import Refusal
 from proxy.simulator.schema import instance
 from proxy.simulator.words import PIECE_CHARACTERS, digest_of, split, words
 
-__all__ = ["chat_endpoint", "compose", "prompt_tokens"]
+__all__ = ["ECHO", "chat_endpoint", "compose", "prompt_tokens"]
 
 ECHO = "echo:"
 REFUSE = "refuse:"

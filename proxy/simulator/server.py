@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 from proxy.simulator.behaviour import Behaviour
 from proxy.simulator.chat import chat_endpoint
 from proxy.simulator.clock import SystemTime, Time
+from proxy.simulator.completions import completions_endpoint
 from proxy.simulator.connection import client_left, cut, reset, wait_for_leave
 from proxy.simulator.embeddings import embeddings_endpoint
 from proxy.simulator.endpoint import Answer, Endpoint, Stamp, Static
@@ -83,6 +84,7 @@ class _Simulator:
         models = Static(list_body())
         self._endpoints: dict[tuple[str, str], Endpoint] = {
             ("POST", "/v1/chat/completions"): chat_endpoint(behaviour),
+            ("POST", "/v1/completions"): completions_endpoint(behaviour),
             ("POST", "/v1/embeddings"): embeddings_endpoint(behaviour),
             ("POST", "/v1/moderations"): moderations_endpoint(behaviour),
             ("GET", "/v1/models"): lambda _: models,

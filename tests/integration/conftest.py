@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from openai import OpenAI
 
 from tests.support.tollgate_process import Simulator, Team, Tollgate, clean_environment, run_simulator, run_tollgate
 
@@ -90,6 +91,25 @@ def call(gateway: Tollgate, session: requests.Session, team: Team) -> Call:
         return session.post(url, headers=sent, timeout=(5, read_seconds), **content, **more)
 
     return post
+
+
+@pytest.fixture
+def post(gateway: Tollgate, session: requests.Session, team: Team) -> Call:
+    """POST to any path below the version: a dict or raw bytes, for `team` unless told otherwise."""
+
+    def ask(path: str, body: object, headers: dict[str, str] | None = None, *, by: Team = team, **more: object):
+        content = {"data": body} if isinstance(body, bytes) else {"json": body}
+        sent = {"Content-Type": "application/json", **by.headers, **(headers or {})}
+        return session.post(f"{gateway.base_url}/{path}", headers=sent, timeout=30, **content, **more)
+
+    return ask
+
+
+@pytest.fixture
+def straight(simulator: Simulator) -> Iterator[OpenAI]:
+    """The official SDK, without a gateway between it and upstream."""
+    with OpenAI(base_url=simulator.base_url, api_key=simulator.key, max_retries=0, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

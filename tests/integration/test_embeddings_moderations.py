@@ -25,22 +25,6 @@ def client(gateway, team):
 
 
 @pytest.fixture
-def straight(simulator):
-    with OpenAI(base_url=simulator.base_url, api_key=simulator.key, max_retries=0, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture
-def post(gateway, session, team):
-    def ask(path, body, headers=None, by=team):
-        content = {"data": body} if isinstance(body, bytes) else {"json": body}
-        sent = {"Content-Type": "application/json", **by.headers, **(headers or {})}
-        return session.post(f"{gateway.base_url}/{path}", headers=sent, timeout=30, **content)
-
-    return ask
-
-
-@pytest.fixture
 def text():
     """A text nobody has sent before."""
     return f"How deep is basin {next(_numbers)}?"

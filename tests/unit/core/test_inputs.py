@@ -13,7 +13,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 IDS = st.lists(st.integers(0, 200_000), min_size=1, max_size=30)
 INPUTS = st.one_of(TEXT, st.lists(TEXT, min_size=1, max_size=8), IDS, st.lists(IDS, min_size=1, max_size=5))
 MODELS = {"embeddings": "text-embedding-3-small", "text_completion": "gpt-3.5-turbo-instruct"}
-ENDPOINTS = {name: "input" if name == "embeddings" else "prompt" for name in MODELS if name in KINDS}
+ENDPOINTS = {"embeddings": "input", "text_completion": "prompt"}
 
 
 def asking(endpoint, **fields):
@@ -58,19 +58,32 @@ def test_more_text_is_never_less(value, more):
         assert count_of([*value, 0]) == count_of(value) == 1
 
 
-@pytest.mark.parametrize(("endpoint", "name"), ENDPOINTS.items())
 @pytest.mark.parametrize(
     ("value", "code"),
     [
         (None, "missing_required_parameter"),
         ("", "missing_required_parameter"),
+        ([""], None),
+        (["Hi", ""], None),
+        ([[1], []], None),
+    ],
+)
+def test_nothing_is_no_input_and_may_be_a_prompt(value, code):
+    with pytest.raises(InvalidRequest) as caught:
+        asking("embeddings", input=value)
+    assert (caught.value.param, caught.value.code) == ("input", code)
+    asked = asking("text_completion", prompt=value)
+    assert asked.choices == count_of(value) == (len(value) if isinstance(value, list) else 1)
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ENDPOINTS.items())
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
         ([], "missing_required_parameter"),
         (5, "invalid_type"),
         (True, "invalid_type"),
         ({"text": "Hi"}, "invalid_type"),
-        ([""], None),
-        (["Hi", ""], None),
-        ([[1], []], None),
         (["Hi", 5], "invalid_type"),
         ([5, "Hi"], "invalid_type"),
         ([[1], "Hi"], "invalid_type"),
