@@ -219,3 +219,44 @@ def test_a_warning_is_posted_once_signed_and_not_again_after_a_restart(tmp_path,
         "limit_usd": "1000.00",
         "limit_nano_usd": 10**12,
     }
+
+
+def test_the_admin_api_sets_and_shows_budgets_as_the_command_line_does(gateway, session, team):
+    session.headers["Authorization"] = f"Bearer {gateway.cli('admin', 'token').strip()}"
+    at_team, at_key = (
+        f"{gateway.operations_url}/admin/v1/{path}" for path in (f"teams/{team.name}", f"keys/{team.kid}")
+    )
+
+    def patch(url, budgets):
+        return session.patch(url, json={"budgets": budgets}, timeout=10)
+
+    changed = patch(at_team, {"month": {"limit_usd": "500", "warn_usd": "400.5"}, "day": {"limit_usd": "20"}}).json()
+    assert [(each["period"], each["limit_usd"], each["warn_usd"]) for each in changed["budgets"]] == [
+        ("day", "20.00", None),
+        ("month", "500.00", "400.50"),
+    ]
+    (row,) = [row for row in json.loads(gateway.cli("teams", "list", "--json")) if row["name"] == team.name]
+    assert row["budgets"] == changed["budgets"] == session.get(at_team, timeout=10).json()["budgets"]
+    taken = patch(at_team, {"day": None, "month": {"warn_usd": None}}).json()["budgets"]
+    assert [(each["period"], each["limit_usd"], each["warn_usd"]) for each in taken] == [("month", "500.00", None)]
+    of_key = patch(at_key, {"total": {"limit_usd": "0.000000001"}}).json()["budgets"]
+    assert [(each["limit_nano_usd"], each["left_nano_usd"], each["ends"]) for each in of_key] == [(1, 1, None)]
+    for wrong in ({"week": {}}, {"day": {"limit_usd": 5}}, {"day": {"limit_usd": "1e3"}}, {"day": {"warn_usd": "0"}}):
+        assert patch(at_team, wrong).status_code == 422, wrong
+    assert session.get(at_team, timeout=10).json()["budgets"] == taken
+
+
+def test_a_model_without_a_price_is_refused_plainly_and_counted(tmp_path, simulator, session):
+    settings = '[models]\nextra = ["house-model"]\n'
+    body = asked() | {"model": "house-model"}
+    with run_tollgate(tmp_path / "gateway", simulator.base_url, simulator.key, settings=settings) as gateway:
+        team = gateway.add_team("growth", budgets=monthly(10**12))
+        with (
+            OpenAI(base_url=gateway.base_url, api_key=team.key, max_retries=2, timeout=30) as client,
+            pytest.raises(openai.PermissionDeniedError) as caught,
+        ):
+            client.chat.completions.create(**body)
+        assert (caught.value.code, caught.value.param) == ("model_not_priced", "model")
+        assert "`house-model` has no price" in caught.value.message
+        assert count_of(gateway.metrics(), "tollgate_unpriced_requests_total", model="house-model") == 1
+        assert count_of(gateway.metrics(), "tollgate_requests_total", outcome="rejected") == 1

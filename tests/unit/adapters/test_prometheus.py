@@ -126,6 +126,11 @@ def test_a_model_nobody_knows_is_other(metrics):
     assert b"gpt-99" not in metrics.render()
 
 
+def test_a_model_without_a_price_counts_where_it_was_refused_too(metrics):
+    finish(metrics, unpriced=True, attempts=0, outcome=Outcome.REJECTED, usage=Usage(), cost_pico_usd=0)
+    assert value(metrics, "tollgate_unpriced_requests_total", model="gpt-4o") == 1
+
+
 def test_a_request_without_team_has_no_money(metrics):
     finish(metrics, team="", key_id="", model="", cache=None, attempts=0, outcome=Outcome.REJECTED, status=401,
            usage=Usage(), cost_pico_usd=0, request_use_ratio=None, token_use_ratio=None)  # fmt: skip
