@@ -1,4 +1,4 @@
-"""Every metric of Tollgate: name, help, labels, buckets; with its siblings the only module that knows the client library.
+"""Every metric of Tollgate: name, help, labels, buckets; only it and its siblings know the client library.
 
 Labels are bounded: a team is one of the key store's, a model one of the price table's or `_other`, and none is ever a
 key, a user, an address or a path.
