@@ -91,7 +91,7 @@ class Budget:
     limit_nano_usd: int | None = None
     """Requests that would pass it are refused; None: nothing is refused."""
     warn_nano_usd: int | None = None
-    """Somebody is told, once in each span, when it is reached."""
+    """Somebody is told, once in each span for each such amount, when it is reached."""
 
     def __str__(self) -> str:
         amount = self.limit_nano_usd if self.limit_nano_usd is not None else self.warn_nano_usd or 0
@@ -166,8 +166,8 @@ class Account:
     """First minute of the tail."""
     minutes: dict[int, int]
     """Of the tail: minute of admission -> what its requests cost, or have reserved."""
-    warned: bool = False
-    """Somebody was told that the warning was reached."""
+    warned_nano_usd: int | None = None
+    """The warning that somebody was told of last."""
     epoch: int = 0
     """Tells it from others of its name that were there before."""
 
@@ -196,10 +196,10 @@ class Account:
             self.minutes[minute] = self.minutes.get(minute, 0) + actual - held
 
     def reach(self, warn_nano_usd: int | None) -> bool:
-        """Whether the warning is reached, and nobody was told yet; from now on somebody was."""
-        if self.warned or warn_nano_usd is None or self.spent_nano_usd < warn_nano_usd:
+        """Whether the warning is reached, and nobody was told of it yet; from now on somebody was."""
+        if warn_nano_usd in (None, self.warned_nano_usd) or self.spent_nano_usd < warn_nano_usd:
             return False
-        self.warned = True
+        self.warned_nano_usd = warn_nano_usd
         return True
 
     def resync(self, boundary: int, base_nano_usd: int) -> None:

@@ -140,6 +140,13 @@ async def test_a_warning_is_reached_once_in_a_span(engine, limiter):
     assert [each.reached for each in decisions] == [(), (), (warns,), (), ()]
 
 
+async def test_another_warning_is_another(engine, limiter):
+    first, second = cap(engine, None, 50), cap(engine, None, 70)
+    asked = [(60, first), (5, second), (5, second), (0, first), (0, second)]
+    decisions = [await admit(limiter, "a", spend(engine, amount, each)) for amount, each in asked]
+    assert [each.reached for each in decisions] == [(first,), (), (second,), (), ()]
+
+
 async def test_a_warning_is_not_given_again_by_an_account_that_is_made_anew(engine, limiter):
     warns, other = cap(engine, 1_000, 50), cap(engine, None, 50, name="key:k")
     assert (await admit(limiter, "a", spend(engine, 60, warns, other))).reached == (warns, other)

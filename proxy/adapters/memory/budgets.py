@@ -42,8 +42,8 @@ class MemoryBudgets:
         self._reader = reader
         self._clock = clock
         self._kept: dict[_Key, _Kept] = {}
-        self._told: dict[_Key, int | None] = {}
-        """Warnings that somebody was told of, by the end of their span."""
+        self._told: dict[tuple[str, str, int | None], int | None] = {}
+        """Warnings that somebody was told of, with their amount: the end of their span."""
         self._epoch = 0
         self._swept_ms = clock.now_ms()
 
@@ -78,9 +78,10 @@ class MemoryBudgets:
             account = self._kept[key].account
             minutes.append(account.take(minute_of(spend.at_ms), spend.nano_usd))
             epochs.append(account.epoch)
-            if account.reach(cap.warn_nano_usd):
+            told = (*key, cap.warn_nano_usd)
+            if account.reach(cap.warn_nano_usd) and told not in self._told:
                 reached.append(cap)
-                self._told[key] = cap.span.end_ms
+                self._told[told] = cap.span.end_ms
         return Taken(tuple(minutes), tuple(epochs), tuple(reached))
 
     def settle(self, reservation: Reservation, actual_nano_usd: int) -> None:
@@ -117,7 +118,7 @@ class MemoryBudgets:
         if now_ms >= self._swept_ms + MINUTE_MS:
             self._sweep(now_ms)
         self._epoch += 1
-        account = Account(spent.base_nano_usd, spent.boundary, dict(spent.minutes), key in self._told, self._epoch)
+        account = Account(spent.base_nano_usd, spent.boundary, dict(spent.minutes), epoch=self._epoch)
         self._kept[key] = _Kept(cap, account, now_ms)
 
     def _sweep(self, now_ms: int) -> None:
@@ -128,6 +129,6 @@ class MemoryBudgets:
             end_ms = kept.cap.span.end_ms
             if now_ms >= kept.used_ms + grace_ms or (end_ms is not None and now_ms >= end_ms + grace_ms):
                 del self._kept[key]
-        for key, end_ms in tuple(self._told.items()):
+        for told, end_ms in tuple(self._told.items()):
             if end_ms is not None and now_ms >= end_ms + grace_ms:
-                del self._told[key]
+                del self._told[told]

@@ -30,14 +30,17 @@ def account_key(team: str, name: str) -> str:
 
 
 @lru_cache(maxsize=8_192)
-def told_key(team: str, name: str) -> str:
+def told_key(team: str, name: str, warn_nano_usd: int | None) -> str:
     """What stands for somebody having been told of a budget's warning."""
-    return f"{_TOLD_PREFIX}{team_tag(team)}{name}"
+    return f"{_TOLD_PREFIX}{team_tag(team)}{name}:{warn_nano_usd}"
 
 
 def account_keys(team: str, caps: Sequence[Cap]) -> list[str]:
     """Both keys of each account."""
-    return [key(team, cap.name) for cap in caps for key in (account_key, told_key)]
+    keys: list[str] = []
+    for cap in caps:
+        keys += (account_key(team, cap.name), told_key(team, cap.name, cap.warn_nano_usd))
+    return keys
 
 
 def pack_reserved(spend: Spend, kept_ms: int) -> bytes:

@@ -12,7 +12,7 @@ import redis
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.redis.accounts import account_key, told_key
 from proxy.adapters.redis.bucket_state import bucket_key
-from proxy.adapters.redis.budget_parts import BudgetParts
+from proxy.adapters.redis.budget_parts import BudgetParts, Telling
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
@@ -140,7 +140,7 @@ def test_four_processes_spend_a_budget_to_the_last_request_that_fits(server, pro
 async def test_an_account_is_kept_beside_the_teams_buckets_and_goes_when_idle(server):
     async with worker(server.url, SpendBooks()) as limiter:
         await admit(limiter, 60)
-    keys = [account_key("a", CAP.name), told_key("a", CAP.name)]
+    keys = [account_key("a", CAP.name), told_key("a", CAP.name, CAP.warn_nano_usd)]
     assert all("{a}" in key for key in keys)
     kept_ms = 2 * SETTLED_AFTER_MINUTES * MINUTE_MS
     assert 0 < server.ask("PTTL", keys[0]) <= kept_ms
@@ -217,6 +217,19 @@ async def test_in_an_outage_a_worker_spends_what_it_saw_left_and_tells_it_on_the
         over = await limiter.reserve("a", SCOPES, ONE, spend(limiter, 1_000))
         # Told before it was settled, it counts as it was reserved until the ledger tells.
         assert over.used_nano_usd in (40 + 30, 40 + 50)
+        assert_whole(server)
+
+
+async def test_what_was_spent_in_an_outage_is_added_once_and_to_the_account_that_was_seen(server):
+    async with worker(server.url, SpendBooks(), policy=by_parts, part=Part(0, 1)) as limiter:
+        reservation = await admit(limiter, 10)
+        (epoch,), (minute,) = reservation.epochs, reservation.minutes
+        parts = limiter.budgets.parts
+        for name, of_epoch in (("one", epoch), ("one", epoch), ("two", epoch), ("three", epoch - 1)):
+            parts.keep(Telling(name, "a", CAP.name, of_epoch, {minute: 20, 0: 1_000}))
+            limiter.budgets.tell("a")
+        over = await limiter.reserve("a", SCOPES, ONE, spend(limiter, 1_000))
+        assert over.used_nano_usd == 10 + 20 + 20
         assert_whole(server)
 
 

@@ -8,7 +8,7 @@ for i = 4, #ARGV, 2 do
   total = total + ARGV[i + 1]
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
-redis.call(
-  'HSET', KEYS[1], 'base', ARGV[1], 'boundary', ARGV[2], 'total', format('%.0f', total), 'epoch', format('%.0f', new_epoch))
+redis.call('HSET', KEYS[1], 'base', ARGV[1], 'boundary', ARGV[2], 'epoch', format('%.0f', new_epoch))
+redis.call('HSET', KEYS[1], 'total', format('%.0f', total))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

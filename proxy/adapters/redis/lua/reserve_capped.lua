@@ -39,8 +39,8 @@ for i, held in ipairs(accounts) do
   redis.call('HSET', key, 'total', whole(total), whole(at), whole((before or 0) + amount))
   redis.call('PEXPIRE', key, kept_ms)
   local _, warning, told_until_ms = unpack_from('<ddd', terms, 9 + 24 * i)
-  if total >= warning and not held[4] then
-    redis.call('HSET', key, 'warned', 1)
+  if total >= warning and held[4] ~= whole(warning) then
+    redis.call('HSET', key, 'warned', whole(warning))
     -- The mark outlives the account.
     reached = redis.call('SET', account_keys[2 * i], '', 'NX', 'PXAT', whole(told_until_ms)) and 1 or 0
   end
