@@ -4,9 +4,11 @@ from contextlib import contextmanager
 import pytest
 from redis.crc import key_slot
 
+from proxy.adapters.redis.cache import place_of
 from proxy.adapters.redis.outcomes import ErrorReply, NeverSent
 from proxy.adapters.redis.scripts import Script, Scripts
 from proxy.adapters.redis.subscriber import subscribe
+from tests.support.cache_build import an_answer, at, open_cache
 from tests.support.redis_route import open_route, until_async, until_true
 from tests.support.redis_server import all_servers, free_port, run_redis_cluster, server_binary
 from tests.support.tasks import Tasks
@@ -122,6 +124,40 @@ async def test_a_script_runs_once_on_whichever_node_it_is_led_to(nodes):
             await route.execute(key, "DEL", key)
         await scripts.load([INCREMENT])
         assert [node.ask("SCRIPT", "EXISTS", INCREMENT.digest) for node in nodes] == [[True]] * 3
+
+
+async def test_an_answer_is_kept_though_its_slot_has_moved_since_the_claim(nodes):
+    address = at(b"moved" * 6)
+    place = place_of(address)
+    async with open_cache(url_of(nodes)) as cache:
+        fill = await cache.claim(address)
+        with migrating(nodes, place) as (source, target):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", f"{place}:fill")
+            hand_over(nodes, place, target)
+        assert await fill.store(an_answer(body=b"moved"))
+        assert (await cache.get(address)).body == b"moved"
+        assert target.ask("EXISTS", place) == 1
+        assert not cache.troubles
+
+
+async def test_a_fill_whose_slot_is_half_moved_is_a_miss_and_is_counted(nodes):
+    address = at(b"half" * 8)
+    place = place_of(address)
+    async with open_cache(url_of(nodes), lease_ms=1_000) as cache:
+        fill = await cache.claim(address)
+        with migrating(nodes, place):
+            # The lease is still here; of a command that names absent keys beside it nobody knows where they are.
+            assert not await fill.store(an_answer())
+            assert await cache.get(address) is None
+        assert [operation for operation, _ in cache.troubles if operation == "store"] == ["store"]
+        # The lease could not be given back either, and runs out.
+        await until_async(lambda: kept(cache, address), "the address is free again")
+
+
+async def kept(cache, address):
+    fill = await cache.claim(address)
+    if fill is None or not await fill.store(an_answer(body=b"in the end")):
+        raise ErrorReply("ERR", "not yet")
 
 
 async def test_keys_of_two_slots_in_one_command_are_refused(nodes):

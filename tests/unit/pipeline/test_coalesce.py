@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -604,6 +605,30 @@ def test_teams_share_nothing_and_the_keys_of_one_all():
             ("growth/a", Outcome.OK), ("growth/b", Outcome.CACHED), ("sales", Outcome.OK),
         }  # fmt: skip
         assert (await stage.charged(), await stage.charged("sales")) == ((2, 8), (1, 8))
+        stage.ties_out()
+
+    on_stage(play)
+
+
+def test_a_key_that_may_not_use_the_model_is_given_nothing_of_its_teams_answers():
+    async def play():
+        stage = Stage(slow())
+        for name in ("growth/barred", "growth/revoked"):
+            stage.doorman.admit(name)
+        barred = stage.doorman.principals["growth/barred"]
+        stage.doorman.principals["growth/barred"] = replace(barred, key=replace(barred.key, models=frozenset({"o3"})))
+        leader = stage.ask()
+        follower = stage.ask(by="growth/revoked")
+        await asyncio.sleep(1)
+        del stage.doorman.principals["growth/revoked"]
+        early = [stage.ask(by=name) for name in ("growth/barred", "growth/revoked")]
+        await stage.all()
+        late = [stage.ask(by=name) for name in ("growth/barred", "growth/revoked")]
+        await stage.all()
+        assert (leader.status, follower.status) == (200, 200), "what was asked for in time is answered"
+        assert [each.status for each in early + late] == [404, 401] * 2
+        assert all(b"deep" not in each.body for each in early + late)
+        assert await stage.charged() == (2, 8)
         stage.ties_out()
 
     on_stage(play)
