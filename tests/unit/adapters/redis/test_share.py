@@ -15,7 +15,7 @@ from proxy.core import bucket
 from proxy.core.bucket import UNITS, Admitted, Cost, Dimension, NeverFits, Refused, Scope
 from proxy.core.errors import StoreAway
 from proxy.core.share import LATER_MS, Away, Part
-from proxy.core.tiers import Limits, Schedule
+from proxy.core.tiers import DEFAULT_TIERS, Limits, Schedule
 
 NEVER_SENT = NeverSent(Why.AWAY)
 NOTICE_MS = 1_000
@@ -103,6 +103,22 @@ def test_a_part_starts_empty_whatever_was_seen_and_gets_its_rate():
         assert worker.admitted_at_once(team) == 1
         worker.pass_ms(600_000)
         assert worker.admitted_at_once(team) == 10
+
+
+def test_a_free_team_waits_thirteen_seconds_for_the_first_at_each_of_four_workers():
+    free = Scope("team", DEFAULT_TIERS["free"].schedule(0, 0))
+    for rank in range(4):
+        worker = Worker(Part(rank, 4))
+        worker.has_been_away(0)
+        first = worker.reserve(free, cost=Cost(1, 1_500))
+        assert (first.wait_ms, first.dimension) == (NOTICE_MS + 12_000, Dimension.REQUESTS)
+        worker.pass_ms(first.wait_ms - 1)
+        assert not worker.admits(free, cost=Cost(1, 1_500))
+        worker.pass_ms(1)
+        assert worker.admits(free, cost=Cost(1, 1_500))
+        assert worker.reserve(free, cost=Cost(1, 10_000)).dimension is Dimension.TOKENS
+        with pytest.raises(StoreAway):
+            worker.reserve(free, cost=Cost(1, 10_001))
 
 
 def test_a_burst_is_parted_and_what_does_not_divide_is_not_lost():
