@@ -14,6 +14,7 @@ SECTIONS = (
     ("Deciding: one limit, 64 callers", "limiter.py"),
     ("Accounting: the spool, the database, a report over a million events", "ledger.py"),
     ("Sealing an answer for Redis, and opening it", "cache.py"),
+    ("Answering from the cache, beside a bare server", "hits.py"),
 )
 
 
