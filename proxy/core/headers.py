@@ -33,16 +33,18 @@ _RETURNED_WITH_ERRORS = _RETURNED | frozenset({"retry-after", "retry-after-ms", 
 
 def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Keep the client's headers that go upstream: all but those named here and those its `Connection` names."""
-    pairs = tuple(headers)
-    dropped = _NEVER_FORWARDED
-    for name, value in pairs:
-        if name.lower() == "connection":
-            dropped = dropped | {token.strip().lower() for token in value.split(",")}
-    return tuple(
-        (name, value)
-        for name, value in pairs
-        if (lower := name.lower()) not in dropped and not lower.startswith(_NEVER_FORWARDED_PREFIXES)
-    )
+    kept: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _NEVER_FORWARDED:
+            if lower == "connection":
+                named.update(token.strip().lower() for token in value.split(","))
+        elif not lower.startswith(_NEVER_FORWARDED_PREFIXES):
+            kept.append((name, value))
+    if named:
+        return tuple((name, value) for name, value in kept if name.lower() not in named)
+    return tuple(kept)
 
 
 def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tuple[str, str], ...]:

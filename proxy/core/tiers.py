@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from types import MappingProxyType
 
@@ -75,15 +76,19 @@ class Limits(_Memo):
         A rate of its own brings one minute of itself as capacity unless `own` has a capacity too: the burst was chosen
         for the rate that is replaced.
         """
-        if own is None:
-            return self
-        requests, request_capacity = self.requests_per_minute, self.request_capacity
-        tokens, token_capacity = self.tokens_per_minute, self.token_capacity
-        if own.requests_per_minute is not None:
-            requests, request_capacity = own.requests_per_minute, None
-        if own.tokens_per_minute is not None:
-            tokens, token_capacity = own.tokens_per_minute, None
-        return Limits(requests, tokens, own.request_capacity or request_capacity, own.token_capacity or token_capacity)
+        return self if own is None else _overridden(self, own)
+
+
+@lru_cache(maxsize=4_096)
+def _overridden(limits: Limits, own: Limits) -> Limits:
+    """See `Limits.overridden_by`; remembered, since it is asked for with every request of a team."""
+    requests, request_capacity = limits.requests_per_minute, limits.request_capacity
+    tokens, token_capacity = limits.tokens_per_minute, limits.token_capacity
+    if own.requests_per_minute is not None:
+        requests, request_capacity = own.requests_per_minute, None
+    if own.tokens_per_minute is not None:
+        tokens, token_capacity = own.tokens_per_minute, None
+    return Limits(requests, tokens, own.request_capacity or request_capacity, own.token_capacity or token_capacity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,19 +84,19 @@ class Principals:
 
     async def of(self, key: str) -> Principal:
         """Return who holds `key`. Raises `InvalidKey`, `StoreAway`, `Overloaded`."""
-        parsed = parse(key)
-        if parsed is None and not may_be_imported(key):
-            raise InvalidKey
-        # The cache is looked up by a digest, so that no secret is kept and no comparison leaks one.
-        digest = hashlib.sha256(key.encode()).digest()
+        # The cache is looked up by a digest, so that no secret is kept and no comparison leaks one. Bytes that are no
+        # UTF-8 come as what they were read into; whose key has them is decided below.
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
         ms = self._clock.monotonic_ns() // 1_000_000
         entry = self._entries.get(digest)
         principal: Principal | None
         if entry is not None and entry.generation == self._generation and ms - entry.fetched_ms < POSITIVE_TTL_MS:
-            principal = entry.principal
-        elif entry is None and self._is_fresh(self._refused.get(digest), ms):
-            raise InvalidKey
+            principal = entry.principal  # who is in it has been read before
         else:
+            parsed = parse(key)
+            is_none = parsed is None and not may_be_imported(key)
+            if is_none or (entry is None and self._is_fresh(self._refused.get(digest), ms)):
+                raise InvalidKey
             principal = await self._look_ups.join(digest, lambda: self._look_up(digest, key, parsed, entry, ms))
         now_ms = self._clock.now_ms()
         if principal is None or not principal.live_at(now_ms):
