@@ -136,7 +136,7 @@ def start_all(stack: ExitStack, place: Path, profile: Path | None) -> list[Serve
     }
     servers, said = [], b""
     for number, (name, settings) in enumerate(modes.items()):
-        command = TOLLGATE
+        command: Sequence[str] = TOLLGATE
         if profile is not None and name == EMBEDDED:
             command = (sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "proxy")
         servers.append(stack.enter_context(gateway(place / str(number), name, settings, upstream, command)))
