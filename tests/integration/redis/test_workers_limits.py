@@ -95,6 +95,21 @@ def test_a_revocation_that_nobody_announces_is_seen_in_the_database(pair, redis)
     until_no_worker_takes(pair, team)
 
 
+def test_a_change_of_tier_or_limits_is_announced_and_holds_in_every_worker(pair, redis):
+    team = pair[0].add_team("changed", "free")
+
+    def limits_told():
+        answers = [ask(gateway, team) for gateway in pair for _ in range(6)]
+        return {answer.headers["x-ratelimit-limit-requests"] for answer in answers}
+
+    assert limits_told() == {"20"}
+    for change, limit in (("--tier=payg", "60"), ("--requests-per-minute=75", "75"), ("--tier=free", "75")):
+        before = redis.calls("publish")
+        pair[0].cli("teams", "set", "changed", change)
+        assert redis.calls("publish") == before + 1
+        eventually(lambda limit=limit: limits_told() == {limit}, seconds=3, what=f"{limit} everywhere")
+
+
 @pytest.mark.parametrize(
     ("options", "environment"),
     [
