@@ -41,6 +41,7 @@ from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
+from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
@@ -107,6 +108,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         status_of=status_of,
         tokenizer=BpeTokenizer(telemetry),
         team_usage=TeamUsage(SqlUsageReports(engine), clock, telemetry),
+        budgets_spent=BudgetsSpent(SqlRegistry(engine, clock, peppers).budgets_spent, clock, telemetry),
         budget_reached=await _budget_alerts(settings, engine, clock, metrics, spawn, stack),
     )
     sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())

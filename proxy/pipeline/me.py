@@ -9,6 +9,7 @@ import msgspec
 
 from proxy.core.bucket import Scope
 from proxy.core.principal import Principal
+from proxy.core.views.budgets import budget_views
 from proxy.core.views.instants import instant_of
 from proxy.core.views.me import KeyInUseView, MeView, TierInUseView, room_view
 from proxy.pipeline.admit import scopes_of
@@ -31,6 +32,9 @@ async def show_caller(exchange: Exchange, services: Services) -> Reply:
     scopes = _scopes(principal, policy, now_ms)
     standings = await services.limiter.peek(team.name, scopes)
     switch_ms = scopes[0].schedule.switch_at_ms
+    spent = None
+    if (team.budgets or key.budgets) and services.budgets_spent is not None:
+        spent = await services.budgets_spent.of(team.name)
     shown = MeView(
         team=team.name,
         key=KeyInUseView(
@@ -49,6 +53,8 @@ async def show_caller(exchange: Exchange, services: Services) -> Reply:
         cache=team.cache_mode,
         usage=None if services.team_usage is None else await services.team_usage.of(team.name),
         base_url=_base_url(exchange.headers),
+        budgets=budget_views(team.budgets, now_ms, spent, team.name),
+        key_budgets=budget_views(key.budgets, now_ms, spent, team.name, key.kid),
     )
     return Reply(200, _HEADERS, msgspec.json.encode(shown))
 

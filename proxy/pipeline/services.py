@@ -10,6 +10,7 @@ from proxy.core.errors import TollgateError
 from proxy.core.pricing import PriceBook, Unpriced
 from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Tier
+from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
@@ -64,6 +65,8 @@ class Services:
     """HTTP status a client is given for an error, for the ledger to keep."""
     tokenizer: Tokenizer | None = None
     """Counts what upstream gave no usage for; None: that is estimated by characters."""
+    budgets_spent: BudgetsSpent | None = None
+    """What is spent of budgets, for teams to see; None: they are told that it was not asked."""
     budget_reached: Callable[[BudgetReached], None] = lambda _: None
     """Is told of each warning of a budget that is reached; does not wait, and does not raise."""
     team_usage: TeamUsage | None = None

@@ -12,6 +12,7 @@ from proxy.core.bucket import Gauge, Scope, Standing
 from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.principal import CacheMode
 from proxy.core.registry import UsageRow
+from proxy.core.views.budgets import BudgetView
 from proxy.core.views.instants import Instant
 from proxy.core.views.usage import Usd
 
@@ -103,6 +104,8 @@ class MeView(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheMode
     usage: Annotated[UsageNowView | None, Meta(description="Null: the ledger did not answer.")]
     base_url: Annotated[str | None, Meta(description="What an SDK takes as its base URL.")]
+    budgets: Annotated[list[BudgetView], Meta(description="Of the team; what is spent is some seconds behind.")] = []
+    key_budgets: Annotated[list[BudgetView], Meta(description="Of the key, beside its team's.")] = []
 
 
 def room_view(scope: Scope, standing: Standing) -> RoomView:

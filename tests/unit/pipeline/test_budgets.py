@@ -31,7 +31,9 @@ from proxy.core.price import worst_case
 from proxy.core.pricing import Unpriced, cost_pico_usd
 from proxy.core.usage import Usage
 from proxy.pipeline.admit import admit
+from proxy.pipeline.budgets_spent import KEPT_MS, BudgetsSpent
 from proxy.pipeline.forward import dispatch
+from proxy.pipeline.me import show_caller
 from proxy.pipeline.report import Ending, record_of
 from proxy.pipeline.settle import settle, settle_broken, settle_collapsed, settle_hit, settle_refused, step_back
 from proxy.pipeline.shadow import decide_shadow
@@ -396,3 +398,39 @@ async def test_never_more_is_overspent_than_what_was_under_way_was_estimated_sho
         short += max(0, nano_usd(each.cost_pico_usd) - one)
     assert await purse.ledgered() - before <= limit + short
     assert all(asked > limit for asked in refused)
+
+
+async def test_a_team_sees_its_budgets_and_those_of_the_key_it_asks_with(purse):
+    services = replace(
+        purse.services,
+        budgets_spent=BudgetsSpent(purse.registry.budgets_spent, purse.clock, purse.bench.services.telemetry),
+    )
+
+    async def seen():
+        exchange = await purse.bench.exchange(BODY, headers={"Authorization": f"Bearer {purse.bench.key}"})
+        told = json.loads((await show_caller(exchange, services)).body)
+        return [
+            [
+                (each["period"], each["limit_nano_usd"], each["spent_nano_usd"], each["left_nano_usd"])
+                for each in told[of]
+            ]
+            for of in ("budgets", "key_budgets")
+        ]
+
+    assert await seen() == [[], []]
+    purse.give(month=10**9, total=(None, 5))
+    purse.give_key(day=7)
+    assert await seen() == [[("month", 10**9, 0, 10**9), ("total", None, 0, None)], [("day", 7, 0, 7)]]
+    purse.give_key(day=10**9)
+    exchange = await purse.dispatched()
+    settle(exchange, purse.services, status=200, outcome=Outcome.OK, usage=Usage(90, 20))
+    cost = await purse.ledgered()
+    purse.clock.ms += KEPT_MS
+    assert await seen() == [
+        [("month", 10**9, cost, 10**9 - cost), ("total", None, cost, None)],
+        [("day", 10**9, cost, 10**9 - cost)],
+    ]
+    with purse.bench.database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE usage_daily RENAME TO away")
+    purse.clock.ms += KEPT_MS
+    assert await seen() == [[("month", 10**9, None, None), ("total", None, None, None)], [("day", 10**9, None, None)]]
