@@ -16,12 +16,16 @@ from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import reading
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import usage_events
-from proxy.app import open_database
+from proxy.app import changes, open_database
+from proxy.app import worker as worker_module
 from proxy.app.worker import serving
 from proxy.core.event import Dispatch
 from proxy.core.ids import uuid7
+from proxy.pipeline import principals
 from proxy.settings import Settings, load
 from proxy.simulator import RunningSimulator, start
+from tests.support.redis_route import until_true
+from tests.support.redis_server import RedisServer
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -140,6 +144,45 @@ async def test_a_change_of_keys_is_noticed(settings, engine, registry, key, sess
             return await status() == 401
 
         await until(refused)
+
+
+async def test_a_change_is_heard_of_over_redis_and_one_that_was_missed_when_it_is_back(
+    tmp_path, simulator, engine, registry, key, session, monkeypatch
+):
+    # Nothing else tells: nobody looks at the database, and nothing that is known runs out.
+    monkeypatch.setattr(worker_module, "_LOOK_FOR_CHANGES_SECONDS", 3_600)
+    monkeypatch.setattr(principals, "POSITIVE_TTL_MS", 3_600_000)
+    with RedisServer() as redis:
+        settings = settings_of(tmp_path, simulator, redis_url=redis.url)
+        async with serving(settings, engine) as worker:
+
+            async def limit_told() -> str:
+                url = f"{worker.base_url}/chat/completions"
+                async with session.post(url, json=CHAT, headers=bearer(key)) as response:
+                    return response.headers.get("x-ratelimit-limit-requests", "none")
+
+            def is_heard() -> bool:
+                return redis.ask("PUBSUB", "NUMSUB", changes.CHANNEL)[1] == 1
+
+            await until_true(is_heard, "somebody listens")
+            assert await limit_told() == "20"
+            registry.set_team("growth", tier="payg")
+            assert await limit_told() == "20"
+            assert await asyncio.to_thread(changes.announce, redis.url)
+
+            async def is_60() -> bool:
+                return await limit_told() == "60"
+
+            await until(is_60)
+            redis.kill()
+            registry.set_team("growth", tier="free")
+            assert not await asyncio.to_thread(changes.announce, redis.url)
+            redis.start()
+
+            async def is_20() -> bool:
+                return await limit_told() == "20"
+
+            await until(is_20)
 
 
 async def test_a_new_team_has_its_counters_at_zero_before_its_first_request(settings, engine, registry):
