@@ -139,7 +139,7 @@ def _settled(gateway, team, told):
 
 @contextmanager
 def receiver():
-    """A server that takes notices, and refuses the first it is sent."""
+    """A server that takes notices, and keeps them."""
     got = []
 
     class Handler(BaseHTTPRequestHandler):
