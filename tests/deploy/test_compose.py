@@ -150,7 +150,7 @@ def test_health_checks_tell_a_healthy_server_from_another(where, status, healthy
     assert (checked.returncode == 0) is healthy
 
 
-def test_run_time_dependencies_are_the_same_in_both_locks():
+def test_run_time_dependencies_are_the_same_in_all_locks():
     pinned = [
         set(re.findall(r"^(\S+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
         for name in ("deploy/requirements.lock", "tests/requirements.lock")
