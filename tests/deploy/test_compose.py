@@ -62,6 +62,7 @@ def test_variables_of_the_service_are_settings():
         "OPENAI_API_KEY": "sk-some-key",
         "TOLLGATE_ADMIN_HOST": "0.0.0.0",
         "TOLLGATE_UPSTREAM": "http://h/v1",
+        "TOLLGATE_CACHE_REDIS_URL": "redis://redis-cache:6379/0",
         "TOLLGATE_REDIS_URL": "redis://redis:6379/0",
         "TOLLGATE_WORKERS": "2",
     }
@@ -110,6 +111,18 @@ def test_redis_neither_evicts_nor_forgets():
     assert "--appendonly yes" in command
 
 
+def test_the_redis_of_answers_evicts_and_is_another():
+    command = " ".join(SERVICES["redis-cache"]["command"])
+    assert re.search(r"--maxmemory \d+mb --maxmemory-policy allkeys-", command)
+    environment = SERVICES["tollgate"]["environment"]
+    assert environment["TOLLGATE_CACHE_REDIS_URL"] != environment["TOLLGATE_REDIS_URL"]
+    assert "redis-cache" in SERVICES["tollgate"]["depends_on"]
+
+
+def test_the_image_has_what_a_cache_in_redis_needs():
+    assert "--requirement deploy/requirements-server.lock" in DOCKERFILE
+
+
 def test_the_image_runs_as_nobody_in_particular_and_installs_by_hash():
     stages = DOCKERFILE.split("\nFROM ")
     assert len(stages) == 3
@@ -153,9 +166,9 @@ def test_health_checks_tell_a_healthy_server_from_another(where, status, healthy
 def test_run_time_dependencies_are_the_same_in_all_locks():
     pinned = [
         set(re.findall(r"^(\S+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
-        for name in ("deploy/requirements.lock", "tests/requirements.lock")
+        for name in ("deploy/requirements.lock", "deploy/requirements-server.lock", "tests/requirements.lock")
     ]
-    assert pinned[0] <= pinned[1]
+    assert pinned[0] <= pinned[1] <= pinned[2]
     assert len(pinned[0]) < 25
 
 
@@ -163,6 +176,7 @@ def test_every_dependency_is_locked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for file, wanted in (
         ("deploy/requirements.lock", project["project"]["dependencies"]),
+        ("deploy/requirements-server.lock", project["project"]["optional-dependencies"]["server"]),
         ("tests/requirements.lock", project["dependency-groups"]["dev"]),
     ):
         locked = set(re.findall(r"^([\w.-]+)==", (ROOT / file).read_text(), re.MULTILINE))
