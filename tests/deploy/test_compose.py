@@ -180,5 +180,5 @@ def test_every_dependency_is_locked():
         ("tests/requirements.lock", project["dependency-groups"]["dev"]),
     ):
         locked = set(re.findall(r"^([\w.-]+)==", (ROOT / file).read_text(), re.MULTILINE))
-        names = {re.match(r"[\w.-]+", each)[0].lower() for each in wanted}
+        names = {re.match(r"[\w.-]+", each)[0].lower().replace(".", "-") for each in wanted}
         assert names <= locked
