@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from proxy.adapters.redis.bucket_state import pack_places, places_key
+from proxy.adapters.redis.scripts import Scripts
 from proxy.core.bucket import Cost, Handle, Scope
 
-__all__ = ["LEASE_MS", "RENEW_SECONDS", "Lease", "Leases"]
+__all__ = ["LEASE_MS", "RENEW_SECONDS", "Lease", "Leases", "take_back"]
 
 LEASE_MS = 60_000
 """How long a place is held without a word, by the store's clock; the scripts hold the same number."""
@@ -69,3 +70,13 @@ class Leases:
             for key in lease.keys:
                 held.setdefault(key, []).append(lease.id)
         return iter(held.items())
+
+
+def take_back(lease: Lease | None, scripts: Scripts) -> None:
+    """Give back places that may have been granted to a reservation whose answer nobody has; does not wait.
+
+    It follows the question on the same connection. Where it is lost the lease expires.
+    """
+    if lease is not None:
+        for key in lease.keys:
+            scripts.remove(key, lease.id)

@@ -29,7 +29,7 @@ from proxy.adapters.redis.budgets import ABSENT, OVER_BUDGET, RedisBudgets
 from proxy.adapters.redis.debts import Debt, Debts, beyond_reserved
 from proxy.adapters.redis.denials import Denials
 from proxy.adapters.redis.fallback import LIMITER_STORE, Fallback, Presence, Unwatched
-from proxy.adapters.redis.leases import RENEW_SECONDS, Lease, Leases
+from proxy.adapters.redis.leases import RENEW_SECONDS, Lease, Leases, take_back
 from proxy.adapters.redis.limiter_scripts import LimiterScripts
 from proxy.adapters.redis.losses import Losses
 from proxy.adapters.redis.multiplexer import OnFailure
@@ -176,7 +176,11 @@ class RedisLimiter:
                 decision = bucket.decision(team, scopes, cost, answer)
             else:
                 decision = await self._ask_capped(team, scopes, asked, cost, spend, keys, first)
+        except asyncio.CancelledError:
+            take_back(lease, self._scripts)
+            raise
         except RedisFailure as failure:
+            take_back(lease, self._scripts)
             return await self._stand_in(team, scopes, cost, spend, failure)
         if isinstance(decision, OverBudget):
             return decision

@@ -102,6 +102,10 @@ class Scripts:
 
         return self._route.post(keys[0], "EVALSHA", script.digest, len(keys), *keys, *args, on_failure=failed)
 
+    def remove(self, key: str, member: bytes) -> None:
+        """Take a member out of a sorted set; whether it was there, and whether this arrives, is no matter."""
+        self._route.post(key, "ZREM", key, member)
+
 
 def _knock(primary: Multiplexer, on_failure: OnFailure) -> None:
     if primary.is_up:

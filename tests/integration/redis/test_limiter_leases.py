@@ -24,6 +24,7 @@ from proxy.core.bucket import Admitted, Cost, Dimension, Refused, Scope
 from proxy.core.errors import StoreAway
 from proxy.core.tiers import Limits, Schedule
 from proxy.settings import load
+from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
 from tests.support.redis_route import PATIENT, open_route, until_true
 from tests.support.redis_server import RedisServer, all_servers
@@ -58,13 +59,13 @@ class HandTime:
 
 
 @asynccontextmanager
-async def workers(server, number=2, options=PATIENT, verbs=None):
+async def workers(server, number=2, options=PATIENT, verbs=None, url=None):
     """Limiters of as many processes, which ask the store every time; what failed is counted for all of them."""
     failures = Counter()
     async with AsyncExitStack() as stack:
         limiters = []
         for _ in range(number):
-            route = await stack.enter_async_context(open_route(server.url, options))
+            route = await stack.enter_async_context(open_route(url or server.url, options))
             limiter = RedisLimiter(
                 Scripts(route),
                 SystemClock(),
@@ -203,18 +204,54 @@ def lease_of(server):
     return lease
 
 
-async def test_a_reservation_without_an_answer_leaves_a_lease_that_nobody_renews(server):
-    time = HandTime(server)
-    async with workers(server, 1, HASTY) as (cut_off, failures), workers(server, 1) as (other, _):
+async def test_a_reservation_without_an_answer_gives_its_places_back(server):
+    HandTime(server)
+    async with workers(server, 1, HASTY) as (slow, failures), workers(server, 1) as (other, _):
         with server.frozen(), pytest.raises(StoreAway):
-            await cut_off.reserve("a", SCOPES, ONE)
-        assert await is_full(other)
-        time.go_on(LEASE_MS - 1)
-        cut_off.renew_leases()
-        assert await is_full(other)
-        time.go_on(1)
+            await slow.reserve("a", SCOPES, ONE)
+        await until_true(lambda: server.calls("zrem") == len(PLACES), "it says so as soon as it is heard")
+        assert server.ask("EXISTS", *PLACES) == 0
+        assert server.calls("zadd") == len(PLACES), "they had been taken"
         assert not await is_full(other)
     assert failures == {"reserve": 1}
+
+
+async def test_a_caller_that_leaves_before_the_answer_gives_its_places_back(server):
+    HandTime(server)
+    async with workers(server) as (limiter, other, failures):
+        asking = asyncio.create_task(limiter.reserve("a", SCOPES, ONE))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await limiter.peek("a", SCOPES)
+        assert server.calls("zadd") == len(PLACES), "they had been taken"
+        assert not await is_full(other)
+    assert not failures
+
+
+async def test_places_that_nobody_can_give_back_are_renewed_by_nobody(server):
+    time = HandTime(server)
+    async with run_tcp_proxy(server.socket) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}"
+        async with workers(server, 1, url=url) as (cut_off, failures), workers(server, 1) as (other, _):
+            proxy.hold_replies()
+            asking = asyncio.create_task(cut_off.reserve("a", SCOPES, ONE))
+            await until_true(lambda: server.ask("EXISTS", *PLACES) == len(PLACES), "they are taken")
+            proxy.refuses = True
+            proxy.cut()
+            with pytest.raises(StoreAway):
+                await asking
+            assert await is_full(other)
+            time.go_on(LEASE_MS - 1)
+            proxy.refuses = False
+            proxy.release_replies()
+            await until_true(lambda: cut_off._scripts.reaches(PLACES[0]), "it is back")
+            cut_off.renew_leases()
+            assert await is_full(other)
+            time.go_on(1)
+            assert not await is_full(other)
+    assert failures["reserve"] == 1
 
 
 async def test_a_renewal_that_fails_is_counted(server):
