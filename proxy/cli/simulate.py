@@ -50,8 +50,8 @@ __all__ = ["simulate_openai"]
 def simulate_openai(host: str, port: int, api_key_env: str | None, faults: tuple[str, ...], **options: Any) -> None:
     """Run a simulated OpenAI API and print its base URL.
 
-    It answers chat completions, plain and streamed, with made-up text and exact usage. It runs until it is
-    interrupted or terminated.
+    It answers chat, completions, responses, embeddings and moderations with made-up text and exact usage.
+    It runs until it is interrupted or terminated.
 
     \b
     Examples:

@@ -93,6 +93,8 @@ class Completion:
     """Our own count of the answer, for one that came without usage."""
     said: Said | None = None
     """What such an answer says, for a count by tokenizer."""
+    unfinished: bool = False
+    """Upstream goes on with it after it has answered."""
 
 
 def parse_completion(body: bytes) -> Completion:

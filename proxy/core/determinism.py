@@ -11,7 +11,7 @@ from itertools import chain
 
 from proxy.core.strict_json import JsonObject
 
-__all__ = ["WAIVABLE", "completion_nondeterminism", "nondeterminism"]
+__all__ = ["LOCAL_TOOLS", "WAIVABLE", "completion_nondeterminism", "is_searching", "nondeterminism"]
 
 WAIVABLE = frozenset({"content", "image_url", "temperature"})
 """Reasons that do not hold for a team whose cache mode is `all`: another answer would be as good as the one kept.
@@ -25,7 +25,7 @@ _STATEFUL = (
     "plugins",  # OpenRouter
     "search_parameters",  # xAI
 )  # fmt: skip
-_LOCAL_TOOLS = ("function", "custom")
+LOCAL_TOOLS = ("function", "custom")
 """Tools the client runs itself; every other kind is run by upstream and sees the world of the moment.
 
 Not a set: what a client wrote for a kind may be nothing that can be looked up in one.
@@ -51,12 +51,17 @@ def completion_nondeterminism(body: JsonObject) -> str | None:
     return next(chain(_stateful(body), _searching(body), _sampled(body)), None)
 
 
+def is_searching(body: JsonObject) -> bool:
+    """Whether the model looks things up unasked."""
+    return any(part in str(body.get("model")) for part in _SEARCHING)
+
+
 def _reasons(body: JsonObject) -> Iterator[str]:
     yield from _stateful(body)
     if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
         yield "audio"
     for tool in body.get("tools") or ():
-        if not isinstance(tool, dict) or tool.get("type") not in _LOCAL_TOOLS:
+        if not isinstance(tool, dict) or tool.get("type") not in LOCAL_TOOLS:
             yield "tools"
     yield from _searching(body)
     yield from sorted(set(_referring(body)), key=lambda reason: (reason in WAIVABLE, reason))
@@ -71,7 +76,7 @@ def _stateful(body: JsonObject) -> Iterator[str]:
 
 
 def _searching(body: JsonObject) -> Iterator[str]:
-    if any(part in str(body.get("model")) for part in _SEARCHING):
+    if is_searching(body):
         yield "model"
 
 

@@ -6,12 +6,15 @@ Source: the paths of OpenAI's API specification.
 
 from __future__ import annotations
 
-__all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "ME", "MODELS", "MODERATIONS", "is_stateful"]
+__all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "ME", "MODELS", "MODERATIONS", "RESPONSES", "RESPONSE_INPUT",
+           "is_stateful"]  # fmt: skip
 
 CHAT = "chat"
 COMPLETIONS = "text_completion"
 EMBEDDINGS = "embeddings"
 MODERATIONS = "moderations"
+RESPONSES = "responses"
+RESPONSE_INPUT = "responses_input_tokens"
 MODELS = "models"
 ME = "me"
 

@@ -78,9 +78,11 @@ class NotInCache(TollgateError):
 
 @dataclass(eq=False)
 class EndpointClosed(TollgateError):
-    """The path exists at OpenAI and is not open to this team."""
+    """The path exists at OpenAI and is not open to this team, or not with this parameter."""
 
     path: str
+    param: str | None = None
+    """What refers to something kept there."""
 
 
 @dataclass(eq=False)

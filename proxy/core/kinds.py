@@ -22,7 +22,7 @@ from proxy.core.embeddings import (
     prompt_of_embeddings,
     read_embeddings,
 )
-from proxy.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS
+from proxy.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSE_INPUT, RESPONSES
 from proxy.core.estimate import estimate_input
 from proxy.core.moderations import (
     estimate_moderation,
@@ -31,7 +31,17 @@ from proxy.core.moderations import (
     prompt_of_moderation,
     read_moderation,
 )
-from proxy.core.replay import BOTH_FORMS, EACH_FORM, Telling
+from proxy.core.replay import AS_IT_CAME, BOTH_FORMS, EACH_FORM, Telling
+from proxy.core.responses import (
+    estimate_response,
+    no_cache,
+    nothing,
+    parse_input_tokens,
+    parse_response,
+    prompt_of_response,
+    response_nondeterminism,
+)
+from proxy.core.responses_answer import ResponsesStream, read_input_tokens, read_response
 from proxy.core.strict_json import JsonObject
 
 __all__ = ["KINDS", "Kind"]
@@ -99,6 +109,24 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             prompt=prompt_of_moderation,
             nondeterminism=moderation_nondeterminism,
             read=read_moderation,
+        ),
+        RESPONSES: Kind(
+            path="/responses",
+            parse=parse_response,
+            estimate=estimate_response,
+            prompt=prompt_of_response,
+            nondeterminism=response_nondeterminism,
+            read=read_response,
+            listen=lambda _: ResponsesStream(),
+            telling=AS_IT_CAME,
+        ),
+        RESPONSE_INPUT: Kind(
+            path="/responses/input_tokens",
+            parse=parse_input_tokens,
+            estimate=nothing,
+            prompt=lambda _: Said(),
+            nondeterminism=no_cache,
+            read=read_input_tokens,
         ),
     }
 )

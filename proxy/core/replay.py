@@ -21,6 +21,7 @@ from proxy.core.sse import SseParser
 from proxy.core.strict_json import JsonObject
 
 __all__ = [
+    "AS_IT_CAME",
     "BOTH_FORMS",
     "EACH_FORM",
     "Form",
@@ -140,6 +141,12 @@ def _no_stream(_: bytes, /, *, include_usage: bool) -> bytes:  # noqa: ARG001 - 
     raise NotTellable("a plain answer tells itself alone")
 
 
+def _unchanged(stream: bytes, /, *, include_usage: bool) -> bytes:  # noqa: ARG001 - it is told always
+    return stream
+
+
 BOTH_FORMS = Telling(plain_of=completion_of, stream_of=stream_of, retold=retold)
 EACH_FORM = Telling(plain_of=_no_plain, stream_of=_no_stream, retold=retold)
 """Each form is kept by itself."""
+AS_IT_CAME = Telling(plain_of=_no_plain, stream_of=_no_stream, retold=_unchanged)
+"""So is it here, and a stream is told byte for byte."""

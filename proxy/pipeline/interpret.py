@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.core.errors import InvalidRequest, ModelNotFound
+from proxy.core.errors import EndpointClosed, InvalidRequest, ModelNotFound
 from proxy.core.principal import Principal
 from proxy.core.strict_json import parse_object
 from proxy.pipeline.exchange import Exchange
@@ -12,9 +12,14 @@ __all__ = ["interpret", "is_open_model"]
 
 
 def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
-    """Read the body into `chat` and find the model's `price`. Raises `InvalidRequest`, `ModelNotFound`."""
+    """Read the body into `chat` and find the model's `price`.
+
+    Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
+    """
     chat = exchange.kind.parse(parse_object(body, services.policy.max_json_depth), body)
     exchange.chat = chat
+    if chat.state is not None and not exchange.principal.team.allow_stateful:
+        raise EndpointClosed(f"/v1{exchange.path}", chat.state)
     price = services.prices.price(chat.model, exchange.at_ms)
     exchange.price = price
     if not is_open_model(chat.model, exchange.principal, services.policy, priced=price is not None):

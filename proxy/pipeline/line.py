@@ -19,7 +19,7 @@ __all__ = ["travel"]
 
 
 async def travel(exchange: Exchange, client: Downstream, services: Services) -> Reply:
-    """Answer one chat completion. Raises `TollgateError` for what could not be answered."""
+    """Answer one request of a metered endpoint. Raises `TollgateError` for what could not be answered."""
     await authenticate(exchange, services)
     body = await client.receive()
     interpret(exchange, body, services)

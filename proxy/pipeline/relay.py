@@ -82,7 +82,10 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
         status=answer.status,
         outcome=Outcome.OK,
         usage=completion.usage,
-        counted_output_tokens=completion.counted_output_tokens,
+        # What goes on out of sight is taken for as large as was reserved.
+        counted_output_tokens=exchange.reserved_output_tokens
+        if completion.unfinished
+        else completion.counted_output_tokens,
         said=completion.said,
         service_tier=completion.service_tier,
     )

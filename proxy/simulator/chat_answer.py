@@ -11,7 +11,7 @@ from functools import cached_property
 
 import msgspec
 
-from proxy.simulator.endpoint import Frame, Stamp
+from proxy.simulator.endpoint import ERROR_EVENT, Frame, Stamp
 
 __all__ = ["ChatAnswer", "Choice"]
 
@@ -111,6 +111,7 @@ class ChatAnswer:
     stream: bool
     include_usage: bool
     terminator: bytes = _DONE
+    error_event: bytes = ERROR_EVENT
 
     @cached_property
     def output_tokens(self) -> int:

@@ -16,7 +16,7 @@ import msgspec
 from proxy.simulator.behaviour import Behaviour
 from proxy.simulator.chat import ECHO
 from proxy.simulator.chat_request import StreamOptions, decode
-from proxy.simulator.endpoint import Endpoint, Frame, Stamp
+from proxy.simulator.endpoint import ERROR_EVENT, Endpoint, Frame, Stamp
 from proxy.simulator.inputs import Inputs, each_of, tokens_of
 from proxy.simulator.models import ModelKind, resolve
 from proxy.simulator.refusal import Refusal
@@ -65,6 +65,7 @@ class _CompletionAnswer:
     stream: bool
     include_usage: bool
     terminator: bytes = _DONE
+    error_event: bytes = ERROR_EVENT
 
     def body(self, stamp: Stamp, *, usage: bool) -> bytes:
         """The plain form; `usage` false leaves the usage out."""

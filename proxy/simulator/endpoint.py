@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Answer", "Endpoint", "Frame", "Stamp", "Static"]
+from proxy.simulator.refusal import error_body
+
+__all__ = ["ERROR_EVENT", "Answer", "Endpoint", "Frame", "Stamp", "Static"]
+
+ERROR_EVENT = b"data: " + error_body("The server had an error while processing your request.", "server_error") + b"\n\n"
+"""An error in the middle of a stream, as all but the Responses API tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,11 @@ class Answer(Protocol):
         """The last event of a stream; empty where the protocol has none."""
         ...
 
+    @property
+    def error_event(self) -> bytes:
+        """How an error in the middle of a stream is told."""
+        ...
+
 
 Endpoint = Callable[[bytes], Answer]
 """Computes an answer from a request body. Raises `Refusal`."""
@@ -88,6 +98,7 @@ class Static:
     limit_tokens: int = 0
     stream: bool = False
     terminator: bytes = b""
+    error_event: bytes = b""
 
     def body(self, stamp: Stamp, *, usage: bool) -> bytes:  # noqa: ARG002 - nothing in it varies
         """The content."""

@@ -23,6 +23,7 @@ class PlainAnswer:
     output_tokens: int = 0
     stream: bool = False
     terminator: bytes = b""
+    error_event: bytes = b""
 
     @property
     def limit_tokens(self) -> int:

@@ -26,6 +26,7 @@ from proxy.simulator.limits import Limits
 from proxy.simulator.models import list_body, model_body
 from proxy.simulator.moderations import moderations_endpoint
 from proxy.simulator.refusal import Refusal, of_status
+from proxy.simulator.responses import input_tokens_endpoint, responses_endpoint
 from proxy.simulator.stats import Record, Stats
 from proxy.simulator.stream import Pace, send_stream
 from proxy.simulator.words import fraction_of
@@ -87,6 +88,8 @@ class _Simulator:
             ("POST", "/v1/completions"): completions_endpoint(behaviour),
             ("POST", "/v1/embeddings"): embeddings_endpoint(behaviour),
             ("POST", "/v1/moderations"): moderations_endpoint(behaviour),
+            ("POST", "/v1/responses"): responses_endpoint(behaviour),
+            ("POST", "/v1/responses/input_tokens"): input_tokens_endpoint,
             ("GET", "/v1/models"): lambda _: models,
         }
 

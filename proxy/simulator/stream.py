@@ -10,14 +10,10 @@ from proxy.simulator.clock import Time
 from proxy.simulator.connection import cut
 from proxy.simulator.endpoint import Answer, Frame, Stamp
 from proxy.simulator.faults import Faults
-from proxy.simulator.refusal import error_body
 from proxy.simulator.stats import Record
 
 __all__ = ["Pace", "send_stream"]
 
-_ERROR_EVENT = (
-    b"data: " + error_body("The server had an error while processing your request.", "server_error") + b"\n\n"
-)
 _NOT_JSON = Frame(b'data: {"id":"chatcmpl-\n\n')
 
 
@@ -75,7 +71,7 @@ async def send_stream(
     await time.sleep(pace.ttft_ms / 1_000)
     writer = _Writer(response, faults.split, time)
     for frame in answer.frames(stamp, usage=not faults.no_usage):
-        if await _broken_off(request, writer, faults, record.chunks_sent):
+        if await _broken_off(request, writer, answer, faults, record.chunks_sent):
             return
         if frame.tokens and record.output_tokens_sent:
             await time.sleep(pace.chunk_ms / 1_000)
@@ -83,7 +79,7 @@ async def send_stream(
         await writer.write(sent.data)
         record.chunks_sent += 1
         record.output_tokens_sent += sent.tokens
-    if await _broken_off(request, writer, faults, None):
+    if await _broken_off(request, writer, answer, faults, None):
         return
     # A client may hang up on the terminator, so the answer counts as complete before it is written.
     record.completed = True
@@ -92,10 +88,12 @@ async def send_stream(
     await writer.flush()
 
 
-async def _broken_off(request: web.BaseRequest, writer: _Writer, faults: Faults, chunks_sent: int | None) -> bool:
+async def _broken_off(
+    request: web.BaseRequest, writer: _Writer, answer: Answer, faults: Faults, chunks_sent: int | None
+) -> bool:
     """Whether a fault ended the stream here; `chunks_sent` None: there are no more chunks, so any that waits is due."""
     if faults.error_event_after is not None and chunks_sent in {None, faults.error_event_after}:
-        await writer.write(_ERROR_EVENT)
+        await writer.write(answer.error_event)
         await writer.flush()
         return True
     if faults.cut_after is not None and chunks_sent in {None, faults.cut_after}:

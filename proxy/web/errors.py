@@ -129,10 +129,12 @@ def _not_in_cache(error: errors.NotInCache) -> ErrorAnswer:
 
 
 def _endpoint_closed(error: errors.EndpointClosed) -> ErrorAnswer:
+    if error.param is not None:
+        what = f"{error.path} with '{error.param}' is closed: it refers to what is kept at OpenAI, which"
+    else:
+        what = f"{error.path} is closed: what it keeps at OpenAI"
     return ErrorAnswer(
-        403,
-        f"{error.path} is closed: what it keeps at OpenAI is shared by all teams of this gateway.",
-        code="endpoint_not_allowed",
+        403, f"{what} is shared by all teams of this gateway.", param=error.param, code="endpoint_not_allowed"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,9 @@ TEXT = "žluť 🦔, and the lock next to it?"
 
 @pytest.fixture
 def run(node, gateway, team):
-    def scenario(name, by=team):
+    def scenario(name, by=team, base_url=gateway.base_url):
         done = subprocess.run(
-            ["node", "client.mjs", name, gateway.base_url],
+            ["node", "client.mjs", name, base_url],
             cwd=node,
             env=clean_environment(TEAM_KEY=by.key),
             capture_output=True,
@@ -69,6 +70,27 @@ def test_errors_become_the_sdks_own(run):
     assert seen["internal"][:2] == ["InternalServerError", 500]
     assert seen["permission"] == ["PermissionDeniedError", 403, "endpoint_not_allowed"]
     assert seen["brokenStream"][0] == "APIError"
+
+
+@pytest.mark.parametrize("scenario", ["embeddings", "moderations", "completions", "responses"])
+def test_other_endpoints_are_upstreams_own(run, simulator, team, scenario):
+    through = run(scenario)
+    assert through == run(scenario, replace(team, key=simulator.key), simulator.base_url)
+    assert through["usage" if scenario != "moderations" else "results"]
+
+
+def test_responses(run):
+    seen = run("responses")
+    assert seen["texts"] == [TEXT, TEXT]
+    assert seen["kinds"][-1] == "response.completed"
+
+
+def test_errors_of_responses_become_the_sdks_own(run):
+    seen = run("responseErrors")
+    assert seen["state"] == ["PermissionDeniedError", 403, "endpoint_not_allowed"]
+    assert seen["kept"] == ["PermissionDeniedError", 403, "endpoint_not_allowed"]
+    assert seen["badRequest"] == ["BadRequestError", 400, "integer_below_min_value"]
+    assert seen["brokenStream"] != "no error"
 
 
 def test_it_waits_as_long_as_it_is_told_and_no_longer(run, new_team):

@@ -76,6 +76,46 @@ const scenarios = {
       }),
     };
   },
+  async embeddings() {
+    const { data, usage } = await client.embeddings.create({ model: "text-embedding-3-small", input: ["How deep?", "Hi"] });
+    return { data, usage };
+  },
+  async moderations() {
+    const { model, results } = await client.moderations.create({ input: ["How deep?", "violence"] });
+    return { model, results };
+  },
+  async completions() {
+    const ask = { model: "gpt-3.5-turbo-instruct", prompt: ["How deep?", "echo:žluť 🦔"], echo: true };
+    const { choices, usage } = await client.completions.create(ask);
+    const texts = ["", ""];
+    const stream = await client.completions.create({ ...ask, stream: true });
+    for await (const { choices: [choice] } of stream) texts[choice.index] += choice.text;
+    return { choices, usage, texts };
+  },
+  async responses() {
+    const ask = { model: "gpt-4o-mini", input: "echo:žluť 🦔, and the lock next to it?" };
+    const plain = await client.responses.create(ask);
+    const kinds = [];
+    const stream = client.responses.stream(ask);
+    for await (const event of stream) kinds.push(event.type);
+    const streamed = await stream.finalResponse();
+    const counted = await client.responses.inputTokens.count(ask);
+    const texts = [plain.output_text, streamed.output_text];
+    return { texts, usage: [plain.usage, streamed.usage], kinds, counted: counted.input_tokens };
+  },
+  async responseErrors() {
+    const ask = (changes, headers) =>
+      client.responses.create({ model: "gpt-4o-mini", input: "Hi", ...changes }, { headers });
+    return {
+      state: await refusal(() => ask({ previous_response_id: "resp_1" })),
+      kept: await refusal(() => client.responses.retrieve("resp_1")),
+      badRequest: await refusal(() => ask({ max_output_tokens: 0 })),
+      brokenStream: await refusal(async () => {
+        const stream = await ask({ stream: true }, { "x-simulate-cut-after": "5" });
+        for await (const _ of stream);
+      }),
+    };
+  },
   async limited() {
     const patient = new OpenAI({ baseURL, apiKey, maxRetries: 4 });
     await patient.chat.completions.create(conversation);
