@@ -65,12 +65,16 @@ def registry_on(settings: Settings, engine: Engine, actor: str) -> Iterator[Regi
         return
     from proxy.app.changes import announce  # noqa: PLC0415 - without Redis none of it is loaded
 
-    before = SqlKeyStore(engine).read_revision()
-    yield registry
-    # What was changed stays so, and workers find it out by themselves.
-    with suppress(StoreAway):
-        if SqlKeyStore(engine).read_revision() != before:
-            announce(settings.redis_url.reveal(), registry.ended)
+    keys = SqlKeyStore(engine)
+    before = keys.read_revision()
+    try:
+        yield registry
+    finally:
+        # A key that was ended is named whatever came after: workers that cannot ask the database would trust it still.
+        # Of anything else they find out by themselves.
+        with suppress(StoreAway):
+            if registry.ended or keys.read_revision() != before:
+                announce(settings.redis_url.reveal(), registry.ended)
 
 
 @contextmanager
