@@ -2,6 +2,9 @@
 
 The first to ask leads: it is admitted in full, and its call runs in a task of its own, which it may leave like any
 other listener. Who comes while the call runs follows: one request, no tokens. The call ends when nobody listens.
+
+Where another process is making the call already the leader, too, is admitted as one who follows, and in full only once
+that has brought nothing: tokens given back while others hold some of the same bucket come back in part.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from proxy.core.errors import Overloaded
+from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.event import Outcome
 from proxy.core.fingerprint import EXCLUDED_MEMBERS
 from proxy.core.record import CacheResult
@@ -60,7 +63,13 @@ async def travel_together(exchange: Exchange, client: Downstream, services: Serv
 async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Services) -> Reply:
     """Be admitted, start the call, and listen to it. Until then nobody follows; a refusal is nobody else's."""
     exchange = flight.leader
-    await _admit(exchange, services)
+    exchange.fill = await services.cache.claim(_address_of(exchange))
+    exchange.collapsed = exchange.fill is None and not wants_new(exchange.wishes)
+    try:
+        await _admit(exchange, services)
+    except BaseException:
+        await _let_go(exchange)
+        raise
     exchange.shared = True
     flight.depart()
     services.spawn(_fly(flight, services))
@@ -119,6 +128,7 @@ async def _fly(flight: Flight, services: Services) -> None:
     """Make the call, whoever listens, and tell how it ended."""
     leader = flight.leader
     if not flight.take_off():
+        await _let_go(leader)
         return
     landing = Landing(error=Overloaded("shutting down"))
     try:
@@ -127,6 +137,8 @@ async def _fly(flight: Flight, services: Services) -> None:
             leader.hit, leader.cache = found, CacheResult.COLLAPSED
             settle_hit(leader, services)
             landing = Landing(entry=leader.kept)
+        elif (refused := await _refused_in_full(leader, services)) is not None:
+            landing = refused
         else:
             reply = await call(leader, flight, services)
             landing = Landing(reply, broken=flight.broken, entry=leader.kept, stored=leader.stored)
@@ -138,8 +150,25 @@ async def _fly(flight: Flight, services: Services) -> None:
                 settle_broken(leader, services, landing.error)
             services.flights.end(flight, landing)
             _report_if_left(leader, services)
-        if leader.fill is not None:
-            await leader.fill.release()
+        await _let_go(leader)
+
+
+async def _let_go(exchange: Exchange) -> None:
+    if exchange.fill is not None:
+        await exchange.fill.release()
+
+
+async def _refused_in_full(leader: Exchange, services: Services) -> Landing | None:
+    """Admit one that has waited for another process, and in vain, as the leader it is now; None: it is admitted."""
+    if not leader.collapsed:
+        return None
+    step_back(leader, services)
+    leader.collapsed = False
+    try:
+        await _admit(leader, services)
+    except TollgateError as error:
+        return Landing(error=error, place=error.__traceback__, refused=True)
+    return None
 
 
 def _report_if_left(leader: Exchange, services: Services) -> None:
@@ -149,14 +178,15 @@ def _report_if_left(leader: Exchange, services: Services) -> None:
 
 
 async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnswer | None:
-    """Take the right to keep the answer, or return the one that another process has kept meanwhile.
+    """Come by the right to keep the answer, or return the one that another process has kept meanwhile.
 
     With neither in time, the answer is fetched all the same and not kept.
     """
     cache, address = services.cache, _address_of(exchange)
     until_ns = services.clock.monotonic_ns() + services.policy.cache_fill_wait_ms * 1_000_000
-    for _ in range(_MOST_WAITS):
-        exchange.fill = await cache.claim(address)
+    for waited in range(_MOST_WAITS):
+        if waited:
+            exchange.fill = await cache.claim(address)
         if wants_new(exchange.wishes):
             return None
         if exchange.fill is None:
@@ -193,6 +223,8 @@ async def _listen(
     while (landing := flight.landing) is None and (flight.head is None or not seat.reads):
         await _news(flight, exchange, services, follows=follows)
     if landing is not None:
+        if landing.refused and follows:
+            return None
         landing.check()
         if flight.head is None or not seat.reads:
             return await _whole(flight, landing, seat, exchange, services)

@@ -53,6 +53,8 @@ class Landing:
     error: Exception | None = None
     place: TracebackType | None = None
     """Where the error was raised."""
+    refused: bool = False
+    """The error is the leader's own refusal: it says nothing of the others, who may ask again."""
 
     def check(self) -> None:
         """Raise the error, if there is one, as if it were the only time."""

@@ -951,6 +951,45 @@ def test_the_wait_for_another_process_is_bounded():
     on_stage(play)
 
 
+def test_one_that_has_waited_for_another_process_in_vain_is_admitted_in_full():
+    async def play():
+        stages, _ = processes(2, Play([plain()], before=[100.0]), cache_fill_wait_ms=30_000)
+        first = stages[0].ask()
+        await asyncio.sleep(1)
+        second = stages[1].ask()
+        await asyncio.sleep(20)
+        reserved = first.exchange.admitted.reservation.cost.tokens
+        assert await stages[0].charged() == (2, reserved)
+        await asyncio.sleep(15)
+        assert second.exchange.admitted.reservation.cost == first.exchange.admitted.reservation.cost
+        await all_of(stages)
+        events = [event for stage in stages for event in stage.books.ended]
+        assert [event.outcome for event in events] == [Outcome.OK, Outcome.OK]
+
+    on_stage(play)
+
+
+def test_one_that_is_refused_after_it_has_waited_for_another_process_is_refused_alone():
+    async def play():
+        stages, _ = processes(2, Play([plain()], before=[100.0]), cache_fill_wait_ms=30_000)
+        large = chat(max_tokens=2_000)
+        stages[0].ask(large)
+        await asyncio.sleep(1)
+        stages[1].doorman.admit("growth/small", key_limits=Limits(tokens_per_minute=100))
+        small = stages[1].ask(large, by="growth/small")
+        await asyncio.sleep(1)
+        follower = stages[1].ask(large)
+        await all_of(stages)
+        assert small.status == 429
+        assert follower.status == 200
+        assert len(stages[0].upstream.requests) == 2
+        requests, tokens = await stages[0].charged()
+        assert requests <= 2, "one that never was sent gave its request back"
+        assert tokens <= 2 * stages[0].asked[0].exchange.usage.total_tokens
+
+    on_stage(play)
+
+
 def test_a_cache_whose_waiting_does_not_work_is_not_asked_in_a_circle():
     async def play():
         stages, cache = processes(2, Play([plain()], before=[100.0]))
@@ -993,16 +1032,16 @@ def test_one_that_wants_a_new_answer_waits_for_no_process():
 def test_who_leaves_while_waiting_for_another_process_leaves_nothing():
     async def play():
         stages, _ = processes(2, slow())
-        stages[0].ask()
+        first = stages[0].ask()
         await asyncio.sleep(1)
         waiting, follower = stages[1].ask(), stages[1].ask()
         await asyncio.sleep(1)
-        reserved = waiting.exchange.admitted.reservation.cost.tokens
-        assert await stages[0].charged() == (3, 2 * reserved)
+        reserved = first.exchange.admitted.reservation.cost.tokens
+        assert await stages[0].charged() == (3, reserved), "whoever waits, for whomever, holds no tokens"
         await follower.leave()
         await waiting.leave()
         assert stages[1].books.ended == []
-        assert await stages[0].charged() == (2, reserved), "the follower's request is spent; the leader was never sent"
+        assert await stages[0].charged() == (3, reserved), "their requests are spent"
         await all_of(stages)
         assert len(stages[0].upstream.requests) == 1
 

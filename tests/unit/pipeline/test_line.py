@@ -10,7 +10,7 @@ ORDERS = {
                   "settle_hit", "replay", "call", "settle_broken"],
     call.call: ["dispatch", "forward", "relay"],
     coalesce._admit: ["admit", "decide_shadow", "settle_broken"],
-    coalesce._lead: ["_admit", "depart", "spawn", "_fly", "_listen"],
+    coalesce._lead: ["claim", "_address_of", "wants_new", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
 }  # fmt: skip
 
 
