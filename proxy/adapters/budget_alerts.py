@@ -44,6 +44,10 @@ class TeamBudgets(Protocol):
         """What was spent, by team, key (empty: the team's own) and period. Raises `StoreAway`."""
         ...
 
+    def spent_by_team(self, at_ms: int) -> Mapping[tuple[str, Period], int]:
+        """Pico-dollars by team and period (day and month) of whoever spent any. Raises `StoreAway`."""
+        ...
+
 
 class BudgetNotice(msgspec.Struct, frozen=True, kw_only=True):
     """What a webhook is sent: one JSON object. Amounts are dollars as text, and the same in nano-dollars."""
@@ -142,7 +146,7 @@ def _notice(reached: BudgetReached, spent_nano_usd: int | None) -> BudgetNotice:
 def watch_budgets(
     registry: TeamBudgets, metrics: Metrics, clock: Clock, sleep: Callable[[float], Coroutine[Any, Any, None]]
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    """A chore that shows once a minute where the budgets of teams stand, as the ledger has it."""
+    """A chore that shows once a minute what teams have spent and where their budgets stand, as the ledger has it."""
 
     async def watch() -> None:
         while True:
@@ -156,9 +160,12 @@ def watch_budgets(
 
 
 def _show(registry: TeamBudgets, metrics: Metrics, at_ms: int) -> None:
-    held = {
-        (team.name, budget.period): budget.limit_nano_usd for team in registry.list_teams() for budget in team.budgets
-    }
+    teams = tuple(registry.list_teams())
+    # A period that has just begun is shown to be one of nothing.
+    nothing = {(team.name, period): 0 for team in teams for period in (Period.DAY, Period.MONTH)}
+    by_team = nothing | dict(registry.spent_by_team(at_ms))
+    metrics.budgets.show_spend({(team, period.value): amount for (team, period), amount in by_team.items()})
+    held = {(team.name, budget.period): budget.limit_nano_usd for team in teams for budget in team.budgets}
     spent = registry.budgets_spent(at_ms) if held else {}
     metrics.budgets.show(
         {(team, period.value): (limit, spent.get((team, "", period), 0)) for (team, period), limit in held.items()}

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge  # noqa: TID251 - a part of their one home
 
+from proxy.core.money import PICO_PER_USD
+
 __all__ = ["BudgetMetrics"]
 
 _NANO = 1_000_000_000
 
 
 class BudgetMetrics:
-    """Where the budgets of teams stand, and what became of warnings."""
+    """What teams have spent, where their budgets stand, and what became of warnings."""
 
     def __init__(self, on: CollectorRegistry) -> None:
         self.unpriced_requests_total = Counter(
@@ -32,6 +34,13 @@ class BudgetMetrics:
         self.spent_usd = Gauge(
             "tollgate_budget_spent_usd",
             "What a team has spent in the span of a budget, as the ledger has it.",
+            ("team", "period"),
+            multiprocess_mode="mostrecent",
+            registry=on,
+        )
+        self.ledger_spend_usd = Gauge(
+            "tollgate_ledger_spend_usd",
+            "What a team has spent in this day and in this month (UTC), as the ledger has it.",
             ("team", "period"),
             multiprocess_mode="mostrecent",
             registry=on,
@@ -65,6 +74,11 @@ class BudgetMetrics:
             self.spent_usd.labels(team, period).set(spent / _NANO)
             self.warnings_total.labels(team, period)
         self._shown = frozenset(budgets)
+
+    def show_spend(self, pico_usd: Mapping[tuple[str, str], int]) -> None:
+        """Show what the ledger has, in pico-dollars, by team and period."""
+        for (team, period), amount in pico_usd.items():
+            self.ledger_spend_usd.labels(team, period).set(amount / PICO_PER_USD)
 
     def warned(self, team: str, period: str) -> None:
         """Count a warning."""

@@ -131,6 +131,14 @@ def test_a_restart_keeps_teams_keys_and_ledger(simulator, tmp_path, session):
         before.signal(signal.SIGTERM)
         assert before.wait() == 0
     with run_tollgate(*place) as after:
+        # Counters begin anew, the ledger does not.
+        (spent,) = json.loads(after.cli("usage", "--json"))
+        month = 'tollgate_ledger_spend_usd{period="month",team="growth"} '
+        (shown,) = eventually(
+            lambda: [line.removeprefix(month) for line in after.metrics().splitlines() if line.startswith(month)],
+            what="the ledger's figure",
+        )
+        assert float(shown) == pytest.approx(float(spent["cost_usd"]), rel=1e-12) > 0
         answer = _post(session, after, team, ask())
         assert answer.status_code == 200
         assert answer.headers["x-ratelimit-limit-requests"] == "1000"

@@ -41,6 +41,22 @@ class SqlBudgets(Changes):
                         found[(*group, "")[0], (*group, "")[1], period] = nano_usd(pico_usd)
         return found
 
+    def spent_by_team(self, at_ms: int) -> Mapping[tuple[str, Period], int]:
+        """What the ledger has of the day and the month that hold `at_ms`, in pico-dollars, by team. Raises `StoreAway`.
+
+        A day or month of a team without a row is not in it.
+        """
+        daily, today, span = usage_daily.c, utc_day(at_ms), span_of(Period.MONTH, at_ms)
+        this_month = daily.day.between(utc_day(span.start_ms), utc_day((span.end_ms or at_ms + 1) - 1))
+        found: dict[tuple[str, Period], int] = {}
+        with self._look("spent_by_team") as connection:
+            rows = exact_sums(connection, daily.cost_pico_usd, [daily.team, daily.day], this_month)
+        for (team, day), pico_usd in rows.items():
+            found[team, Period.MONTH] = found.get((team, Period.MONTH), 0) + pico_usd
+            if day == today:
+                found[team, Period.DAY] = pico_usd
+        return found
+
 
 def changed(before: Sequence[Budget], changes: Mapping[Period, BudgetChange]) -> tuple[Budget, ...]:
     """The budgets after a change. Raises `BadValue`."""

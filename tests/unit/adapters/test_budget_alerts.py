@@ -11,11 +11,14 @@ from proxy.adapters.budget_alerts import BudgetAlerts, watch_budgets
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
+from proxy.adapters.sql.ledger_store import SqlLedgerStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.spend import SqlSpendLedger
 from proxy.adapters.sql.told import SqlToldWarnings
 from proxy.core.budget import Cap, Period, span_of
 from proxy.core.caps import BudgetReached
+from proxy.core.event import Outcome, UsageEvent
+from proxy.core.ids import uuid7
 
 NOW_MS = 1_800_000_000_000
 MONTH = span_of(Period.MONTH, NOW_MS)
@@ -126,3 +129,46 @@ async def test_gauges_show_the_budgets_of_teams_and_no_number_for_one_that_is_go
     assert second["research"] == third["research"] == (math.inf, 0)
     assert value(metrics, "tollgate_store_errors_total", store="registry", operation="list_teams") == 1
     assert value(metrics, "tollgate_budget_limit_usd", team="research", period="total") is None
+
+
+async def test_gauges_show_what_the_ledger_has_of_day_and_month(engine, metrics, tmp_path):
+    """Of every team, with a budget or without, whichever process it was that counted."""
+    registry = SqlRegistry(engine, SetClock(), load_or_create_pepper(tmp_path / "secrets"))
+    for team in ("growth", "research"):
+        registry.add_team(team, "free")
+    day, month = span_of(Period.DAY, NOW_MS), MONTH
+    instants = [month.start_ms - 1, month.start_ms, day.start_ms - 1, day.start_ms, day.end_ms - 1, month.end_ms]
+    events = [
+        UsageEvent(
+            event_id=uuid7(at_ms, bytes([number]) * 10),
+            at_ms=at_ms,
+            request_id="req_1",
+            team="growth",
+            key_id="0a1B2c3D4e5F",
+            endpoint="chat",
+            model=f"gpt-{number % 2}",
+            upstream="openai",
+            status=0,
+            outcome=Outcome.INTERRUPTED,
+            cost_pico_usd=10**number,
+        )
+        for number, at_ms in enumerate(instants)
+    ]
+    SqlLedgerStore(engine).take_over(events, "w/1", 1)
+
+    async def sleep(_seconds):
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await watch_budgets(registry, metrics, SetClock(), sleep)()
+    shown = {
+        (team, period): value(metrics, "tollgate_ledger_spend_usd", team=team, period=period)
+        for team in ("growth", "research")
+        for period in ("day", "month")
+    }
+    assert shown == {
+        ("growth", "day"): 11_000 / 1e12,
+        ("growth", "month"): 11_110 / 1e12,
+        ("research", "day"): 0,
+        ("research", "month"): 0,
+    }
