@@ -40,6 +40,12 @@ def _team_options(command: _Command) -> _Command:
         click.option(
             "--cache", "cache_mode", type=click.Choice([mode.value for mode in CacheMode]), help="What is kept."
         ),
+        click.option(
+            "--stateful/--no-stateful",
+            "allow_stateful",
+            default=None,
+            help="Whether its responses may refer to what is kept at OpenAI, where all teams share one account.",
+        ),
         budget_options(),
         *(limit_option(name, text) for name, text in reversed(_NUMBERS.items())),
     ):
@@ -154,7 +160,7 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
 
 def _fields(options: dict[str, Any]) -> TeamFields:
     """Take what was said of the team out of the options; `none` and `all` become nothing of its own."""
-    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models"]
+    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models", "allow_stateful"]
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     if "cache_mode" in given:
         given["cache_mode"] = CacheMode(given["cache_mode"])

@@ -47,6 +47,7 @@ class TeamView(msgspec.Struct, frozen=True, kw_only=True):
     shadow_since: Instant | None
     cache: CacheMode
     models: Annotated[list[str] | None, Meta(description="Models it may use; null: all.")]
+    stateful: Annotated[bool, Meta(description="Whether its responses may refer to what is kept at OpenAI.")]
     created: Instant
     budgets: Annotated[list[BudgetView], Meta(description="One at most for each period.")] = []
 
@@ -90,6 +91,7 @@ def team_view(
         shadow_since=instant_of(team.shadow_since_ms) if team.shadow_tier else None,
         cache=team.cache_mode,
         models=None if team.models is None else sorted(team.models),
+        stateful=team.allow_stateful,
         created=instant_of(team.created_at_ms),
         budgets=budget_views(team.budgets, at_ms, spent_nano_usd, team.name),
     )

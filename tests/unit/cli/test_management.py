@@ -88,6 +88,14 @@ def test_set_changes_what_is_named_and_nothing_else(told):
     assert cleared["limits"]["requests_per_minute"] == 60
 
 
+def test_a_team_may_refer_to_what_is_kept_upstream_when_it_is_told_so(told):
+    assert told("teams", "add", "growth")["stateful"] is False
+    assert told("teams", "set", "growth", "--stateful")["stateful"] is True
+    assert told("teams", "set", "growth", "--cache", "off")["stateful"] is True
+    assert told("teams", "set", "growth", "--no-stateful")["stateful"] is False
+    assert told("teams", "add", "research", "--stateful")["stateful"] is True
+
+
 def test_teams_are_listed_by_name(told, done):
     assert told("teams", "list") == []
     for name in ("zeta", "alpha"):
