@@ -141,8 +141,10 @@ async def test_a_report_is_bounded(engine, url, session, monkeypatch):
 
 
 async def test_a_fault_of_ours_is_told_without_what_it_says(url, session, monkeypatch, caplog):
+    secret = "sk-tg_quoted"
+
     def fail(*_):
-        raise RuntimeError("sk-tg_" + "".join(["quo", "ted"]))
+        raise RuntimeError(secret)
 
     monkeypatch.setattr(SqlRegistry, "list_teams", fail)
     async with session.get(f"{url}/admin/v1/teams") as answer:

@@ -54,7 +54,7 @@ def calls_on(name):
     for path in Path(proxy.web.admin.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=method)) if owner == name and method.islower():
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=method)) if owner == name:
                     found.add(method)
     return found
 
@@ -69,7 +69,7 @@ def test_every_command_has_an_operation_or_a_reason():
 
 @pytest.mark.parametrize(("name", "port"), [("registry", Registry), ("books", Books)])
 def test_every_method_of_a_port_has_an_operation(name, port):
-    assert calls_on(name) == methods_of(port)
+    assert {method for method in calls_on(name) if method.islower()} == methods_of(port)
 
 
 def test_nothing_is_there_twice():
