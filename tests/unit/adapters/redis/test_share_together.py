@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.core.bucket import UNITS
 from proxy.core.share import LATER_MS, Part
 from tests.support.outages import LOOK_MS, NOTICE_MS, Team, Worker
 
@@ -20,7 +21,7 @@ from tests.support.outages import LOOK_MS, NOTICE_MS, Team, Worker
 class History:
     """Workers that ask and look while the store goes and comes as planned."""
 
-    def __init__(self, workers, rate, capacity, plan, first_look_ms=250):
+    def __init__(self, workers, rate, capacity, plan, first_look_ms=250, more_tokens=0):
         """`plan`: how long the store stays, how long it is away, and how much later each worker may see it back."""
         self.team = Team(rate, capacity)
         self.clock = self.team.clock
@@ -31,6 +32,7 @@ class History:
         self.change_ms = self.clock.ms
         self._plan_next()
         self.by_parts = 0
+        self.more_units = more_tokens * UNITS
 
     def go_on(self, passed_ms):
         """Let so much time pass, with all that happens by itself meanwhile."""
@@ -58,7 +60,8 @@ class History:
         if reservation is None:
             return None
         self.by_parts += by_part
-        assert self.team.use(tokens if used is None else used) <= 0, "more than capacity + rate x T"
+        over = self.team.use(tokens if used is None else used)
+        assert over <= self.more_units, "more than capacity + rate x T"
         return reservation
 
     def _change(self):
@@ -134,6 +137,23 @@ def test_not_even_when_all_take_what_they_can_around_each_change(seeds):
             until_ms = history.change_ms - history.clock.ms
             near = (until_ms - 1, until_ms + 1, until_ms + 700) if until_ms < 10**10 else ()
             history.go_on(max(0, draw.choice((*near, draw.randint(0, 2_000), draw.randint(0, 2_000)))))
+            for at in draw.sample(range(workers), draw.randint(1, workers)):
+                while history.ask(at, 1) is not None:
+                    pass
+
+
+@pytest.mark.parametrize("seeds", [range(at, at + 20) for at in (0, 20, 1060)])
+def test_a_store_that_comes_and_goes_in_moments_lets_one_burst_more_pass_at_most(seeds):
+    for seed in seeds:
+        draw = random.Random(seed)
+        workers, (rate, capacity) = draw.randint(2, 4), draw.choice(((60, 3), (600, 10), (600, 60), (1_200, 10)))
+        plan = [
+            (draw.randint(100, 500), draw.randint(100, 500), [draw.randint(0, 1_000) for _ in range(workers)])
+            for _ in range(40)
+        ]
+        history = History(workers, rate, capacity, iter(plan), draw.randint(0, 150), more_tokens=capacity)
+        for _ in range(300):
+            history.go_on(draw.randint(0, 90))
             for at in draw.sample(range(workers), draw.randint(1, workers)):
                 while history.ask(at, 1) is not None:
                     pass
