@@ -80,6 +80,12 @@ class Price:
     """Every tier is present: one without prices of its own has the default's."""
     long_context: LongContext | None = None
 
+    @property
+    def is_free(self) -> bool:
+        """Whether no request costs anything, whatever its size and however it is served."""
+        sheets = (*self.rates.values(), *(self.long_context.rates.values() if self.long_context else ()))
+        return not any(getattr(sheet, kind) for sheet in sheets for kind in Rates.__slots__)
+
     def rates_for(self, input_tokens: int, service_tier: str | None) -> Rates:
         """The rates of a request with this many input tokens, served at this tier."""
         tier = service_tier_of(service_tier)

@@ -74,12 +74,14 @@ def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> 
 def _spend(exchange: Exchange, policy: Policy) -> Spend | None:
     """What the request may cost at worst, and the budgets of team and key that it has to pass. Raises `ModelNotPriced`.
 
-    None: it has no price, and may go without.
+    None: it has no price, and may go without; or it is free, which an overspent budget is no reason to refuse.
     """
     principal, at_ms, price = exchange.principal, exchange.at_ms, exchange.price
     if price is None:
         if not may_go_unpriced(policy.unpriced, has_budget=True):
             raise ModelNotPriced(principal.team.name, exchange.chat.model)
+        return None
+    if price.is_free:
         return None
     caps = caps_of(principal.team.budgets, TEAM_SCOPE, at_ms)
     caps += caps_of(principal.key.budgets, key_scope(principal.key.kid), at_ms)

@@ -138,7 +138,8 @@ def test_a_restart_keeps_teams_keys_and_ledger(simulator, tmp_path, session):
             lambda: [line.removeprefix(month) for line in after.metrics().splitlines() if line.startswith(month)],
             what="the ledger's figure",
         )
-        assert float(shown) == pytest.approx(float(spent["cost_usd"]), rel=1e-12) > 0
+        assert float(shown) == pytest.approx(float(spent["cost_usd"]), rel=1e-12)
+        assert float(shown) > 0
         answer = _post(session, after, team, ask())
         assert answer.status_code == 200
         assert answer.headers["x-ratelimit-limit-requests"] == "1000"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.core.price_table import day_ms
 from proxy.core.pricing import (
+    LongContext,
     PriceBook,
     Rates,
     ServiceTier,
@@ -125,9 +126,35 @@ def test_the_cost_is_never_negative_and_never_above_the_worst_case(price, usage,
     assert 0 <= cost_pico_usd(price, usage, tier) <= worst
 
 
+@given(prices, usages(), counts, counts, tiers)
+def test_the_worst_case_is_that_of_every_smaller_request_too(price, usage, more_input, more_output, tier):
+    worst = worst_case(price, usage.input_tokens + more_input, usage.output_tokens + more_output, tier)
+    assert cost_pico_usd(price, usage, tier) <= worst
+
+
 @given(prices, tiers)
 def test_nothing_costs_nothing(price, tier):
     assert cost_pico_usd(price, NO_USAGE, tier) == 0
+
+
+KINDS_AT_ONE = Usage(12, 2, 1, 1, 0, 1, 1)
+"""Some of every kind that has a price."""
+
+
+@given(prices)
+def test_what_is_free_costs_nothing_and_the_rest_something(price):
+    costs = [cost_pico_usd(price, KINDS_AT_ONE, tier) for tier in ServiceTier]
+    assert price.is_free == (not any(costs))
+
+
+@pytest.mark.parametrize("tier", ServiceTier)
+@pytest.mark.parametrize("kind", Rates.__slots__)
+def test_one_rate_anywhere_is_not_free(tier, kind):
+    free = BOOK.price("omni-moderation-latest", AS_OF_MS)
+    assert free.is_free
+    rates = free.rates | {tier: replace(free.rates[tier], **{kind: 1})}
+    assert not replace(free, rates=rates).is_free
+    assert not replace(free, long_context=LongContext(1_000, rates)).is_free
 
 
 def test_a_row_holds_from_its_date_and_the_oldest_before():

@@ -16,7 +16,7 @@ from proxy.adapters.sql.spend import SqlSpendLedger
 from proxy.adapters.sql.told import SqlToldWarnings
 from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.core.answer import ChatStream
-from proxy.core.budget import MINUTE_MS, Period, minute_of, nano_usd, span_of
+from proxy.core.budget import MINUTE_MS, SETTLED_AFTER_MINUTES, Period, minute_of, nano_usd, span_of
 from proxy.core.errors import (
     BudgetUsedUp,
     LimitReached,
@@ -204,6 +204,35 @@ async def test_a_hit_and_one_that_another_pays_for_cost_nothing_and_are_never_re
     settle_collapsed(follower, leader, purse.services)
     assert len(purse.budgets) == 1
     assert purse.held() == 0
+
+
+async def test_what_is_free_passes_a_budget_that_is_overspent(purse):
+    one = most(await purse.admitted())
+    purse.give(month=one)
+    exchange = await purse.dispatched()
+    settle(exchange, purse.services, status=200, outcome=Outcome.OK, usage=Usage(900, 800))
+    assert purse.held() > one
+    free = await purse.dispatched(BODY.replace(b"gpt-4o-mini", b"omni-moderation-latest"))
+    assert free.admitted.reservation.spend is None
+    settle(free, purse.services, status=200, outcome=Outcome.OK, usage=Usage(900, 800))
+    assert purse.held() == await purse.ledgered()
+    with pytest.raises(BudgetUsedUp):
+        await purse.admitted()
+
+
+async def test_what_was_spent_while_there_was_no_budget_is_counted_once_the_ledgers_word_is_taken(purse):
+    one = most(await purse.admitted())
+    purse.give(month=9 * one)
+    for budget in (None, 2 * one):
+        exchange = await purse.dispatched()
+        settle(exchange, purse.services, status=200, outcome=Outcome.OK, usage=Usage(*RESERVED))
+        purse.give(month=budget)
+    assert (purse.held(), await purse.ledgered()) == (one, 2 * one)
+    purse.clock.ms += (SETTLED_AFTER_MINUTES + 1) * MINUTE_MS
+    await purse.budgets.resync()
+    assert purse.held() == 2 * one
+    with pytest.raises(BudgetUsedUp):
+        await purse.admitted()
 
 
 def ends():
