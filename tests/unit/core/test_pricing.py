@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from datetime import date
@@ -130,6 +131,16 @@ def test_the_cost_is_never_negative_and_never_above_the_worst_case(price, usage,
 def test_the_worst_case_is_that_of_every_smaller_request_too(price, usage, more_input, more_output, tier):
     worst = worst_case(price, usage.input_tokens + more_input, usage.output_tokens + more_output, tier)
     assert cost_pico_usd(price, usage, tier) <= worst
+
+
+@pytest.mark.parametrize("size", [1_000, 2_000_000])
+@pytest.mark.parametrize("output", ["output_tokens", "audio_output_tokens"])
+@pytest.mark.parametrize("read", ["input_tokens", "cached_input_tokens", "cache_write_tokens", "audio_input_tokens"])
+def test_the_worst_case_is_never_passed_whatever_kind_all_of_it_is(read, output, size):
+    usage = replace(Usage(size, size), **{read: size, output: size})
+    for model, tier in itertools.product(BOOK.models(), ServiceTier):
+        price = BOOK.price(model, AS_OF_MS)
+        assert cost_pico_usd(price, usage, tier) <= worst_case(price, size, size, tier)
 
 
 @given(prices, tiers)
