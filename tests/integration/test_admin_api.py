@@ -92,6 +92,8 @@ def test_teams_are_the_same_on_both_sides(gateway, admin):
         name: changed[name] for name in patched.keys() - same
     }
     assert (patched["own_limits"], patched["shadow_tier"], patched["models"]) == (None, None, None)
+    assert admin.told("PATCH", "/teams/blue", {"stateful": True}) == {**patched, "stateful": True}
+    assert admin.told("PATCH", "/teams/blue", {"stateful": False}) == patched
     assert admin.told("PATCH", "/teams/blue", {}) == patched, "nothing given, nothing changed"
     odd = "openai/gpt 5%2F\N{SNOWMAN}"
     limited = admin.told(

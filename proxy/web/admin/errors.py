@@ -60,6 +60,7 @@ _TABLE: dict[type[registry.RegistryError], tuple[int, str, Where]] = {
 
 
 _AS_THEY_ARE_SENT = {
+    "allow_stateful": "stateful",
     "cache_mode": "cache",
     "expires_at_ms": "expires",
     "kid": "key_id",

@@ -61,6 +61,9 @@ class TeamChange(Strict, frozen=True, kw_only=True):
     max_parallel: Number = UNSET
     cache: CacheMode | UnsetType = UNSET
     models: Annotated[ModelNames | None, Meta(description="Models it may use; null: all.")] | UnsetType = UNSET
+    stateful: (
+        Annotated[bool, Meta(description="Whether its responses may refer to what is kept at OpenAI.")] | UnsetType
+    ) = UNSET
     budgets: BudgetsBody | UnsetType = UNSET
 
 
@@ -142,6 +145,8 @@ def _fields(desk: Desk, body: TeamChange) -> dict[str, Any]:
             desk.require_tier(name, fields[name])
     if body.cache is not UNSET:
         fields["cache_mode"] = body.cache
+    if body.stateful is not UNSET:
+        fields["allow_stateful"] = body.stateful
     if body.models is not UNSET:
         fields["models"] = model_set(body.models)
     if budgets := budget_changes(body.budgets):

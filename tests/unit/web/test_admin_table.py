@@ -72,6 +72,17 @@ def test_every_method_of_a_port_has_an_operation(name, port):
     assert {method for method in calls_on(name) if method.islower()} == methods_of(port)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("addTeam", registry.TeamFields), ("setTeam", registry.TeamChanges), ("issueKey", registry.KeyLimits),
+     ("importKeys", registry.KeyLimits), ("setKey", registry.KeyChanges)],
+)  # fmt: skip
+def test_every_field_of_a_change_can_be_sent(name, fields):
+    (operation,) = (operation for operation in OPERATIONS if operation.name == name)
+    sent = {errors._AS_THEY_ARE_SENT.get(field, field) for field in fields.__annotations__}
+    assert sent <= set(operation.body.__struct_fields__)
+
+
 def test_nothing_is_there_twice():
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
     assert len({(operation.method, operation.path) for operation in OPERATIONS}) == len(OPERATIONS)
