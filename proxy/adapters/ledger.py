@@ -29,6 +29,8 @@ _SYNC_SECONDS = 0.05
 _SHIP_SECONDS = 0.1
 _FIRST_BACKOFF_SECONDS = 0.25
 _MAX_BACKOFF_SECONDS = 10.0
+_RECOVER_SECONDS = 60.0
+"""A writer may die when nobody starts any more: the old server of two, killed in its drain."""
 _MAX_UNWRITTEN = 10_000
 _BATCH = 1_000
 _DAMAGED = "damaged"
@@ -148,8 +150,11 @@ class SpoolLedger:
         segment_bytes: int = 16 << 20,
         quota_bytes: int = 1 << 30,
         strict: bool = False,
+        recover_seconds: float = _RECOVER_SECONDS,
     ) -> None:
+        """`recover_seconds`: how often `run` looks for what dead writers have left, beside its start."""
         self._spool_dir = spool_dir
+        self._recover_seconds = recover_seconds
         self._store = store
         self._prices = prices
         self._telemetry = telemetry
@@ -205,7 +210,7 @@ class SpoolLedger:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sync_forever())
             tasks.create_task(self._ship_forever())
-            tasks.create_task(self._recover_until_done())
+            tasks.create_task(self._recover_forever())
 
     async def ship_once(self) -> int:
         """Bring what has been spooled so far to the database; returns how many events were new. Raises `StoreAway`."""
@@ -280,18 +285,19 @@ class SpoolLedger:
             else:
                 backoff_seconds = _FIRST_BACKOFF_SECONDS
 
-    async def _recover_until_done(self) -> None:
+    async def _recover_forever(self) -> None:
         backoff_seconds = _FIRST_BACKOFF_SECONDS
         while True:
             try:
                 await self.recover()
-            except StoreAway as error:
+            except (StoreAway, OSError) as error:
                 self._telemetry.store_failed("ledger", "recover")
                 _log.warning("recovery of the usage spool waits: %s", _reason(error))
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
             else:
-                return
+                backoff_seconds = _FIRST_BACKOFF_SECONDS
+                await asyncio.sleep(self._recover_seconds)
 
     def _count(self, recovered: _Recovered) -> None:
         self._taken_over += recovered.taken_over + recovered.interrupted

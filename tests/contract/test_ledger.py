@@ -447,6 +447,30 @@ async def test_running_brings_events_over_by_itself(make_ledger, engine, tmp_pat
     assert [row["outcome"] for row in rows_of(engine)] == ["interrupted", "ok", "ok"]
 
 
+async def test_a_writer_that_dies_later_is_recovered_while_running(make_ledger, engine, tmp_path):
+    dying = SpoolWriter(tmp_path / "spool")
+    dying.begin(dispatch(1))
+    ledger = make_ledger(recover_seconds=0.01)
+    looks = ledger.recover
+    looked = []
+
+    async def recover():
+        looked.append(await looks())
+
+    ledger.recover = recover
+    running = asyncio.get_running_loop().create_task(ledger.run())
+    await eventually(lambda: len(looked) >= 2)
+    assert rows_of(engine) == []
+    dying.close()
+    await eventually(lambda: rows_of(engine))
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    await ledger.close()
+    assert [row["outcome"] for row in rows_of(engine)] == ["interrupted"]
+    assert not dying.directory.exists()
+
+
 async def test_running_goes_on_when_the_database_comes_back(make_ledger, engine, telemetry):
     ledger = make_ledger()
     with database_away(engine):
