@@ -59,6 +59,17 @@ USES_EVERY_MS = 60_000
 """How exactly it is known when a key was last used: no key is written for it more often."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChangesSeen:
+    """How far the changes of keys and teams have been looked through."""
+
+    revision: int
+    serial: int
+    """Of the last line of the audit log that tells of an end."""
+    ended: frozenset[str] | None
+    """Ids of keys of which something was ended since the look before; None: nobody can say which."""
+
+
 class KeyStore(Protocol):
     """Issued keys and their teams, as the request path sees them.
 
@@ -79,6 +90,10 @@ class KeyStore(Protocol):
 
     async def revision(self) -> int:
         """A number that grows with every change of a key or team, by whatever process."""
+        ...
+
+    async def changes(self, seen: ChangesSeen | None) -> ChangesSeen:
+        """What has changed since `seen`, which is returned when nothing has; None: nothing was seen yet."""
         ...
 
     async def note_uses(self, used_at_ms: Mapping[str, int]) -> None:

@@ -20,6 +20,7 @@ from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, listen, runner_of
 from proxy.core.errors import StoreAway
 from proxy.pipeline.services import Services
+from proxy.ports import ChangesSeen
 from proxy.settings import Settings
 from proxy.web.admin.api import AdminApi
 from proxy.web.openai import VERSION_PREFIX, OpenAIRoutes
@@ -129,16 +130,17 @@ class Worker:
 
     async def _follow_changes(self) -> None:
         """Notice changes of keys and teams, whichever process made them: told over Redis, or seen in the database."""
-        equipment, seen = self.equipment, None
+        equipment = self.equipment
+        seen: ChangesSeen | None = None
         told = asyncio.Event()
         equipment.hear_changes(told.set)
         while True:
             told.clear()
             try:
-                revision = await equipment.key_store.revision()
-                if revision != seen:
-                    seen = revision
-                    equipment.services.principals.invalidate()
+                changes = await equipment.key_store.changes(seen)
+                if changes != seen:
+                    seen = changes
+                    equipment.services.principals.invalidate(changes.ended)
                     teams = await asyncio.to_thread(equipment.registry.list_teams)
                     equipment.metrics.prepare(team.name for team in teams)
             except StoreAway as error:

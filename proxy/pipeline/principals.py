@@ -32,6 +32,8 @@ __all__ = ["NEGATIVE_TTL_MS", "POSITIVE_TTL_MS", "STALE_MS", "Principals"]
 POSITIVE_TTL_MS = 10 * 1_000
 NEGATIVE_TTL_MS = 2 * 1_000
 STALE_MS = 300 * 1_000
+_NEVER = -1
+"""The generation of what was read while a key was being ended: it may be that key."""
 MAX_ENTRIES = 100_000
 MAX_REFUSED = 10_000
 MAX_STRANGERS_AT_ONCE = 4
@@ -62,23 +64,35 @@ class Principals:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         """When it was refused, and in which generation."""
-        self._look_ups: SingleFlight[bytes, Principal | None] = SingleFlight()
+        self._look_ups: SingleFlight[tuple[bytes, int, int], Principal | None] = SingleFlight()
         self._strangers = asyncio.Semaphore(MAX_STRANGERS_AT_ONCE)
         self._waiting = 0
         self._generation = 0
+        self._ends_known_since = 0
+        """The generation from which on it is known of each change which keys it has ended."""
+        self._forgotten = 0
         self._imported: frozenset[int] = frozenset()
         self._imported_seen: tuple[int, int] | None = None
         self._warned_ms: dict[int, int] = {}
         self.notes = KeyNotes(store)
 
-    def invalidate(self) -> None:
-        """Note that keys or teams have changed: every cached answer is asked for again before it is used."""
+    def invalidate(self, ended: Iterable[str] | None = None) -> None:
+        """Note that keys or teams have changed: every cached answer is asked for again before it is used.
+
+        `ended`: ids of the keys of which something was ended, where that is known. While the store cannot be asked
+        the others go on; where it is not known, nobody does.
+        """
         self._generation += 1
         self._peppers_are_old = True
+        if ended is None:
+            self._ends_known_since = self._generation
+        else:
+            self.forget(ended)
 
     def forget(self, kids: Iterable[str]) -> None:
         """Trust what is cached of these keys no more, not even while the store cannot be asked."""
         gone = frozenset(kids)
+        self._forgotten += bool(gone)
         for digest in [digest for digest, entry in self._entries.items() if entry.principal.key.kid in gone]:
             del self._entries[digest]
 
@@ -97,7 +111,9 @@ class Principals:
             is_none = parsed is None and not may_be_imported(key)
             if is_none or (entry is None and self._is_fresh(self._refused.get(digest), ms)):
                 raise InvalidKey
-            principal = await self._look_ups.join(digest, lambda: self._look_up(digest, key, parsed, entry, ms))
+            # Whoever comes after a change is not told what was read before it.
+            wanted = (digest, self._generation, self._forgotten)
+            principal = await self._look_ups.join(wanted, lambda: self._look_up(digest, key, parsed, entry, ms))
         now_ms = self._clock.now_ms()
         if principal is None or not principal.live_at(now_ms):
             raise InvalidKey
@@ -107,13 +123,14 @@ class Principals:
     async def _look_up(
         self, digest: bytes, key: str, parsed: ParsedKey | None, old: _Entry | None, ms: int
     ) -> Principal | None:
-        generation = self._generation
+        generation, forgotten = self._generation, self._forgotten
         if old is not None:
             try:
                 principal = await self._ask_store(key, parsed)
             except StoreAway:
                 # That a key was unknown a while ago says nothing now: only who was in stays in.
-                if old.generation == self._generation and ms - old.fetched_ms < STALE_MS:
+                is_trusted = self._entries.get(digest) is old and old.generation >= self._ends_known_since
+                if is_trusted and ms - old.fetched_ms < STALE_MS:
                     return old.principal
                 raise
         else:
@@ -122,7 +139,7 @@ class Principals:
                 if parsed is None and not await self._imported_under(ms):
                     return None
                 principal = await self._ask_store(key, parsed)
-        self._remember(digest, principal, ms, generation)
+        self._remember(digest, principal, ms, generation if forgotten == self._forgotten else _NEVER)
         return principal
 
     def _remember(self, digest: bytes, principal: Principal | None, ms: int, generation: int) -> None:

@@ -90,6 +90,29 @@ async def test_the_revision_grows_with_every_change(store, registry):
     assert await store.revision() == seen[-1]
 
 
+async def test_each_change_is_seen_once_with_the_keys_it_has_ended(store, registry):
+    registry.add_team("growth", "free")
+    kids = [registry.issue_key("growth").record.kid for _ in range(3)]
+    registry.revoke_key(kids[0])
+    seen = await store.changes(None)
+    assert (seen.revision, seen.ended) == (await store.revision(), None), "what was before the first look is not known"
+    assert await store.changes(seen) is seen
+    registry.set_team("growth", tier="payg")
+    seen = await store.changes(seen)
+    assert (seen.revision, seen.ended) == (await store.revision(), frozenset())
+    registry.revoke_key(kids[1])
+    registry.issue_key("growth")
+    registry.rotate_key(kids[2], overlap_ms=1_000)
+    first = await store.changes(seen)
+    assert first.ended == frozenset(kids[1:])
+    registry.revoke_key(kids[2])
+    assert (await store.changes(first)).ended == frozenset(kids[2:])
+    registry.rotate_pepper()
+    last = await store.changes(first)
+    assert last.ended is None, "any key may have ended with its pepper"
+    assert await store.changes(last) is last
+
+
 async def test_a_database_that_fails_is_a_store_that_is_away(store, engine):
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE key_secrets")
@@ -129,9 +152,11 @@ async def test_each_question_is_away_with_the_database(store, registry, engine):
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE key_secrets")
         connection.exec_driver_sql("DROP TABLE api_keys")
+        connection.exec_driver_sql("DROP TABLE config_revision")
     for operation, ask in (
         ("find_imported", lambda: store.find_imported([b"x" * 32])),
         ("imported_under", store.imported_under),
+        ("changes", lambda: store.changes(None)),
         ("note_uses", lambda: store.note_uses({"000000000000": 1})),
         ("add_hash", lambda: store.add_hash("000000000000", secret, 1, b"x" * 32)),
     ):

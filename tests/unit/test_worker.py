@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -146,6 +147,31 @@ async def test_a_change_of_keys_is_noticed(settings, engine, registry, key, sess
         await until(refused)
 
 
+async def test_after_a_change_only_the_key_it_ended_is_out_while_the_database_is_away(
+    settings, engine, registry, key, session
+):
+    other = registry.issue_key("growth", label="other").key
+    async with serving(settings, engine) as worker:
+
+        async def status(of: str) -> int:
+            async with session.get(f"{worker.base_url}/models", headers=bearer(of)) as response:
+                return response.status
+
+        async def looks(number: int) -> bool:
+            return worker.services.principals._generation == number
+
+        await until(partial(looks, 1))
+        assert [await status(each) for each in (key, other)] == [200, 200]
+        registry.revoke_key(key[6:18])
+        await until(partial(looks, 2))
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE api_keys RENAME TO away"))
+        assert [await status(each) for each in (key, other)] == [503, 200]
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE away RENAME TO api_keys"))
+        assert [await status(each) for each in (key, other)] == [401, 200]
+
+
 async def test_a_change_is_heard_of_over_redis_and_one_that_was_missed_when_it_is_back(
     tmp_path, simulator, engine, registry, key, session, monkeypatch
 ):
@@ -209,7 +235,7 @@ async def test_not_ready_while_the_database_is_away(settings, engine, key, sessi
         assert await readiness() == 503
 
         async def counted() -> bool:
-            labels = {"store": "keys", "operation": "revision"}
+            labels = {"store": "keys", "operation": "changes"}
             return bool(worker.metrics.registry.get_sample_value("tollgate_store_errors_total", labels))
 
         await until(counted)

@@ -20,6 +20,7 @@ from proxy.adapters.sql.rows import (
 )
 from proxy.adapters.sql.tables import (
     api_keys,
+    audit_log,
     budgets,
     cache_salts,
     config_revision,
@@ -29,9 +30,13 @@ from proxy.adapters.sql.tables import (
     teams,
 )
 from proxy.core.principal import KeyRecord, KeySecret, Team
-from proxy.ports import USES_EVERY_MS
+from proxy.ports import USES_EVERY_MS, ChangesSeen
 
 __all__ = ["SqlKeyStore"]
+
+_ENDS_KEYS = ("key.revoke", "key.rotate")
+_MAY_END_ANY = "pepper.rotate"
+"""When the peppers there were are said to be lost."""
 
 
 class SqlKeyStore:
@@ -58,6 +63,10 @@ class SqlKeyStore:
     async def revision(self) -> int:
         """A number that grows with every change of a key or team, by whatever process. Raises `StoreAway`."""
         return await asyncio.to_thread(self.read_revision)
+
+    async def changes(self, seen: ChangesSeen | None) -> ChangesSeen:
+        """What has changed since `seen`, which is returned when nothing has. Raises `StoreAway`."""
+        return await asyncio.to_thread(self._changes, seen)
 
     async def note_uses(self, used_at_ms: Mapping[str, int]) -> None:
         """Keep when keys were last used, by their ids; what is at most a minute newer stays out. Raises `StoreAway`."""
@@ -116,8 +125,29 @@ class SqlKeyStore:
     def read_revision(self) -> int:
         """Read the revision on the caller's own thread. Raises `StoreAway`."""
         with reading(self._engine, "keys", "revision") as connection:
-            revision: int = connection.execute(select(config_revision.c.revision)).scalar_one()
-        return revision
+            return _revision(connection)
+
+    def _changes(self, seen: ChangesSeen | None) -> ChangesSeen:
+        # At one instant: a line that is not here yet comes with a later revision.
+        with reading(self._engine, "keys", "changes") as connection:
+            revision = _revision(connection)
+            if seen is not None and revision == seen.revision:
+                return seen
+            lines = select(audit_log.c.id, audit_log.c.action, audit_log.c.subject).where(
+                audit_log.c.action.in_((*_ENDS_KEYS, _MAY_END_ANY))
+            )
+            if seen is None:
+                last = connection.execute(lines.order_by(audit_log.c.id.desc()).limit(1)).first()
+                return ChangesSeen(revision, last.id if last else 0, None)
+            ends = connection.execute(lines.where(audit_log.c.id > seen.serial)).all()
+        is_known = all(line.action in _ENDS_KEYS for line in ends)
+        serial = max((line.id for line in ends), default=seen.serial)
+        return ChangesSeen(revision, serial, frozenset(line.subject for line in ends) if is_known else None)
+
+
+def _revision(connection: Connection) -> int:
+    revision: int = connection.execute(select(config_revision.c.revision)).scalar_one()
+    return revision
 
 
 def _is_retired(connection: Connection, version: int) -> bool:

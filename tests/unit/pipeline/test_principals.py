@@ -120,16 +120,16 @@ async def test_a_hundred_unknown_at_once_ask_once(principals, database):
 
 
 class Gate:
-    """Holds look-ups of keys in the database until it is opened."""
+    """Holds look-ups of keys in the database, which are on threads, until it is opened."""
 
-    def __init__(self, engine) -> None:
+    def __init__(self, engine, when="before_cursor_execute") -> None:
         self.reached = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._open = threading.Event()
-        event.listen(engine, "before_cursor_execute", self._wait)
+        event.listen(engine, when, self._wait)
 
     def _wait(self, _connection, _cursor, statement, *_) -> None:
-        if "FROM api_keys" in statement:
+        if "FROM api_keys" in statement and threading.current_thread() is not threading.main_thread():
             self._loop.call_soon_threadsafe(self.reached.set)
             assert self._open.wait(10)
 
@@ -464,6 +464,73 @@ async def test_a_key_that_is_named_as_ended_is_not_trusted_though_the_store_is_a
     with pytest.raises(StoreAway):
         await principals.of(ended.key)
     assert await principals.of(other.key)
+
+
+async def test_who_was_not_ended_by_a_change_goes_on_though_the_store_is_away(principals, registry, database, clock):
+    ended, other = (registry.issue_key("growth") for _ in range(2))
+    for each in (ended, other):
+        await principals.of(each.key)
+    registry.revoke_key(ended.record.kid)
+    database.take_away()
+    principals.invalidate([])
+    for each in (ended, other):
+        assert await principals.of(each.key), "a change of something else"
+    principals.invalidate([ended.record.kid])
+    clock.ms += STALE_MS - 1
+    with pytest.raises(StoreAway):
+        await principals.of(ended.key)
+    assert await principals.of(other.key)
+    principals.invalidate()
+    with pytest.raises(StoreAway):
+        await principals.of(other.key)
+
+
+async def test_what_was_read_before_a_key_was_ended_is_not_kept(principals, registry, database):
+    issued = registry.issue_key("growth")
+    gate = Gate(database.engine, "after_cursor_execute")
+    asked = asyncio.create_task(principals.of(issued.key))
+    await gate.reached.wait()
+    principals.forget([issued.record.kid])
+    gate.open()
+    await asked
+    database.take_away()
+    with pytest.raises(StoreAway):
+        await principals.of(issued.key)
+
+
+async def test_a_key_that_is_ended_while_a_store_fails_to_say_so_is_not_trusted(principals, registry, database, clock):
+    issued = registry.issue_key("growth")
+    await principals.of(issued.key)
+    clock.ms += POSITIVE_TTL_MS
+    gate = Gate(database.engine)
+    asked = asyncio.create_task(principals.of(issued.key))
+    await gate.reached.wait()
+    principals.forget([issued.record.kid])
+    database.take_away()
+    gate.open()
+    with pytest.raises(StoreAway):
+        await asked
+
+
+@pytest.mark.parametrize("told", ["a change", "an end"])
+async def test_who_comes_after_a_change_does_not_join_those_before_it(principals, registry, database, told):
+    issued = registry.issue_key("growth")
+    gate = Gate(database.engine, "after_cursor_execute")
+    before = asyncio.create_task(principals.of(issued.key))
+    await gate.reached.wait()
+    registry.revoke_key(issued.record.kid)
+    if told == "a change":
+        principals.invalidate()
+    else:
+        principals.forget([issued.record.kid])
+    after = asyncio.create_task(principals.of(issued.key))
+    await asyncio.sleep(0)
+    gate.open()
+    assert (await before).key.kid == issued.record.kid
+    with pytest.raises(InvalidKey):
+        await after
+    with pytest.raises(InvalidKey):
+        await principals.of(issued.key)
 
 
 async def test_a_new_pepper_is_taken_up_when_it_is_noticed(principals, registry, key):
