@@ -167,6 +167,7 @@ class SpoolLedger:
         self._written = asyncio.Event()
         self._ended = asyncio.Event()
         self._waiting_since_ns: int | None = None
+        self._on_its_way_since_ns: int | None = None
         self._taken_over = 0
         self._recovered = 0
         self._closing = False
@@ -197,7 +198,7 @@ class SpoolLedger:
 
     def state(self) -> LedgerState:
         """How the ledger is doing, for metrics."""
-        since = self._waiting_since_ns
+        since = self._waiting_since_ns if self._on_its_way_since_ns is None else self._on_its_way_since_ns
         return LedgerState(
             spool_bytes=self._writer.used_bytes + self._writer.foreign_bytes,
             lag_ms=0 if since is None else (self._clock.monotonic_ns() - since) // 1_000_000,
@@ -215,14 +216,17 @@ class SpoolLedger:
     async def ship_once(self) -> int:
         """Bring what has been spooled so far to the database; returns how many events were new. Raises `StoreAway`."""
         self._write_again()
-        since, self._waiting_since_ns = self._waiting_since_ns, None
+        # Until it has arrived it is not there: budgets would take the ledger's word without it.
+        self._on_its_way_since_ns, self._waiting_since_ns = self._waiting_since_ns, None
         segments = self._writer.segments()
         try:
             new = await asyncio.to_thread(self._ship, segments)
         except BaseException:
             # A cancellation too: what was not shipped goes on waiting from when it began to.
-            self._waiting_since_ns = since
+            self._waiting_since_ns = self._on_its_way_since_ns
             raise
+        finally:
+            self._on_its_way_since_ns = None
         self._taken_over += new
         spent = self._progress.spent(segments)
         for segment in spent:

@@ -299,6 +299,24 @@ async def test_while_the_database_is_away_events_wait_and_then_arrive(make_ledge
     await ledger.close()
 
 
+async def test_what_is_on_its_way_is_not_there_yet(make_ledger, engine, clock):
+    ledger = make_ledger()
+    ledger.end(event(1))
+    clock.ms += 3_000
+    with writing(engine, "ledger", "test"):
+        shipping = asyncio.get_running_loop().create_task(ledger.ship_once())
+        await asyncio.sleep(0)
+        clock.ms += 1_000
+        ledger.end(event(2))
+        assert ledger.state().lag_ms == 4_000
+    await shipping
+    clock.ms += 500
+    assert ledger.state().lag_ms == 500
+    await ledger.ship_once()
+    assert ledger.state().lag_ms == 0
+    await ledger.close()
+
+
 async def test_what_cannot_be_brought_at_close_is_there_at_the_next_start(make_ledger, engine, telemetry, reports):
     ledger = make_ledger()
     ledger.begin(dispatch(1))
