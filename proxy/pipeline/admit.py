@@ -27,17 +27,17 @@ async def admit(exchange: Exchange, services: Services) -> None:
     Budgets are asked for what costs money alone. Raises `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`,
     `ModelNotPriced`, `StoreAway`; a refusal has changed nothing.
     """
-    principal, chat = exchange.principal, exchange.chat
+    principal, asked = exchange.principal, exchange.asked
     policy = services.policy
-    scopes = scopes_of(principal, chat.model, policy, exchange.at_ms)
+    scopes = scopes_of(principal, asked.model, policy, exchange.at_ms)
     spend = None
     if exchange.hit is not None or exchange.collapsed:
         cost = Cost(policy.hits_cost_requests, 0)
     else:
-        prompt = exchange.kind.estimate(chat)
+        prompt = exchange.kind.estimate(asked)
         capacity = _smallest_token_capacity(scopes, exchange.at_ms)
         room = None if capacity is None else capacity - prompt
-        answer = estimate_output(chat, policy.default_output_reservation_tokens, room)
+        answer = estimate_output(asked, policy.default_output_reservation_tokens, room)
         exchange.reserved_input_tokens, exchange.reserved_output_tokens = prompt, answer
         cost = Cost(1, prompt + answer)
         if principal.team.budgets or principal.key.budgets:
@@ -49,11 +49,11 @@ async def admit(exchange: Exchange, services: Services) -> None:
                 reached = BudgetReached(principal.team.name, owner_of(cap.scope), cap, exchange.at_ms)
                 services.budget_reached(reached)
         case Refused() as refused:
-            raise LimitReached(principal.team.name, chat.model, refused, principal.key.name)
+            raise LimitReached(principal.team.name, asked.model, refused, principal.key.name)
         case NeverFits() as never:
-            raise NeverAdmissible(principal.team.name, chat.model, never, principal.key.name)
+            raise NeverAdmissible(principal.team.name, asked.model, never, principal.key.name)
         case OverBudget() as over:
-            raise BudgetUsedUp(principal.team.name, chat.model, over, principal.key.name)
+            raise BudgetUsedUp(principal.team.name, asked.model, over, principal.key.name)
 
 
 def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> tuple[Scope, ...]:
@@ -79,14 +79,14 @@ def _spend(exchange: Exchange, policy: Policy) -> Spend | None:
     principal, at_ms, price = exchange.principal, exchange.at_ms, exchange.price
     if price is None:
         if not may_go_unpriced(policy.unpriced, has_budget=True):
-            raise ModelNotPriced(principal.team.name, exchange.chat.model)
+            raise ModelNotPriced(principal.team.name, exchange.asked.model)
         return None
     if price.is_free:
         return None
     caps = caps_of(principal.team.budgets, TEAM_SCOPE, at_ms)
     caps += caps_of(principal.key.budgets, key_scope(principal.key.kid), at_ms)
     tokens = exchange.reserved_input_tokens, exchange.reserved_output_tokens
-    return Spend(caps, nano_usd(worst_case(price, *tokens, exchange.chat.service_tier)), at_ms)
+    return Spend(caps, nano_usd(worst_case(price, *tokens, exchange.asked.service_tier)), at_ms)
 
 
 def _steady(name: str, limits: Limits, max_parallel: int | None = None) -> Scope:

@@ -303,5 +303,5 @@ def _with_own_headers(reply: Reply, exchange: Exchange, *, stored: bool = False)
 
 def _differ(one: Exchange, other: Exchange) -> bool:
     """Whether upstream may have refused one request for what the other does not say."""
-    here, there = one.chat.body, other.chat.body
+    here, there = one.asked.body, other.asked.body
     return any(here.get(name) != there.get(name) for name in (*EXCLUDED_MEMBERS, "stream_options"))

@@ -37,7 +37,7 @@ def own_count(
     by_characters = Usage(exchange.reserved_input_tokens, counted_output_tokens)
     if services.tokenizer is None or said is None:
         return by_characters, None
-    encoding, asked = encoding_of(exchange.chat.model), exchange.kind.prompt(exchange.chat)
+    encoding, asked = encoding_of(exchange.asked.model), exchange.kind.prompt(exchange.asked)
     counted = services.tokenizer.count(encoding, (asked, said))
     if counted is not None:
         return Usage(*counted), None

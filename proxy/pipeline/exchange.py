@@ -42,7 +42,7 @@ class Shadow:
 class Exchange:
     """One request from its arrival to its settlement.
 
-    A step writes its own fields and reads those before it; `principal`, `chat` and `admitted` are unset until their
+    A step writes its own fields and reads those before it; `principal`, `asked` and `admitted` are unset until their
     step has run.
     """
 
@@ -64,7 +64,7 @@ class Exchange:
     # authenticate
     principal: Principal = field(init=False, repr=False)
     # interpret
-    chat: Asked = field(init=False, repr=False)
+    asked: Asked = field(init=False, repr=False)
     price: Price | None = None
     # look up
     cache: CacheResult | None = None

@@ -34,9 +34,9 @@ class Wish(NamedTuple):
     include_usage: bool
 
     @classmethod
-    def of(cls, chat: Asked) -> Wish:
+    def of(cls, asked: Asked) -> Wish:
         """The form a request asks for."""
-        return cls(chat.stream, chat.stream and chat.include_usage)
+        return cls(asked.stream, asked.stream and asked.include_usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Flight:
         self.leader = leader
         """Whose request goes upstream, and whose account is charged."""
         self.address = address
-        self.wish = Wish.of(leader.chat)
+        self.wish = Wish.of(leader.asked)
         self.departed = False
         """The leader was admitted, and the call is somebody's business beside the leader's."""
         self.landing: Landing | None = None
@@ -168,7 +168,7 @@ class Flight:
 
     async def receive(self) -> bytes:
         """Return the request that goes upstream."""
-        return self.leader.chat.raw
+        return self.leader.asked.raw
 
     async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """Tell the head of a streamed answer."""
@@ -263,7 +263,7 @@ class Flights:
         One whose leader is still being admitted is waited for: should it be refused, one of those who wait leads.
         Without `join` the request leads in any case.
         """
-        wish = Wish.of(exchange.chat)
+        wish = Wish.of(exchange.asked)
         behind: _Line = deque()
         flight = self._under_way.get(address)
         while join and flight is not None and not flight.full:

@@ -33,12 +33,12 @@ def dispatch(exchange: Exchange, services: Services) -> None:
             team=principal.team.name,
             key_id=principal.key.kid,
             endpoint=exchange.endpoint,
-            model=exchange.chat.model,
+            model=exchange.asked.model,
             upstream=services.upstream.name,
             reserved_input_tokens=exchange.reserved_input_tokens,
             reserved_output_tokens=exchange.reserved_output_tokens,
             price_id=exchange.price.price_id if exchange.price else None,
-            service_tier=service_tier_of(exchange.chat.service_tier),
+            service_tier=service_tier_of(exchange.asked.service_tier),
         )
     )
     exchange.upstream = services.upstream.name
@@ -50,13 +50,13 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
 
     No byte has gone to the client yet, which is what makes trying again safe for it.
     """
-    chat, policy, clock = exchange.chat, services.policy.retry, services.clock
-    asking = chat.stream and not chat.include_usage and services.policy.ask_for_stream_usage
+    asked, policy, clock = exchange.asked, services.policy.retry, services.clock
+    asking = asked.stream and not asked.include_usage and services.policy.ask_for_stream_usage
     request = UpstreamRequest(
         method=exchange.method,
         path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
         headers=forwardable(exchange.headers.items()),
-        body=ask_for_usage(chat) if asking else chat.raw,
+        body=ask_for_usage(asked) if asking else asked.raw,
     )
     begun_ns = clock.monotonic_ns()
     try:

@@ -12,23 +12,22 @@ __all__ = ["interpret", "is_open_model"]
 
 
 def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
-    """Read the body into `chat` and find the model's `price`.
+    """Read the body into `asked` and find the model's `price`.
 
     Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
     """
-    chat = exchange.kind.parse(parse_object(body, services.policy.max_json_depth), body)
-    exchange.chat = chat
-    if chat.state is not None and not exchange.principal.team.allow_stateful:
-        raise EndpointClosed(f"/v1{exchange.path}", chat.state)
-    price = services.prices.price(chat.model, exchange.at_ms)
+    asked = exchange.kind.parse(parse_object(body, services.policy.max_json_depth), body)
+    exchange.asked = asked
+    if asked.state is not None and not exchange.principal.team.allow_stateful:
+        raise EndpointClosed(f"/v1{exchange.path}", asked.state)
+    price = services.prices.price(asked.model, exchange.at_ms)
     exchange.price = price
-    if not is_open_model(chat.model, exchange.principal, services.policy, priced=price is not None):
-        raise ModelNotFound(chat.model)
-    maximum, asked = price.max_output_tokens if price else None, chat.max_output_tokens
-    if maximum is not None and asked is not None and asked > maximum:
-        name = chat.max_output_param
+    if not is_open_model(asked.model, exchange.principal, services.policy, priced=price is not None):
+        raise ModelNotFound(asked.model)
+    maximum, tokens, name = price.max_output_tokens if price else None, asked.max_output_tokens, asked.max_output_param
+    if maximum is not None and tokens is not None and tokens > maximum:
         raise InvalidRequest(
-            f"{name} is too large: {asked}. This model supports at most {maximum} completion tokens.", param=name
+            f"{name} is too large: {tokens}. This model supports at most {maximum} completion tokens.", param=name
         )
 
 

@@ -56,12 +56,12 @@ class Copy:
 
 async def tell(entry: CachedAnswer, exchange: Exchange) -> CachedAnswer | None:
     """Return an entry in the form a request asks for, or None where it cannot be told in that form."""
-    chat, telling = exchange.chat, exchange.kind.telling
-    if not chat.stream:
+    asked, telling = exchange.asked, exchange.kind.telling
+    if not asked.stream:
         return entry if entry.form is Form.PLAIN else None
     write = telling.stream_of if entry.form is Form.PLAIN else telling.retold
     try:
-        body = await _converted(lambda kept: write(kept, include_usage=chat.include_usage), entry.body)
+        body = await _converted(lambda kept: write(kept, include_usage=asked.include_usage), entry.body)
     except NotTellable:
         return None
     return replace(entry, form=Form.STREAM, headers=_as(Form.STREAM, entry.headers), body=body)
@@ -89,7 +89,7 @@ async def keep(
         status=status,
         headers=headers,
         body=body,
-        model=exchange.chat.model,
+        model=exchange.asked.model,
         stored_at_ms=services.clock.now_ms(),
         ttl_ms=services.policy.cache_ttl_ms,
         input_tokens=exchange.usage.input_tokens,

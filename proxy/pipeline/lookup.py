@@ -93,7 +93,7 @@ async def find(exchange: Exchange, services: Services) -> CachedAnswer | None:
         return None
     told = await tell(entry, exchange)
     if told is None:
-        form = Form.STREAM if exchange.chat.stream else Form.PLAIN
+        form = Form.STREAM if exchange.asked.stream else Form.PLAIN
         digest = fingerprint.in_form(exchange.address.digest, form)
         exchange.address = replace(exchange.address, digest=digest)
         entry = await services.cache.get(exchange.address)
@@ -114,15 +114,15 @@ def too_old(exchange: Exchange, entry: CachedAnswer) -> bool:
 
 
 def _address(exchange: Exchange, services: Services) -> CacheAddress:
-    team, chat = exchange.principal.team, exchange.chat
+    team, asked = exchange.principal.team, exchange.asked
     digest = fingerprint.digest(
         team.cache_secret,
-        salt=team.cache_salts.get(chat.model, b""),
+        salt=team.cache_salts.get(asked.model, b""),
         method=exchange.method,
         path=f"{exchange.path}?{exchange.query}",
         upstream=services.upstream.identity,
         headers=forwardable(exchange.headers.items()),
-        body=chat.body,
+        body=asked.body,
     )
     return CacheAddress(team.name, team.cache_secret, digest)
 
@@ -136,7 +136,7 @@ def _bypass(exchange: Exchange, services: Services) -> str | None:
         return "off"
     if exchange.wishes.no_store:
         return "no-store"
-    reason = exchange.kind.nondeterminism(exchange.chat.body)
+    reason = exchange.kind.nondeterminism(exchange.asked.body)
     return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
 
 

@@ -37,9 +37,9 @@ async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, 
         if answer.status >= 300:
             # Redirects are not followed: they could lead our key anywhere.
             raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
-        listen = exchange.kind.listen if exchange.chat.stream else None
+        listen = exchange.kind.listen if exchange.asked.stream else None
         if listen is not None and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
-            return await _relay_stream(exchange, answer, listen(exchange.chat), client, services)
+            return await _relay_stream(exchange, answer, listen(exchange.asked), client, services)
         return await _relay_plain(exchange, answer, services)
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(services.upstream.name, failure.fault)
@@ -54,7 +54,7 @@ def replay(exchange: Exchange) -> Reply:
     if hit is None:
         raise LookupError("nothing to replay")
     age_seconds = max(0, exchange.at_ms - hit.stored_at_ms) // 1_000
-    own = _STREAM_HEADERS if exchange.chat.stream else _PLAIN_HEADERS
+    own = _STREAM_HEADERS if exchange.asked.stream else _PLAIN_HEADERS
     return Reply(hit.status, (*hit.headers, *own, *own_headers(exchange), ("Age", str(age_seconds))), hit.body)
 
 

@@ -49,7 +49,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
     total_ns = services.clock.monotonic_ns() - exchange.started_ns
     first = exchange.first_byte_ns
     principal = getattr(exchange, "principal", None)
-    chat = getattr(exchange, "chat", None)
+    asked = getattr(exchange, "asked", None)
     admitted, shadow = getattr(exchange, "admitted", None), exchange.shadow
     standing = admitted.standing if admitted else None
     limits = admitted.reservation.scopes[0].schedule.limits_at(exchange.at_ms) if admitted else Limits()
@@ -67,7 +67,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         ttft_ms=(first - exchange.started_ns) / _NS_PER_MS if first is not None else None,
         team=principal.team.name if principal else "",
         key_id=principal.key.kid if principal else "",
-        model=chat.model if chat else "",
+        model=asked.model if asked else "",
         upstream=exchange.upstream,
         upstream_request_id=exchange.upstream_request_id,
         client_request_id=exchange.client_request_id,

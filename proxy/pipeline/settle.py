@@ -50,7 +50,7 @@ def settle(
         return
     exchange.estimated = usage is None
     # An answer that broke off before it named its tier was most likely served at the one that was asked for.
-    tier = service_tier or exchange.chat.service_tier
+    tier = service_tier or exchange.asked.service_tier
     left = None
     if usage is None:
         usage, left = own_count(exchange, services, said, counted_output_tokens, tier)
@@ -203,7 +203,7 @@ def _record(
         team=exchange.principal.team.name,
         key_id=exchange.principal.key.kid,
         endpoint=exchange.endpoint,
-        model=exchange.chat.model,
+        model=exchange.asked.model,
         upstream=exchange.upstream,
         status=status,
         outcome=outcome,

@@ -19,7 +19,7 @@ async def decide_shadow(exchange: Exchange, services: Services) -> None:
     That bucket is charged and settled as if the team were on the tier, and like any other by nothing that it refuses.
     A tier that is no longer configured, and a limiter that is away, decide nothing.
     """
-    team, policy, chat = exchange.principal.team, services.policy, exchange.chat
+    team, policy, asked = exchange.principal.team, services.policy, exchange.asked
     tier = policy.tiers.get(team.shadow_tier) if team.shadow_tier is not None else None
     if tier is None:
         return
@@ -29,7 +29,7 @@ async def decide_shadow(exchange: Exchange, services: Services) -> None:
         capacity = scope.schedule.limits_at(exchange.at_ms).effective_token_capacity
         prompt = exchange.reserved_input_tokens
         room = None if capacity is None else capacity - prompt
-        cost = Cost(1, prompt + estimate_output(chat, policy.default_output_reservation_tokens, room))
+        cost = Cost(1, prompt + estimate_output(asked, policy.default_output_reservation_tokens, room))
     try:
         decision = await services.limiter.reserve(team.name, (scope,), cost)
     except StoreAway:

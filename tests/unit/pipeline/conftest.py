@@ -128,8 +128,8 @@ class Bench:
             headers=headers or {},
         )
         exchange.principal = await self.services.principals.of(self.key)
-        exchange.chat = parse_chat(parse_object(body), body)
-        exchange.price = self.services.prices.price(exchange.chat.model, now_ms)
+        exchange.asked = parse_chat(parse_object(body), body)
+        exchange.price = self.services.prices.price(exchange.asked.model, now_ms)
         return exchange
 
     def with_policy(self, **changes: Any) -> Services:

@@ -233,5 +233,5 @@ async def test_places_are_never_exceeded_and_never_leak(bench, most, history):
 def replace_exchange(exchange):
     """Another request just like it, at its beginning."""
     other = replace(exchange)
-    other.principal, other.chat = exchange.principal, exchange.chat
+    other.principal, other.asked = exchange.principal, exchange.asked
     return other

@@ -68,7 +68,7 @@ async def test_what_a_stream_alone_can_tell_is_kept_as_it_came(bench, exchange):
     assert await keep_stream(exchange, bench.services, 200, HEADERS, copy_of(stream))
     entry = await kept(bench, exchange)
     assert (entry.form, entry.headers, entry.body) == (Form.STREAM, HEADERS, stream)
-    plain = await bench.exchange(exchange.chat.raw.replace(b'"stream": true', b'"stream": false'))
+    plain = await bench.exchange(exchange.asked.raw.replace(b'"stream": true', b'"stream": false'))
     assert await tell(entry, plain) is None
 
 
