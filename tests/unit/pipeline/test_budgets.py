@@ -60,7 +60,10 @@ class Purse:
 
     def begin(self):
         """Have a process that has just begun."""
-        reader = SpentReader(self.ledger, self.clock, self.bench.metrics.store_failed)
+        spool = self.bench.ledger
+        reader = SpentReader(
+            self.ledger, self.clock, self.bench.metrics.store_failed, lag_ms=lambda: spool.state().lag_ms
+        )
         self.budgets = MemoryBudgets(reader, self.clock)
         self.services = replace(
             self.bench.services,
@@ -233,6 +236,21 @@ async def test_what_was_spent_while_there_was_no_budget_is_counted_once_the_ledg
     assert purse.held() == 2 * one
     with pytest.raises(BudgetUsedUp):
         await purse.admitted()
+
+
+async def test_what_waits_in_the_spool_for_an_hour_stays_spent(purse):
+    one = most(await purse.admitted())
+    purse.give(month=one)
+    exchange = await purse.dispatched()
+    settle(exchange, purse.services, status=200, outcome=Outcome.OK, usage=Usage(*RESERVED))
+    for _ in range(60):
+        purse.clock.ms += MINUTE_MS
+        await purse.budgets.resync()
+        with pytest.raises(BudgetUsedUp):
+            await purse.admitted()
+    assert await purse.ledgered() == one
+    await purse.budgets.resync()
+    assert purse.held() == one
 
 
 def ends():
