@@ -266,3 +266,17 @@ async def test_no_account_is_asked_where_there_is_no_budget(server):
     assert not [
         name for name in commands if name.startswith(("cmdstat_h", "cmdstat_pexpire")) and name != "cmdstat_hello"
     ]
+
+
+async def test_limits_and_budgets_are_one_command_and_so_is_their_settlement(server):
+    caps = (CAP, Cap("key:k", span_of(Period.DAY, 0), 100, None))
+    async with worker(server.url, SpendBooks()) as limiter:
+        await limiter.reserve("a", SCOPES, ONE, Spend(caps, 1, limiter.clock.now_ms()))
+        before = server.calls("evalsha")
+        decision = await limiter.reserve("a", SCOPES, ONE, Spend(caps, 2, limiter.clock.now_ms()))
+        assert server.calls("evalsha") == before + 1
+        limiter.settle(decision.reservation, ONE, 7)
+        await limiter.peek("a", SCOPES)
+        assert server.calls("evalsha") == before + 3
+    assert held(server)["total"] == "8"
+    assert server.calls("eval") == 0
