@@ -17,6 +17,7 @@ import requests
 
 from proxy.web.admin.operation import PREFIX
 from proxy.web.admin.table import OPERATIONS
+from tests.support.secret_search import files_in, leaks
 from tests.support.tollgate_process import Tollgate, eventually, run_tollgate
 
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Who?"}], "temperature": 0}
@@ -227,7 +228,7 @@ CHANGES = {
 
 def test_every_change_is_audited_once_and_shows_no_secret(simulator, tmp_path):
     assert CHANGES.keys() == {operation.name for operation in OPERATIONS if operation.method != "GET"}
-    secrets, kid = [simulator.key, IMPORTED], ""
+    secrets, whole, kid = [simulator.key, IMPORTED], [], ""
     with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway:
         admin = Admin(gateway)
         shown = ""
@@ -243,18 +244,34 @@ def test_every_change_is_audited_once_and_shows_no_secret(simulator, tmp_path):
             if key is not None:
                 assert name in {"issueKey", "rotateKey"}
                 kid = answer.json()["id"]
+                whole.append(key)
                 secrets.append(key.rsplit("_", 1)[1])
             else:
                 shown += answer.text
         assert len(secrets) == 4
+        for key in [IMPORTED, *whole]:
+            for method, path, body in (
+                ("POST", "/keys/import", {"team": "audited", "keys": [key]}),
+                ("POST", "/keys/import", {"team": "audited", "keys": [f"another {IMPORTED}", key + "\n"]}),
+                ("POST", "/keys/import", {"team": key, "keys": [key], "label": key * 9}),
+                ("POST", "/keys", {"team": "audited", "label": key + "\x1b"}),
+                ("POST", f"/keys/{key}/revoke", None),
+                ("GET", f"/keys?cursor={key}", None),
+            ):
+                answer = admin(method, path, body)
+                assert answer.status_code == 422, answer.text
+                shown += answer.text
         secrets += [admin.session.headers["Authorization"].split()[1], *_peppers(gateway)]
         for operation in OPERATIONS:
             if operation.method == "GET":
                 shown += admin("GET", operation.path.format(team="audited", key_id=kid)).text
         admin.session.close()
-    places = {"an answer": shown, "stdout": gateway.stdout, "stderr": gateway.stderr, "metrics": ""}
-    found = [(what, secret[:8]) for what, text in places.items() for secret in secrets if secret in text]
-    assert not found
+        metrics = requests.get(f"{gateway.operations_url}/metrics", timeout=9).text
+        assert "tollgate_" in metrics
+        files = files_in(gateway.data_dir, but=frozenset({"admin_token", "peppers.json"}))
+        assert any("sqlite3" in name for name in files)
+    places = {"an answer": shown, "stdout": gateway.stdout, "stderr": gateway.stderr, "metrics": metrics} | files
+    assert leaks(places, {f"secret {number}": secret for number, secret in enumerate(secrets)}) == set()
     assert "Traceback" not in gateway.stderr
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
+import stat
 import subprocess
 from contextlib import ExitStack
 
@@ -126,7 +128,10 @@ def test_no_secret_is_anywhere_in_any_form(simulator, tmp_path, session, stores)
             peppers = json.loads((gateway.data_dir / "peppers.json").read_bytes())["peppers"]
             assert sorted(peppers) == ["1", "2"]
             secrets |= {f"pepper {version}": bytes.fromhex(pepper) for version, pepper in peppers.items()}
-            at_home = frozenset({"peppers.json"})
+            at_home = frozenset({"peppers.json", "admin_token", "cache.key"})
+            secrets["the admin API's token"] = gateway.cli("admin", "token").strip()
+            if redis is not None:
+                secrets["the cache's key"] = base64.b64decode((gateway.data_dir / "cache.key").read_bytes())
             places = said | told | files_in(gateway.data_dir, but=at_home)
             assert any("sqlite3" in name for name in places)
             if redis is not None:
@@ -140,6 +145,29 @@ def test_no_secret_is_anywhere_in_any_form(simulator, tmp_path, session, stores)
             places |= {f"{name} afterwards": text for name, text in files_in(gateway.data_dir, but=at_home).items()}
     places["what upstream said"] = simulator.stdout + simulator.stderr
     assert leaks(places, secrets) == set()
+
+
+def test_whatever_is_made_is_its_owners_alone_whatever_the_umask(simulator, tmp_path, session):
+    before = os.umask(0)
+    try:
+        with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway:
+            team = gateway.add_team("discreet")
+            import_key(gateway, team)
+            gateway.cli("keys", "pepper", "rotate")
+            gateway.cli("admin", "token", "--rotate")
+            table = tmp_path / "prices.csv"
+            table.write_text("model,input,output\nin-house-7b,0.10,0.40\n")
+            gateway.cli("prices", "import", str(table))
+            url = f"{gateway.base_url}/chat/completions"
+            assert session.post(url, headers=team.headers, json=ASK, timeout=30).status_code == 200
+            made = {
+                path: stat.S_IMODE(path.stat().st_mode) for path in (gateway.data_dir, *gateway.data_dir.rglob("*"))
+            }
+            names = {path.name for path in made}
+            assert {"admin_token", "peppers.json", "prices.json", "tollgate.sqlite3", "spool"} <= names
+            assert {str(path): oct(mode) for path, mode in made.items() if mode & 0o077} == {}
+    finally:
+        os.umask(before)
 
 
 def test_the_search_finds_what_it_looks_for():
