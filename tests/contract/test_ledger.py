@@ -414,6 +414,19 @@ async def test_no_event_is_refused_for_what_it_claims(make_ledger, engine, repor
     assert reports.verify() == []
 
 
+async def test_a_batch_of_absurd_claims_holds_up_nothing(make_ledger, engine):
+    """More than a sum of 64 bits can hold, at once and together with what is there."""
+    ledger = make_ledger()
+    for number in range(600):
+        ledger.end(event(number, usage=Usage(2**62, 2**62), cost_pico_usd=2**62))
+        if number in {199, 399}:
+            assert await ledger.ship_once() == 200
+    ledger.end(event(600))
+    assert await ledger.ship_once() == 201
+    assert len(rows_of(engine)) == 601
+    await ledger.close()
+
+
 async def test_no_event_is_refused_for_how_long_its_names_are(make_ledger, engine, reports):
     """An index of Postgres takes rows of 2,700 bytes, which four-byte characters reach soon."""
     rng = random.Random(3)

@@ -22,6 +22,8 @@ __all__ = ["SqlLedgerStore"]
 _MOST_TOKENS = 1 << 40
 _MOST_PICO_USD = 1 << 56
 _MOST_SMALL = (1 << 15) - 1
+# Where a sum has 64 bits, a batch of absurd numbers is cut to them: what cannot be bound would hold up all the rest.
+_MOST_SUM = (1 << 63) - 1
 _MOST_CHARACTERS = 256
 
 _Row = dict[str, Any]
@@ -89,6 +91,8 @@ def _add_to_daily(connection: Connection, rows: list[_Row]) -> None:
             total[name] += measure.value(row)
     insert = insert_into(connection, usage_daily)
     added = {name: usage_daily.c[name] + insert.excluded[name] for name in MEASURES}
+    if connection.dialect.name == "sqlite":
+        totals = {key: {name: _within(each, _MOST_SUM) for name, each in sums.items()} for key, sums in totals.items()}
     connection.execute(
         insert.on_conflict_do_update(index_elements=list(usage_daily.primary_key), set_=added),
         # In one order everywhere, so that two workers never wait for each other in a circle.
