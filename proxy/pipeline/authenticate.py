@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from proxy.core.errors import MissingKey
@@ -9,6 +10,9 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
 __all__ = ["authenticate", "presented_key"]
+
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""What stands for bytes that are not UTF-8."""
 
 
 async def authenticate(exchange: Exchange, services: Services) -> None:
@@ -19,7 +23,7 @@ async def authenticate(exchange: Exchange, services: Services) -> None:
 def presented_key(headers: Mapping[str, str]) -> str:
     """Read the key of a request: `Authorization: Bearer`, or `api-key` as Azure's SDKs send it; it may have spaces.
 
-    Raises `MissingKey`.
+    Of several headers of one name the first counts. Raises `MissingKey`.
     """
     authorization = headers.get("Authorization")
     if authorization is not None:
@@ -31,4 +35,9 @@ def presented_key(headers: Mapping[str, str]) -> str:
         key = headers.get("api-key", "").strip()
     if not key:
         raise MissingKey
-    return key
+    return _in_latin_1(key) if _NO_UTF8.search(key) else key
+
+
+def _in_latin_1(key: str) -> str:
+    """The key as it was meant: what is no UTF-8 is Latin-1, in which browsers, Node and requests write headers."""
+    return key.encode("utf-8", "surrogateescape").decode("latin-1")

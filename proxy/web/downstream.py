@@ -14,6 +14,7 @@ __all__ = ["AiohttpDownstream"]
 
 _UNDECODABLE = re.compile("[\ud800-\udfff]")
 """What stands for bytes that are not UTF-8."""
+_NOT_SENT_ON = frozenset({"authorization", "api-key"})
 _CONTENT_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 """What the server has undone by the time a body is read."""
 
@@ -39,7 +40,7 @@ class AiohttpDownstream:
         request = self._request
         for name, value in request.headers.items():
             # The client upstream would cut such a value short.
-            if not value.isascii() and _UNDECODABLE.search(value):
+            if not value.isascii() and _UNDECODABLE.search(value) and name.lower() not in _NOT_SENT_ON:
                 raise InvalidRequest(f"The value of the header {name[:64]} is not UTF-8.")
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -145,6 +146,23 @@ async def test_a_change_of_keys_is_noticed(settings, engine, registry, key, sess
             return await status() == 401
 
         await until(refused)
+
+
+@pytest.mark.parametrize("header", ["Authorization: Bearer ", "api-key: "])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+async def test_a_key_from_elsewhere_is_read_however_its_client_writes_it(settings, engine, registry, header, encoding):
+    registry.import_keys("growth", ["Schlüssel für Größe 7"])
+    body = json.dumps(CHAT)
+    async with serving(settings, engine) as worker:
+        place = urlsplit(worker.base_url)
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        lines = ("POST /v1/chat/completions HTTP/1.1", "Host: x", f"{header}Schlüssel für Größe 7", "Connection: close")
+        head = "\r\n".join((*lines, "Content-Type: application/json", f"Content-Length: {len(body)}", "", ""))
+        writer.write(head.encode(encoding) + body.encode())
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200"), answer
 
 
 async def test_after_a_change_only_the_key_it_ended_is_out_while_the_database_is_away(

@@ -52,6 +52,21 @@ def test_whatever_may_be_imported_arrives_as_it_is(key):
         assert presented_key(CIMultiDict(headers)) == key
 
 
+@given(st.text(st.characters(max_codepoint=0x7F)), st.sampled_from("äéñø£¿ÿ"), st.sampled_from(" .0az"))
+def test_what_clients_write_in_latin_1_is_read_in_it(before, letter, after):
+    key = f"a{before}{letter}{after}z"
+    as_read = key.encode("latin-1").decode("utf-8", "surrogateescape")
+    assert as_read != key
+    for headers in ({"Authorization": f"Bearer {as_read}"}, {"api-key": as_read}):
+        assert presented_key(CIMultiDict(headers)) == key
+
+
+def test_of_two_headers_the_first_counts():
+    for name, said in (("Authorization", "Bearer {}"), ("api-key", "{}")):
+        twice = CIMultiDict([(name, said.format("first")), (name.upper(), said.format("second"))])
+        assert presented_key(twice) == "first"
+
+
 @pytest.mark.parametrize("header", ["Authorization", "api-key"])
 async def test_a_key_with_spaces_leads_to_its_team(bench, registry, header):
     key = "my team key number 1"
