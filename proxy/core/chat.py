@@ -6,6 +6,7 @@ what is plainly of the wrong type; everything else is upstream's to judge.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -86,7 +87,18 @@ def parse_chat(body: JsonObject, raw: bytes) -> Asked:
         max_output_tokens=newer or body.get("max_tokens"),
         max_output_param="max_completion_tokens" if newer else "max_tokens",
         service_tier=body.get("service_tier"),
+        state=next(_files_by_id(body["messages"]), None),
     )
+
+
+def _files_by_id(messages: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The parameters that name a file kept at OpenAI, as they would be written."""
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            file = part.get("file")
+            if isinstance(file, dict) and file.get("file_id") is not None:
+                yield f"messages[{index}].content[{place}].file.file_id"
 
 
 def asked_for_usage(body: JsonObject) -> bool:

@@ -311,3 +311,24 @@ def test_what_is_kept_there_stays_closed(gateway, session, new_team, upstream, m
     answer = session.request(method, f"{gateway.base_url}/{path}", headers=team.headers, json={}, timeout=30)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "endpoint_not_allowed")
     assert upstream.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("may", [False, True])
+def test_a_chat_that_names_a_file_kept_there_is_for_teams_that_may(gateway, session, new_team, upstream, may):
+    team = new_team(allow_stateful=may)
+    file = {"type": "file", "file": {"file_id": "file-abc"}}
+    data = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="}}
+    for content, closed in (([{"type": "text", "text": "What is in it?"}, file], not may), ([data], False)):
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}],
+        }
+        url = f"{gateway.base_url}/chat/completions"
+        answer = session.post(url, headers=team.headers, json=body, timeout=30)
+        if closed:
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (403, "endpoint_not_allowed")
+            assert error["param"] == "messages[1].content[1].file.file_id"
+        else:
+            assert answer.status_code == 200
+    assert upstream.stats()["requests"] == (2 if may else 1)
