@@ -121,6 +121,18 @@ async def test_each_change_is_announced_with_what_it_has_ended(settings, redis, 
         assert ended.empty()
 
 
+async def test_to_revoke_a_key_again_tells_those_who_were_not_told(settings, redis):
+    def revoke(kid: str) -> None:
+        for _ in range(2):
+            with open_registry(settings) as registry:
+                registry.revoke_key(kid)
+
+    kid, *_ = await asyncio.to_thread(three_keys, settings)
+    async with ended_on(redis) as ended:
+        await asyncio.to_thread(revoke, kid)
+        assert [await ended.get() for _ in range(2)] == [[kid], [kid]]
+
+
 async def test_an_ended_key_is_named_though_the_database_is_gone_right_after(settings, redis):
     """Workers that cannot ask it would go on trusting the key."""
 

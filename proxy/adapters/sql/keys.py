@@ -169,11 +169,12 @@ class SqlKeys(Changes):
         """
         with self._change("revoke_key") as connection:
             record = key_in(connection, kid)
+            # Each time: somebody may not have been told of it the first time.
+            self.ended.append(record.kid)
             if record.revoked_at_ms is not None:
                 return record
             now_ms = self._clock.now_ms()
             _set(connection, record.kid, revoked_at_ms=now_ms)
-            self.ended.append(record.kid)
             self._note(connection, "key.revoke", record.kid, record.team, {})
             return replace(record, revoked_at_ms=now_ms)
 
