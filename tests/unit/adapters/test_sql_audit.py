@@ -17,6 +17,8 @@ from proxy.core.registry import Registry, RegistryError, TeamUnknown
 FROM_ELSEWHERE = "key-from-elsewhere-0123456789"
 MONTHLY = {Period.MONTH: {"limit_nano_usd": 5, "warn_nano_usd": 4}}
 READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit", "budgets_spent"}
+FOR_GAUGES = {"spent_by_team"}
+"""Read by the server itself, and by nobody who manages."""
 
 
 class SetClock:
@@ -114,7 +116,7 @@ def rows_of(engine):
 
 
 def test_every_method_is_known_to_read_or_to_change():
-    assert methods_of(Registry) == methods_of(SqlRegistry)
+    assert methods_of(Registry) | FOR_GAUGES == methods_of(SqlRegistry)
     assert methods_of(Registry) == READERS | CHANGES.keys()
     assert not READERS & CHANGES.keys()
     assert CHANGES.keys() == TOLD.keys()
