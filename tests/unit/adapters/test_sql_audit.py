@@ -6,7 +6,6 @@ import pytest
 from sqlalchemy import event, select
 
 from proxy.adapters.secrets import load_or_create_pepper
-from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import audit_log, metadata
 from proxy.core.audit import AuditEntry
@@ -19,29 +18,6 @@ MONTHLY = {Period.MONTH: {"limit_nano_usd": 5, "warn_nano_usd": 4}}
 READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit", "budgets_spent"}
 FOR_GAUGES = {"spent_by_team"}
 """Read by the server itself, and by nobody who manages."""
-
-
-class SetClock:
-    def __init__(self):
-        self.ms = 1_800_000_000_000
-
-    def now_ms(self):
-        return self.ms
-
-    def monotonic_ns(self):
-        return self.ms * 1_000_000
-
-
-@pytest.fixture
-def clock():
-    return SetClock()
-
-
-@pytest.fixture
-def engine(database):
-    engine = open_engine(database)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

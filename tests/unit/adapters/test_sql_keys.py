@@ -4,7 +4,6 @@ import pytest
 from sqlalchemy import event, select, text
 
 from proxy.adapters.secrets import load_or_create_pepper
-from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import api_keys, audit_log, key_secrets
@@ -13,29 +12,6 @@ from proxy.core.registry import BadLine, BadValue, TeamUnknown
 from proxy.core.tiers import Limits
 
 TEXTS = ["sk-proj-abcdefghijklmnop", "my team key number one", "schlüssel-mit-ümlaut-0123"]
-
-
-class SetClock:
-    def __init__(self):
-        self.ms = 1_800_000_000_000
-
-    def now_ms(self):
-        return self.ms
-
-    def monotonic_ns(self):
-        return self.ms * 1_000_000
-
-
-@pytest.fixture
-def clock():
-    return SetClock()
-
-
-@pytest.fixture
-def engine(database):
-    engine = open_engine(database)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

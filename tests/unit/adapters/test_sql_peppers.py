@@ -8,36 +8,12 @@ from sqlalchemy import select
 
 from proxy.adapters.secrets import PEPPER_FILE, SecretsInvalid, load_or_create_pepper
 from proxy.adapters.sql.agreement import PepperMismatch, missing_peppers
-from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import audit_log, key_secrets
 from proxy.adapters.sql.tables import peppers as peppers_table
 from proxy.core.keys import secret_behind
 from proxy.core.registry import BadValue
-
-
-class SetClock:
-    def __init__(self):
-        self.ms = 1_800_000_000_000
-
-    def now_ms(self):
-        return self.ms
-
-    def monotonic_ns(self):
-        return self.ms * 1_000_000
-
-
-@pytest.fixture
-def clock():
-    return SetClock()
-
-
-@pytest.fixture
-def engine(database):
-    engine = open_engine(database)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

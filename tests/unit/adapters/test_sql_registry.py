@@ -5,7 +5,6 @@ import pytest
 from sqlalchemy import select
 
 from proxy.adapters.secrets import load_or_create_pepper
-from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import api_keys, audit_log, config_revision, key_secrets
 from proxy.core.keys import parse, secret_behind
@@ -14,32 +13,9 @@ from proxy.core.registry import BadName, BadValue, KeyUnknown, TeamExists, TeamU
 from proxy.core.tiers import LARGEST_LIMIT, Limits
 
 
-class SetClock:
-    def __init__(self):
-        self.ms = 1_800_000_000_000
-
-    def now_ms(self):
-        return self.ms
-
-    def monotonic_ns(self):
-        return self.ms * 1_000_000
-
-
-@pytest.fixture
-def clock():
-    return SetClock()
-
-
 @pytest.fixture
 def peppers(tmp_path):
     return load_or_create_pepper(tmp_path / "secrets")
-
-
-@pytest.fixture
-def engine(database):
-    engine = open_engine(database)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
