@@ -9,7 +9,11 @@ from enum import StrEnum
 from proxy.core.budget import Budget
 from proxy.core.tiers import Limits
 
-__all__ = ["CacheMode", "KeyRecord", "KeySecret", "Principal", "Team"]
+__all__ = ["HEAVIEST_WEIGHT", "LONGEST_MAX_WAIT_MS", "CacheMode", "KeyRecord", "KeySecret", "Principal", "Team"]
+
+HEAVIEST_WEIGHT = 100
+LONGEST_MAX_WAIT_MS = 3_600_000
+"""One hour: longer than that no client holds a connection open."""
 
 
 class CacheMode(StrEnum):
@@ -50,6 +54,8 @@ class Team:
     """Random bytes that are a part of the digests of single models; others in their place forget those answers."""
     budgets: tuple[Budget, ...] = ()
     """What it may spend, one at most for each period."""
+    weight: int = 1
+    """Its share, 1 to `HEAVIEST_WEIGHT`, where several teams wait for the same upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,9 @@ class KeyRecord:
     """When it was last seen to open something, to about a minute; None: never yet."""
     budgets: tuple[Budget, ...] = ()
     """What may be spent with it, of what its team may spend; one at most for each period."""
+    max_wait_ms: int | None = None
+    """How long its requests wait for their turn unless they say otherwise, at most `LONGEST_MAX_WAIT_MS`; None: they
+    are refused at once."""
 
     @property
     def name(self) -> str:
