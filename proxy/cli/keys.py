@@ -10,10 +10,20 @@ import click
 import msgspec
 
 from proxy.cli.budgets import budget_changes, budget_options, budgets_cell
-from proxy.cli.options import CLEARED, DURATION, MODELS, data_options, json_option, limit_option, settings_from
+from proxy.cli.options import (
+    CLEARED,
+    DURATION,
+    MODELS,
+    data_options,
+    json_option,
+    limit_option,
+    max_wait_option,
+    settings_from,
+)
 from proxy.cli.output import echo_json, echo_table, instant, printable
 from proxy.cli.peppers import pepper
 from proxy.cli.stores import failures, now_ms, registry_of
+from proxy.core.durations import format_duration
 from proxy.core.principal import KeyRecord
 from proxy.core.registry import IssuedKey, KeyChanges, KeyLimits, Registry
 from proxy.core.views.keys import issued_view, key_state, key_view
@@ -26,6 +36,7 @@ _LIMITS = {
     "tokens_per_minute": "Tokens per minute of its own, beside its team's.",
     "max_parallel": "Requests it may have under way at one time.",
 }
+_OWN = (*_LIMITS, "max_wait_ms")
 
 
 @click.group
@@ -44,6 +55,7 @@ keys.add_command(pepper)
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
 @limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
+@max_wait_option(clearable=False)
 @budget_options(clearable=False)
 @data_options
 @json_option
@@ -82,6 +94,7 @@ def issue(
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"], clearable=False)
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"], clearable=False)
 @limit_option("max_parallel", _LIMITS["max_parallel"], clearable=False)
+@max_wait_option(clearable=False)
 @budget_options(clearable=False)
 @data_options
 @json_option
@@ -123,6 +136,7 @@ def import_(
 @limit_option("requests_per_minute", _LIMITS["requests_per_minute"])
 @limit_option("tokens_per_minute", _LIMITS["tokens_per_minute"])
 @limit_option("max_parallel", _LIMITS["max_parallel"])
+@max_wait_option()
 @budget_options()
 @data_options
 @json_option
@@ -133,8 +147,9 @@ def set_(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -> 
     Examples:
       tollgate keys set 0a1B2c3D4e5F --tpm 20000 --max-parallel 2
       tollgate keys set 0a1B2c3D4e5F --rpm none --budget 5usd/day
+      tollgate keys set 0a1B2c3D4e5F --max-wait 20s
     """
-    given = {name: value for name in (*_LIMITS, "label", "models") if (value := options.pop(name)) is not None}
+    given = {name: value for name in (*_OWN, "label", "models") if (value := options.pop(name)) is not None}
     budgets = budget_changes(options)
     if not given and not budgets:
         raise click.UsageError("nothing to change: name an option")
@@ -206,7 +221,7 @@ def revoke(key_id: str, *, config: Path | None, as_json: bool, **options: Any) -
 
 def _limits(options: dict[str, Any]) -> KeyLimits:
     """Take what a new key may use out of the options."""
-    limits = cast("KeyLimits", {name: options.pop(name) for name in _LIMITS})
+    limits = cast("KeyLimits", {name: options.pop(name) for name in _OWN})
     if budgets := budget_changes(options):
         limits["budgets"] = budgets
     return limits
@@ -236,7 +251,7 @@ def _show(registry: Registry, found: Sequence[KeyRecord], *, as_json: bool, alon
     echo_table(
         (
             *("id", "team", "label", "state", "created", "by", "expires", "last used"),
-            *("requests/min", "tokens/min", "parallel", "models", "budgets"),
+            *("requests/min", "tokens/min", "parallel", "max wait", "models", "budgets"),
         ),
         [
             (
@@ -251,6 +266,7 @@ def _show(registry: Registry, found: Sequence[KeyRecord], *, as_json: bool, alon
                 record.limits.requests_per_minute if record.limits else None,
                 record.limits.tokens_per_minute if record.limits else None,
                 record.max_parallel,
+                None if record.max_wait_ms is None else format_duration(record.max_wait_ms),
                 "all" if record.models is None else ",".join(sorted(record.models)) or "none",
                 budgets_cell(record.budgets, spent, record.team, record.kid),
             )

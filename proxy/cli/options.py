@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from proxy.core.principal import LONGEST_MAX_WAIT_MS
 from proxy.core.tiers import LARGEST_LIMIT
 from proxy.settings import Settings, SettingsError, load, parse_duration_ms
 
@@ -23,6 +24,7 @@ __all__ = [
     "data_options",
     "json_option",
     "limit_option",
+    "max_wait_option",
     "option",
     "settings_from",
 ]
@@ -62,6 +64,23 @@ class _Duration(click.ParamType[int]):
             return value if isinstance(value, int) else parse_duration_ms(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _MaxWait(click.ParamType[Any]):
+    """How long a key's requests wait for their turn, in milliseconds, or where it can be taken away, `none`."""
+
+    name = "wait"
+
+    def __init__(self, *, clearable: bool) -> None:
+        self._clearable = clearable
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if self._clearable and value == CLEARED:
+            return CLEARED
+        wait_ms = DURATION.convert(value, param, ctx)
+        if wait_ms > LONGEST_MAX_WAIT_MS:
+            self.fail("an hour (1h) at most", param, ctx)
+        return wait_ms
 
 
 class _Day(click.ParamType[date]):
@@ -117,6 +136,17 @@ def limit_option(name: str, text: str, *, clearable: bool = True) -> Callable[[_
     if clearable:
         return click.option(*flags, name, type=_Limit(), metavar="N|none", help=text)
     return click.option(*flags, name, type=click.IntRange(1, LARGEST_LIMIT), metavar="N", help=text)
+
+
+def max_wait_option(*, clearable: bool = True) -> Callable[[_Command], _Command]:
+    """The option for how long the requests of a key wait; `none` takes a clearable one away."""
+    return click.option(
+        "--max-wait",
+        "max_wait_ms",
+        type=_MaxWait(clearable=clearable),
+        metavar="DURATION|none" if clearable else "DURATION",
+        help="How long its requests wait for their turn unless they say otherwise (20s); default: not at all.",
+    )
 
 
 def data_options(command: _Command) -> _Command:

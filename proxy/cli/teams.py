@@ -13,7 +13,7 @@ from proxy.cli.budgets import budget_changes, budget_options, budgets_cell
 from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import now_ms, registry_of, require_tier
-from proxy.core.principal import CacheMode, Team
+from proxy.core.principal import HEAVIEST_WEIGHT, CacheMode, Team
 from proxy.core.registry import Registry, TeamChanges, TeamFields
 from proxy.core.tiers import Limits, Tier
 from proxy.core.views.teams import team_view
@@ -45,6 +45,12 @@ def _team_options(command: _Command) -> _Command:
             "allow_stateful",
             default=None,
             help="Whether its responses may refer to what is kept at OpenAI, where all teams share one account.",
+        ),
+        click.option(
+            "--weight",
+            type=click.IntRange(1, HEAVIEST_WEIGHT),
+            metavar="N",
+            help="Its share where teams wait for the same upstream; 1 unless it is given another.",
         ),
         budget_options(),
         *(limit_option(name, text) for name, text in reversed(_NUMBERS.items())),
@@ -160,7 +166,7 @@ def list_(*, config: Path | None, as_json: bool, **options: Any) -> None:
 
 def _fields(options: dict[str, Any]) -> TeamFields:
     """Take what was said of the team out of the options; `none` and `all` become nothing of its own."""
-    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models", "allow_stateful"]
+    names = [*_NUMBERS, "shadow_tier", "cache_mode", "models", "allow_stateful", "weight"]
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     if "cache_mode" in given:
         given["cache_mode"] = CacheMode(given["cache_mode"])
@@ -191,6 +197,7 @@ def _show(registry: Registry, found: Sequence[Team], settings: Settings, *, as_j
             "requests/min",
             "tokens/min",
             "parallel",
+            "weight",
             "per-model",
             "shadow",
             "cache",
@@ -205,6 +212,7 @@ def _show(registry: Registry, found: Sequence[Team], settings: Settings, *, as_j
                 limits.requests_per_minute if limits else None,
                 limits.tokens_per_minute if limits else None,
                 team.max_parallel,
+                team.weight,
                 _by_model(team.model_limits),
                 team.shadow_tier,
                 team.cache_mode.value,

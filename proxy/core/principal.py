@@ -13,7 +13,7 @@ __all__ = ["HEAVIEST_WEIGHT", "LONGEST_MAX_WAIT_MS", "CacheMode", "KeyRecord", "
 
 HEAVIEST_WEIGHT = 100
 LONGEST_MAX_WAIT_MS = 3_600_000
-"""One hour: longer than that no client holds a connection open."""
+"""One hour."""
 
 
 class CacheMode(StrEnum):

@@ -146,6 +146,7 @@ class TeamFields(TypedDict, total=False):
     cache_mode: CacheMode
     models: frozenset[str] | None
     allow_stateful: bool
+    weight: int
     budgets: Mapping[Period, BudgetChange]
     """Of each period that is named: what of it changes."""
 
@@ -157,11 +158,12 @@ class TeamChanges(TeamFields, total=False):
 
 
 class KeyLimits(TypedDict, total=False):
-    """Limits of a key's own, beside its team's; None is none."""
+    """Limits of a key's own, beside its team's, and how long it waits for them; None is none."""
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
     max_parallel: int | None
+    max_wait_ms: int | None
     budgets: Mapping[Period, BudgetChange]
     """As a team's, of what is spent with the key."""
 

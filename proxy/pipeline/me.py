@@ -42,6 +42,7 @@ async def show_caller(exchange: Exchange, services: Services) -> Reply:
             label=key.label,
             expires=instant_of(key.expires_at_ms),
             secret_ends=instant_of(principal.secret_ends_at_ms),
+            max_wait_ms=key.max_wait_ms,
         ),
         tier=TierInUseView(
             name=team.tier if team.tier in policy.tiers else policy.default_tier,

@@ -23,14 +23,20 @@ from proxy.adapters.sql.tables import (
 )
 from proxy.core.keys import PepperKeeper, Peppers, kid_of
 from proxy.core.names import is_name
-from proxy.core.principal import KeyRecord, Team
+from proxy.core.principal import HEAVIEST_WEIGHT, LONGEST_MAX_WAIT_MS, KeyRecord, Team
 from proxy.core.registry import BadValue, KeyUnknown, TeamUnknown
 from proxy.core.tiers import LARGEST_LIMIT, Limits
 from proxy.ports import Clock
 
 __all__ = ["Changes", "check_numbers", "key_in", "team_in"]
 
-_NUMBERS = (*Limits.__slots__, "max_parallel")
+_LARGEST = {
+    **dict.fromkeys((*Limits.__slots__, "max_parallel"), LARGEST_LIMIT),
+    "weight": HEAVIEST_WEIGHT,
+    "max_wait_ms": LONGEST_MAX_WAIT_MS,
+}
+_ALWAYS = "weight"
+"""What is never absent."""
 
 
 class Changes:
@@ -104,8 +110,10 @@ def key_in(connection: Connection, text: str) -> KeyRecord:
 
 
 def check_numbers(values: Mapping[str, object]) -> None:
-    """Raise `BadValue` for a limit that is none."""
-    for name in _NUMBERS:
+    """Raise `BadValue` for a number that its column does not take."""
+    for name, largest in _LARGEST.items():
         number = values.get(name)
-        if number is not None and (not isinstance(number, int) or not 0 < number <= LARGEST_LIMIT):
-            raise BadValue(name, f"must be a whole number from 1 to {LARGEST_LIMIT}")
+        if number is None and (name not in values or name != _ALWAYS):
+            continue
+        if not isinstance(number, int) or not 0 < number <= largest:
+            raise BadValue(name, f"must be a whole number from 1 to {largest}")

@@ -25,7 +25,7 @@ _LAST_INSTANT_MS = 253_402_300_799_999
 """The end of the year 9999: what lies behind it, nobody can be shown."""
 _MAX_LIVE_SECRETS = 4
 _BATCH = 500
-_TOLD = ("label", "expires_at_ms", "models", "requests_per_minute", "tokens_per_minute", "max_parallel")
+_TOLD = ("label", "expires_at_ms", "models", "requests_per_minute", "tokens_per_minute", "max_parallel", "max_wait_ms")
 
 
 class SqlKeys(Changes):
@@ -202,6 +202,7 @@ class SqlKeys(Changes):
             max_parallel=limits.get("max_parallel"),
             created_by=self._actor,
             budgets=changed((), limits.get("budgets", {})),
+            max_wait_ms=limits.get("max_wait_ms"),
         )
 
     def _secret(self, peppers: Peppers, text: str, *, serial: int = 1, imported: bool = False) -> KeySecret:

@@ -11,7 +11,7 @@ from proxy.core.registry import DataUnusable
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate"]
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision under `migrations/versions`; a test holds the two together."""
 
 

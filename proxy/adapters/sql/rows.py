@@ -52,6 +52,7 @@ def team_of(
         shadow_since_ms=row["shadow_since_ms"] or 0,
         cache_salts=cache_salts,
         budgets=own_budgets,
+        weight=row["weight"],
     )
 
 
@@ -87,6 +88,7 @@ def key_of(row: RowMapping, secrets: Iterable[KeySecret], own_budgets: tuple[Bud
         created_by=row["created_by"],
         last_used_at_ms=row["last_used_at_ms"],
         budgets=own_budgets,
+        max_wait_ms=row["max_wait_ms"],
     )
 
 

@@ -75,6 +75,7 @@ teams = Table(
     Column("max_parallel", BigInteger),
     Column("shadow_tier", String),
     Column("shadow_since_ms", BigInteger),
+    Column("weight", Integer, nullable=False, server_default=text("1")),
 )
 
 model_limits = Table(
@@ -133,6 +134,7 @@ api_keys = Table(
     Column("max_parallel", BigInteger),
     Column("created_by", String, nullable=False, server_default=text("''")),
     Column("last_used_at_ms", BigInteger),
+    Column("max_wait_ms", BigInteger),
     Index(None, "team"),
 )
 

@@ -57,6 +57,9 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     max_parallel: int | None
     models: Annotated[list[str] | None, Meta(description="Models it may use, of those of its team; null: all.")]
     budgets: Annotated[list[BudgetView], Meta(description="Of its own, beside its team's.")] = []
+    max_wait_ms: Annotated[
+        int | None, Meta(description="How long requests wait for their turn unless they say otherwise; null: not.")
+    ]
 
 
 class IssuedKeyView(KeyView, frozen=True, kw_only=True):
@@ -150,4 +153,5 @@ def _fields(
         "max_parallel": record.max_parallel,
         "models": None if record.models is None else sorted(record.models),
         "budgets": budget_views(record.budgets, at_ms, spent_nano_usd, record.team, record.kid),
+        "max_wait_ms": record.max_wait_ms,
     }

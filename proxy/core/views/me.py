@@ -65,6 +65,9 @@ class KeyInUseView(msgspec.Struct, frozen=True, kw_only=True):
     secret_ends: Annotated[
         Instant | None, Meta(description="When the secret that was used stops, having been rotated.")
     ]
+    max_wait_ms: Annotated[
+        int | None, Meta(description="How long requests wait for their turn unless they say otherwise; null: not.")
+    ]
 
 
 class SpentView(msgspec.Struct, frozen=True, kw_only=True):

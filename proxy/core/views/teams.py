@@ -50,6 +50,7 @@ class TeamView(msgspec.Struct, frozen=True, kw_only=True):
     stateful: Annotated[bool, Meta(description="Whether its responses may refer to what is kept at OpenAI.")]
     created: Instant
     budgets: Annotated[list[BudgetView], Meta(description="One at most for each period.")] = []
+    weight: Annotated[int, Meta(description="Its share where teams wait for the same upstream.")]
 
 
 class PhaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +95,7 @@ def team_view(
         stateful=team.allow_stateful,
         created=instant_of(team.created_at_ms),
         budgets=budget_views(team.budgets, at_ms, spent_nano_usd, team.name),
+        weight=team.weight,
     )
 
 

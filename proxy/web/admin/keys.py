@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from proxy.core.keys import MAX_IMPORTED_CHARACTERS
+from proxy.core.principal import LONGEST_MAX_WAIT_MS
 from proxy.core.registry import BadLine, BadValue, DataUnusable, KeyUnknown, TeamUnknown
 from proxy.core.views.keys import IssuedKeyView, KeyView, PepperView, pepper_view
 from proxy.web.admin import examples
@@ -34,10 +35,17 @@ __all__ = ["OPERATIONS"]
 
 _MAX_IMPORT_BYTES = 8 * 1024 * 1024
 _MOST_SECONDS = 10_000 * 366 * 86_400
-_LIMITS = ("requests_per_minute", "tokens_per_minute", "max_parallel")
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "max_parallel", "max_wait_ms")
 
 Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 Number = Annotated[Limit | None, Meta(description="Null: none of its own.")] | UnsetType
+MaxWait = (
+    Annotated[
+        Annotated[int, Meta(ge=1, le=LONGEST_MAX_WAIT_MS)] | None,
+        Meta(description="How long requests wait for their turn unless they say otherwise; null: not."),
+    ]
+    | UnsetType
+)
 Models = Annotated[ModelNames | None, Meta(description="Models it may use, of those of its team; null: all.")]
 
 
@@ -76,6 +84,7 @@ class _Described(Strict, frozen=True, kw_only=True):
     tokens_per_minute: Number = UNSET
     max_parallel: Number = UNSET
     budgets: BudgetsBody | UnsetType = UNSET
+    max_wait_ms: MaxWait = UNSET
 
 
 class NewKey(_Described, frozen=True, kw_only=True):
@@ -104,6 +113,7 @@ class KeyChange(Strict, frozen=True, kw_only=True):
     tokens_per_minute: Number = UNSET
     max_parallel: Number = UNSET
     budgets: BudgetsBody | UnsetType = UNSET
+    max_wait_ms: MaxWait = UNSET
 
 
 class Rotation(Strict, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from proxy.core.principal import CacheMode
+from proxy.core.principal import HEAVIEST_WEIGHT, CacheMode
 from proxy.core.registry import BadName, BadValue, TeamExists, TeamUnknown
 from proxy.core.views.teams import TeamView, TierView, tier_view
 from proxy.web.admin import examples
@@ -31,6 +31,8 @@ __all__ = ["OPERATIONS"]
 
 Number = Annotated[Limit | None, Meta(description="Null: none of its own.")] | UnsetType
 _NUMBERS = ("requests_per_minute", "tokens_per_minute", "request_capacity", "token_capacity", "max_parallel")
+
+Weight = Annotated[int, Meta(ge=1, le=HEAVIEST_WEIGHT, description="Its share where teams wait for the same upstream.")]
 
 
 class TeamPath(Strict, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class TeamChange(Strict, frozen=True, kw_only=True):
         Annotated[bool, Meta(description="Whether its responses may refer to what is kept at OpenAI.")] | UnsetType
     ) = UNSET
     budgets: BudgetsBody | UnsetType = UNSET
+    weight: Weight | UnsetType = UNSET
 
 
 class NewTeam(TeamChange, frozen=True, kw_only=True):
@@ -139,7 +142,7 @@ def list_tiers(desk: Desk, _: Nothing, __: Nothing) -> TierList:
 
 def _fields(desk: Desk, body: TeamChange) -> dict[str, Any]:
     """What the registry is told of a team."""
-    fields = given(body, *_NUMBERS, "tier", "shadow_tier")
+    fields = given(body, *_NUMBERS, "tier", "shadow_tier", "weight")
     for name in ("tier", "shadow_tier"):
         if fields.get(name) is not None:
             desk.require_tier(name, fields[name])
