@@ -47,6 +47,7 @@ from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage
+from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
 from proxy.web.errors import status_of
@@ -100,7 +101,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         limiter=limits.limiter,
         cache=answers.cache,
         ledger=ledger,
-        upstream=await _upstream(settings, pacer, stack),
+        upstreams=Upstreams.single(await _upstream(settings, pacer, stack)),
         telemetry=telemetry,
         catalogue=Catalogue(),
         flights=Flights(),

@@ -9,6 +9,7 @@ import msgspec
 
 from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.pipeline.single_flight import SingleFlight
+from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Clock, Upstream, UpstreamRequest
 
 __all__ = ["Catalogue", "Model"]
@@ -30,8 +31,9 @@ class Catalogue:
         self._fetched_ms: int | None = None
         self._fetches: SingleFlight[str, None] = SingleFlight()
 
-    async def models(self, upstream: Upstream, clock: Clock, deadline_ms: int) -> list[Model]:
+    async def models(self, upstreams: Upstreams, clock: Clock, deadline_ms: int) -> list[Model]:
         """Return upstream's models. Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused`; none is kept."""
+        upstream = next(iter(upstreams)).keys[0]
         now_ms = clock.monotonic_ns() // 1_000_000
         if self._fetched_ms is None or now_ms - self._fetched_ms >= _KEPT_MS:
             await self._fetches.join(upstream.name, lambda: self._renew(upstream, now_ms, deadline_ms))

@@ -16,6 +16,7 @@ from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
+from proxy.pipeline.upstreams import Site
 from proxy.ports import CacheAddress, CachedAnswer, Fill
 
 __all__ = ["Exchange", "Reply", "Shadow"]
@@ -95,8 +96,12 @@ class Exchange:
     reserved_output_tokens: int = 0
     # decide shadow
     shadow: Shadow | None = None
+    # dispatch
+    route: tuple[Site, ...] = field(default=(), repr=False)
+    """Who is asked, in this order."""
     # forward
     upstream: str = ""
+    """Name of the one that was asked last."""
     upstream_request_id: str = ""
     attempts: int = 0
     running: bool = False

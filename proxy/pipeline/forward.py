@@ -23,8 +23,9 @@ __all__ = ["dispatch", "forward"]
 
 
 def dispatch(exchange: Exchange, services: Services) -> None:
-    """Write the begin record: from here on the ledger has this request. Raises `Overloaded`."""
+    """Choose who is asked, and write the begin record: the ledger has it from here on. Raises `Overloaded`."""
     principal = exchange.principal
+    route = services.upstreams.route(exchange.asked.model, random.random())  # noqa: S311 - spreads load, guards nothing
     services.ledger.begin(
         Dispatch(
             event_id=exchange.event_id,
@@ -34,14 +35,14 @@ def dispatch(exchange: Exchange, services: Services) -> None:
             key_id=principal.key.kid,
             endpoint=exchange.endpoint,
             model=exchange.asked.model,
-            upstream=services.upstream.name,
+            upstream=route[0].name,
             reserved_input_tokens=exchange.reserved_input_tokens,
             reserved_output_tokens=exchange.reserved_output_tokens,
             price_id=exchange.price.price_id if exchange.price else None,
             service_tier=service_tier_of(exchange.asked.service_tier),
         )
     )
-    exchange.upstream = services.upstream.name
+    exchange.route, exchange.upstream = route, route[0].name
     exchange.dispatched = True
 
 
@@ -62,7 +63,7 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     try:
         async with asyncio.timeout(policy.total_deadline_ms / 1_000):
             while True:
-                await services.upstream.turn()
+                await exchange.route[0].keys[0].turn()
                 exchange.attempts += 1
                 elapsed_ms = (clock.monotonic_ns() - begun_ns) // 1_000_000
                 came = await _attempt(exchange, services, request, elapsed_ms)
@@ -70,8 +71,8 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
                     return came
                 await asyncio.sleep(came.wait_ms / 1_000)
     except TimeoutError:
-        services.telemetry.upstream_failed(services.upstream.name, UpstreamFault.TIMEOUT)
-        raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
+        services.telemetry.upstream_failed(exchange.upstream, UpstreamFault.TIMEOUT)
+        raise UpstreamFailure(exchange.upstream, UpstreamFault.TIMEOUT) from None
     finally:
         exchange.upstream_ns += clock.monotonic_ns() - begun_ns
 
@@ -85,10 +86,10 @@ async def _attempt(
     exchange: Exchange, services: Services, request: UpstreamRequest, elapsed_ms: int
 ) -> UpstreamAnswer | _Wait:
     """Call once: an answer to give to the client, or the wait before the next call."""
-    name, telemetry = services.upstream.name, services.telemetry
+    name, telemetry = exchange.upstream, services.telemetry
     exchange.running = True
     try:
-        answer = await services.upstream.send(request)
+        answer = await exchange.route[0].keys[0].send(request)
         exchange.running = answer.status < 300
         code = await _error_code(answer) if answer.status >= 400 else None
     except UpstreamFailure as failure:

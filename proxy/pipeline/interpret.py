@@ -22,7 +22,8 @@ def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
         raise EndpointClosed(f"/v1{exchange.path}", asked.state)
     price = services.prices.price(asked.model, exchange.at_ms)
     exchange.price = price
-    if not is_open_model(asked.model, exchange.principal, services.policy, priced=price is not None):
+    open_here = is_open_model(asked.model, exchange.principal, services.policy, priced=price is not None)
+    if not (open_here and services.upstreams.serve(asked.model)):
         raise ModelNotFound(asked.model)
     maximum, tokens, name = price.max_output_tokens if price else None, asked.max_output_tokens, asked.max_output_param
     if maximum is not None and tokens is not None and tokens > maximum:

@@ -120,7 +120,7 @@ def _address(exchange: Exchange, services: Services) -> CacheAddress:
         salt=team.cache_salts.get(asked.model, b""),
         method=exchange.method,
         path=f"{exchange.path}?{exchange.query}",
-        upstream=services.upstream.identity,
+        upstream=services.upstreams.identity(asked.model),
         headers=forwardable(exchange.headers.items()),
         body=asked.body,
     )

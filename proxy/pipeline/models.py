@@ -34,9 +34,9 @@ async def _open_models(exchange: Exchange, services: Services) -> list[Model]:
     await authenticate(exchange, services)
     deadline_ms = services.policy.retry.total_deadline_ms
     try:
-        models = await services.catalogue.models(services.upstream, services.clock, deadline_ms)
+        models = await services.catalogue.models(services.upstreams, services.clock, deadline_ms)
     except UpstreamFailure as failure:
-        services.telemetry.upstream_failed(services.upstream.name, failure.fault)
+        services.telemetry.upstream_failed(failure.upstream, failure.fault)
         raise
     return [model for model in models if _is_open(model.get("id"), exchange, services)]
 

@@ -36,13 +36,13 @@ async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, 
             return await _relay_error(exchange, answer, services)
         if answer.status >= 300:
             # Redirects are not followed: they could lead our key anywhere.
-            raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
+            raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
         listen = exchange.kind.listen if exchange.asked.stream else None
         if listen is not None and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
             return await _relay_stream(exchange, answer, listen(exchange.asked), client, services)
         return await _relay_plain(exchange, answer, services)
     except UpstreamFailure as failure:
-        services.telemetry.upstream_failed(services.upstream.name, failure.fault)
+        services.telemetry.upstream_failed(exchange.upstream, failure.fault)
         raise
     finally:
         answer.close()
@@ -60,7 +60,7 @@ def replay(exchange: Exchange) -> Reply:
 
 async def _relay_error(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> Reply:
     if answer.status == 401:
-        raise UpstreamKeyRefused(services.upstream.name)
+        raise UpstreamKeyRefused(exchange.upstream)
     body = await _read(exchange, answer, services)
     settle_refused(exchange, services, answer.status)
     headers = (*returnable(answer.headers.items(), error=True), *_PLAIN_HEADERS, *_own(exchange))
@@ -75,7 +75,7 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
     completion = exchange.kind.read(body)
     if completion.usage is None and not _is_object(body):
         # A page of some machine on the way, or half an answer: an SDK would fail on it without a word of the cause.
-        raise UpstreamFailure(services.upstream.name, UpstreamFault.CONTENT)
+        raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
     settle(
         exchange,
         services,
@@ -129,7 +129,7 @@ async def _relay_stream(
 async def _end(exchange: Exchange, client: Downstream, services: Services, stream: AnswerStream) -> Reply:
     """Close a stream as complete, unless upstream ended it with an error of its own: that must not look whole."""
     if stream.errored and not stream.done:
-        services.telemetry.upstream_failed(services.upstream.name, UpstreamFault.CONTENT)
+        services.telemetry.upstream_failed(exchange.upstream, UpstreamFault.CONTENT)
         client.abort()
     else:
         await client.close()
@@ -163,8 +163,8 @@ async def _break_off(
     exchange: Exchange, client: Downstream, services: Services, stream: AnswerStream, fault: UpstreamFault
 ) -> Reply:
     """End a stream that upstream did not finish so that no client can take it for whole."""
-    services.telemetry.upstream_failed(services.upstream.name, fault)
-    settle_broken(exchange, services, UpstreamFailure(services.upstream.name, fault))
+    services.telemetry.upstream_failed(exchange.upstream, fault)
+    settle_broken(exchange, services, UpstreamFailure(exchange.upstream, fault))
     error = stream.error_event("The upstream API broke off in the middle of this answer.", f"upstream_{fault.value}")
     # An event that was passed in half is ended first, or the error would become a part of it.
     before = b"\n\n" if stream.passed_in_half else b""
@@ -180,7 +180,7 @@ async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) 
         async with asyncio.timeout(services.policy.retry.total_deadline_ms / 1_000 - exchange.upstream_ns / 1e9):
             return await answer.read()
     except TimeoutError:
-        raise UpstreamFailure(services.upstream.name, UpstreamFault.TIMEOUT) from None
+        raise UpstreamFailure(exchange.upstream, UpstreamFault.TIMEOUT) from None
     finally:
         exchange.upstream_ns += services.clock.monotonic_ns() - begun_ns
 

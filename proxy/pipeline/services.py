@@ -15,7 +15,8 @@ from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.team_usage import TeamUsage
-from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer, Upstream
+from proxy.pipeline.upstreams import Upstreams
+from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer
 
 __all__ = ["Policy", "Services"]
 
@@ -57,7 +58,7 @@ class Services:
     cache: Cache
     flights: Flights
     ledger: Ledger
-    upstream: Upstream
+    upstreams: Upstreams
     telemetry: Telemetry
     catalogue: Catalogue
     spawn: Spawn

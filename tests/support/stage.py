@@ -31,6 +31,7 @@ from proxy.pipeline.flight import Flights
 from proxy.pipeline.line import travel
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Policy, Services
+from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import CacheAddress, CachedAnswer, UpstreamRequest
 from proxy.web.errors import answer_of, status_of
 from tests.support.tasks import Tasks
@@ -335,7 +336,7 @@ class Stage:
             limiter=self.limiter,
             cache=self.cache,
             ledger=self.books,
-            upstream=self.upstream,
+            upstreams=Upstreams.single(self.upstream),
             telemetry=self.books,
             catalogue=Catalogue(),
             flights=Flights(),

@@ -37,6 +37,7 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
+from proxy.pipeline.upstreams import Upstreams
 from proxy.web.errors import status_of
 from tests.support.tasks import Tasks
 
@@ -168,7 +169,7 @@ async def bench(
             limiter=MemoryLimiter(clock),
             cache=MemoryCache(clock, max_bytes=1_000_000),
             ledger=ledger,
-            upstream=OpenAIUpstream("openai", "http://127.0.0.1:9/v1", None, session),
+            upstreams=Upstreams.single(OpenAIUpstream("openai", "http://127.0.0.1:9/v1", None, session)),
             telemetry=telemetry,
             catalogue=Catalogue(),
             flights=Flights(),

@@ -153,8 +153,8 @@ class Client:
 
 async def test_a_fault_of_ours_gives_place_and_tokens_back(bench, registry):
     registry.set_team("growth", max_parallel=1)
-    # Without an upstream to name, the step after admission falls over.
-    services = replace(bench.with_policy(cache_enabled=False), upstream=None)
+    # Without a ledger to write to, the step after admission falls over.
+    services = replace(bench.with_policy(cache_enabled=False), ledger=None)
     for _ in range(3):
         exchange = await bench.exchange(BODY, headers={"Authorization": f"Bearer {bench.key}"})
         with pytest.raises(AttributeError):

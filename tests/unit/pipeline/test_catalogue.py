@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestServer
 from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.core.errors import UpstreamFailure, UpstreamFault
 from proxy.pipeline.catalogue import Catalogue
+from proxy.pipeline.upstreams import Upstreams
 
 MODELS = [{"id": "m", "object": "model"}]
 DEADLINE_MS = 60_000
@@ -38,47 +39,47 @@ async def shelf():
 
 
 @pytest.fixture
-async def upstream(shelf):
+async def upstreams(shelf):
     app = web.Application()
     app.router.add_get("/v1/models", shelf.serve)
     async with (
         TestServer(app, handler_cancellation=True) as server,
         open_session(max_connections=200, connect_seconds=5, idle_seconds=30) as session,
     ):
-        yield OpenAIUpstream("openai", str(server.make_url("/v1")), "sk-own", session)
+        yield Upstreams.single(OpenAIUpstream("openai", str(server.make_url("/v1")), "sk-own", session))
         shelf.open.set()
 
 
-async def test_a_hundred_at_once_ask_once_and_again_after_a_minute(shelf, upstream, clock):
+async def test_a_hundred_at_once_ask_once_and_again_after_a_minute(shelf, upstreams, clock):
     catalogue = Catalogue()
-    callers = [asyncio.ensure_future(catalogue.models(upstream, clock, DEADLINE_MS)) for _ in range(100)]
+    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(100)]
     await shelf.arrived.wait()
     shelf.open.set()
     assert await asyncio.gather(*callers) == [MODELS] * 100
     clock.ms += 59_999
-    assert await catalogue.models(upstream, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
     assert shelf.asked == 1
     clock.ms += 1
-    assert await catalogue.models(upstream, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
     assert shelf.asked == 2
 
 
-async def test_a_failure_is_everyones_who_waits_and_nobodys_after(shelf, upstream, clock):
+async def test_a_failure_is_everyones_who_waits_and_nobodys_after(shelf, upstreams, clock):
     catalogue = Catalogue()
     shelf.status = 500
-    callers = [asyncio.ensure_future(catalogue.models(upstream, clock, DEADLINE_MS)) for _ in range(10)]
+    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(10)]
     await shelf.arrived.wait()
     shelf.open.set()
     failures = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(failure) for failure in failures] == [UpstreamFailure] * 10
     assert shelf.asked == 1
     shelf.status = 200
-    assert await catalogue.models(upstream, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
 
 
-async def test_a_caller_that_leaves_does_not_take_the_others_along(shelf, upstream, clock):
+async def test_a_caller_that_leaves_does_not_take_the_others_along(shelf, upstreams, clock):
     catalogue = Catalogue()
-    first, second = (asyncio.ensure_future(catalogue.models(upstream, clock, DEADLINE_MS)) for _ in range(2))
+    first, second = (asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(2))
     await shelf.arrived.wait()
     first.cancel()
     shelf.open.set()
@@ -87,7 +88,7 @@ async def test_a_caller_that_leaves_does_not_take_the_others_along(shelf, upstre
     assert shelf.asked == 2
 
 
-async def test_an_upstream_that_keeps_silent_is_left_at_the_deadline(shelf, upstream, clock):
+async def test_an_upstream_that_keeps_silent_is_left_at_the_deadline(shelf, upstreams, clock):
     with pytest.raises(UpstreamFailure) as failed:
-        await Catalogue().models(upstream, clock, 50)
+        await Catalogue().models(upstreams, clock, 50)
     assert failed.value.fault is UpstreamFault.TIMEOUT
