@@ -57,6 +57,17 @@ async def test_finds_every_limit_of_key_and_team(store, registry):
     assert await store.find(kid) == (record, team)
 
 
+async def test_finds_weight_and_wait(store, registry):
+    registry.add_team("growth", "free")
+    kid = registry.issue_key("growth").record.kid
+    found, team = await store.find(kid)
+    assert (found.max_wait_ms, team.weight) == (None, 1)
+    changed = registry.set_key(kid, max_wait_ms=20_000), registry.set_team("growth", weight=7)
+    found, team = await store.find(kid)
+    assert (found, team) == changed
+    assert (found.max_wait_ms, team.weight) == (20_000, 7)
+
+
 async def test_finds_a_key_whatever_its_state(store, registry):
     registry.add_team("growth", "free")
     kid = registry.issue_key("growth").record.kid

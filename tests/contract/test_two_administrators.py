@@ -90,12 +90,14 @@ def test_nothing_is_lost_and_everything_is_audited(database, engine, registry, s
     told = [entry for entry in log if entry.action == "key.set" and entry.subject == shared]
     (record,) = [record for record in keys.values() if record.kid == shared]
     assert record.label == told[-1].details["label"]
+    assert record.max_wait_ms == told[-1].details["max_wait_ms"]
     assert max(secret.serial for secret in record.secrets) == 1 + changes["key.rotate"], "no two had one number"
     assert sum(secret.ends_at_ms is None for secret in record.secrets) == 1
     team = registry.get_team("growth")
     assert team.model_limits.keys() == {f"{name}-{each}" for name in NAMES for each in range(ROUNDS)}
     last = [entry for entry in log if entry.action == "team.set"][-1]
     assert team.limits.requests_per_minute == last.details["requests_per_minute"]
+    assert team.weight == last.details["weight"]
 
 
 def test_a_key_from_elsewhere_is_taken_by_one_of_them(database, engine, registry, secrets):

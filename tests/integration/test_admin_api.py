@@ -81,7 +81,7 @@ def status_of(gateway, key):
 
 def test_teams_are_the_same_on_both_sides(gateway, admin):
     made = admin.told("POST", "/teams", {"name": "blue", "tier": "payg", "max_parallel": 4, "models": ["gpt-5"]}, 201)
-    assert made["models"] == ["gpt-5"]
+    assert (made["models"], made["weight"]) == (["gpt-5"], 1)
     (shown,) = [team for team in cli(gateway, "teams", "list") if team["name"] == "blue"]
     assert shown == made
     cli(gateway, "teams", "set", "blue", "--tpm", "70", "--shadow-tier", "free", "--cache", "off")
@@ -96,6 +96,10 @@ def test_teams_are_the_same_on_both_sides(gateway, admin):
     assert admin.told("PATCH", "/teams/blue", {"stateful": True}) == {**patched, "stateful": True}
     assert admin.told("PATCH", "/teams/blue", {"stateful": False}) == patched
     assert admin.told("PATCH", "/teams/blue", {}) == patched, "nothing given, nothing changed"
+    assert admin.told("PATCH", "/teams/blue", {"weight": 7}) == {**patched, "weight": 7}
+    assert admin.told("GET", "/audit?team=blue&limit=1000")["data"][-1]["details"] == {"weight": 7}
+    cli(gateway, "teams", "set", "blue", "--weight", "2")
+    assert admin.told("PATCH", "/teams/blue", {"tier": "payg"})["weight"] == 2, "what is not given stays"
     odd = "openai/gpt 5%2F\N{SNOWMAN}"
     limited = admin.told(
         "PUT", f"/teams/blue/model-limits/{requests.utils.quote(odd, safe='')}", {"requests_per_minute": 3}
@@ -121,6 +125,12 @@ def test_keys_are_the_same_on_both_sides_and_open_what_they_say(gateway, admin):
     found = admin.told("GET", f"/keys/{kid}")
     assert (found["label"], found["requests_per_minute"]) == ("nightly", 70)
     assert admin.told("PATCH", f"/keys/sk-tg_{kid}", {"requests_per_minute": None})["requests_per_minute"] is None
+    assert found["max_wait_ms"] is None
+    cli(gateway, "keys", "set", kid, "--max-wait", "20s")
+    assert admin.told("PATCH", f"/keys/{kid}", {"label": "ci"})["max_wait_ms"] == 20_000, "what is not given stays"
+    assert admin.told("PATCH", f"/keys/{kid}", {"max_wait_ms": 3_600_000})["max_wait_ms"] == 3_600_000
+    assert admin.told("PATCH", f"/keys/{kid}", {"max_wait_ms": None})["max_wait_ms"] is None
+    assert admin.told("POST", "/keys", {"team": "keyed", "max_wait_ms": 5}, 201)["max_wait_ms"] == 5
 
     rotated = admin.told("POST", f"/keys/{kid}/rotate", {"overlap_seconds": 600})
     assert (rotated["id"], rotated["state"]) == (kid, "rotating")
@@ -291,7 +301,7 @@ def test_two_administrators_at_once_lose_nothing(gateway, admin):
             mine.told("PATCH", path, {field: value})
         mine.session.close()
 
-    fields = ["requests_per_minute", "tokens_per_minute", "max_parallel"]
+    fields = ["requests_per_minute", "tokens_per_minute", "max_parallel", "weight"]
     with ThreadPoolExecutor(6) as pool:
         done = [pool.submit(change, "/teams/shared", field) for field in fields]
         done += [pool.submit(change, f"/keys/{kid}", field) for field in ("label", *fields[:2])]
@@ -300,7 +310,7 @@ def test_two_administrators_at_once_lose_nothing(gateway, admin):
     team, key = admin.told("GET", "/teams/shared"), admin.told("GET", f"/keys/{kid}")
     last = rounds[-1]
     assert (team["own_limits"]["requests_per_minute"], team["own_limits"]["tokens_per_minute"]) == (last, last)
-    assert team["max_parallel"] == last
+    assert (team["max_parallel"], team["weight"]) == (last, last)
     assert (key["label"], key["requests_per_minute"], key["tokens_per_minute"]) == (f"label {last}", last, last)
 
 
@@ -364,6 +374,12 @@ WRONG = [
     ("POST", "/teams", {"name": "x1", "max_parallel": True}, "max_parallel"),
     ("POST", "/teams", {"name": "x1", "max_parallel": "5"}, "max_parallel"),
     ("POST", "/teams", {"name": "x1", "max_parallel": 1.5}, "max_parallel"),
+    ("POST", "/teams", {"name": "x1", "weight": 0}, "weight"),
+    ("POST", "/teams", {"name": "x1", "weight": 101}, "weight"),
+    ("POST", "/teams", {"name": "x1", "weight": None}, "weight"),
+    ("POST", "/keys", {"team": "wrong", "max_wait_ms": 0}, "max_wait_ms"),
+    ("POST", "/keys", {"team": "wrong", "max_wait_ms": 3_600_001}, "max_wait_ms"),
+    ("POST", "/keys", {"team": "wrong", "max_wait_ms": "20s"}, "max_wait_ms"),
     ("POST", "/teams", {"name": "x1", "models": ["a", ""]}, "models[1]"),
     ("POST", "/teams", {"name": "x1", "cache": "some"}, "cache"),
     ("PATCH", "/teams/wrong", {"name": "y"}, "name"),

@@ -32,8 +32,8 @@ def work(registry: SqlRegistry, name: str, rounds: int, shared: str) -> dict[str
             pass
         kid = registry.issue_key("growth", f"{name}-{each}").record.kid
         registry.set_key(kid, label=f"{name}-{each}-renamed")
-        registry.set_key(shared, label=f"{name}-{each}")
-        registry.set_team("growth", requests_per_minute=each + 1)
+        registry.set_key(shared, label=f"{name}-{each}", max_wait_ms=each + 1)
+        registry.set_team("growth", requests_per_minute=each + 1, weight=each + 1)
         registry.set_model_limit("growth", f"{name}-{each}", 1)
         registry.rotate_key(shared)
         for counted in ("key.issue", "team.set", "team.limit", "key.rotate"):

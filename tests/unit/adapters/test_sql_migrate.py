@@ -130,6 +130,36 @@ def test_what_the_first_schema_held_is_held_by_this_one(engine):
         assert connection.execute(by_team).all() == [("team.add", "growth"), ("key.issue", "growth")]
 
 
+def test_budgets_and_keys_of_the_schema_before_are_as_they_were(engine):
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    kept = {
+        "teams": {"name": "growth", "tier": "payg", "tier_since_ms": 5, "tokens_per_minute": 70, "max_parallel": 3,
+                  "cache_mode": "all", "allow_stateful": True, "created_at_ms": 5, "cache_secret": b"s",
+                  "shadow_tier": "free", "shadow_since_ms": 6},
+        "api_keys": {"kid": "k", "team": "growth", "label": "ci", "created_at_ms": 6, "expires_at_ms": 9,
+                     "requests_per_minute": 7, "max_parallel": 2, "created_by": "ada", "last_used_at_ms": 8},
+        "key_secrets": {"secret_hash": b"h", "kid": "k", "serial": 2, "pepper_id": 1, "created_at_ms": 6,
+                        "ends_at_ms": 8, "imported": True},
+        "budgets": {"team": "growth", "kid": "k", "period": "day", "limit_nano_usd": 5, "warn_nano_usd": 4},
+    }  # fmt: skip
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        for table, row in kept.items():
+            names = ", ".join(row)
+            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+    assert migrate(engine)
+    with engine.connect() as connection:
+        for table, row in kept.items():
+            (found,) = connection.execute(text(f"SELECT * FROM {table}")).mappings()
+            assert {name: bytes(found[name]) if isinstance(row[name], bytes) else found[name] for name in row} == row
+        (row,) = connection.execute(select(teams)).mappings()
+        assert team_of(row, {}).weight == 1
+        (row,) = connection.execute(select(api_keys)).mappings()
+        assert key_of(row, ()).max_wait_ms is None
+
+
 def test_a_newer_schema_is_left_alone(engine):
     migrate(engine)
     with engine.begin() as connection:

@@ -8,7 +8,7 @@ from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import api_keys, audit_log, config_revision, key_secrets
 from proxy.core.keys import parse, secret_behind
-from proxy.core.principal import CacheMode
+from proxy.core.principal import HEAVIEST_WEIGHT, LONGEST_MAX_WAIT_MS, CacheMode
 from proxy.core.registry import BadName, BadValue, KeyUnknown, TeamExists, TeamUnknown
 from proxy.core.tiers import LARGEST_LIMIT, Limits
 
@@ -186,6 +186,49 @@ def test_only_the_given_fields_of_a_key_change(registry, engine):
         registry.set_key(kid, label="two\nlines")
     with pytest.raises(KeyUnknown):
         registry.set_key("000000000000", max_parallel=1)
+
+
+def test_a_team_weighs_one_until_it_is_given_another_weight(registry, engine):
+    assert registry.add_team("plain", "free").weight == 1
+    assert registry.add_team("growth", "free", weight=3).weight == 3
+    assert audit_of(engine)[-1][3]["weight"] == 3
+    changed = registry.set_team("growth", weight=HEAVIEST_WEIGHT)
+    assert changed.weight == HEAVIEST_WEIGHT == 100
+    assert audit_of(engine)[-1] == ("ada", "team.set", "growth", {"weight": 100})
+    assert registry.set_team("growth", tier="payg").weight == 100
+    assert [team.weight for team in registry.list_teams()] == [100, 1]
+    for weight in (0, -1, 1.5, "9", HEAVIEST_WEIGHT + 1, None):
+        with pytest.raises(BadValue, match="weight: must be a whole number from 1 to 100"):
+            registry.set_team("growth", weight=weight)
+        with pytest.raises(BadValue, match="weight"):
+            registry.add_team("other", "free", weight=weight)
+    assert [team.weight for team in registry.list_teams()] == [100, 1]
+
+
+def test_a_key_waits_if_it_is_said_to(registry, engine):
+    registry.add_team("growth", "free")
+    plain = registry.issue_key("growth").record
+    assert plain.max_wait_ms is None
+    record = registry.issue_key("growth", max_wait_ms=20_000).record
+    assert audit_of(engine)[-1][3]["max_wait_ms"] == 20_000
+    assert registry.get_key(record.kid) == record
+    assert registry.rotate_key(record.kid).record.max_wait_ms == record.max_wait_ms == 20_000
+    assert registry.set_key(record.kid, label="nightly").max_wait_ms == 20_000
+    assert registry.set_key(plain.kid, max_wait_ms=LONGEST_MAX_WAIT_MS).max_wait_ms == LONGEST_MAX_WAIT_MS == 3_600_000
+    assert audit_of(engine)[-1] == ("ada", "key.set", plain.kid, {"max_wait_ms": 3_600_000})
+    assert registry.set_key(plain.kid, max_wait_ms=None).max_wait_ms is None
+    (taken,) = registry.import_keys("growth", ["a-key-from-elsewhere-0123456789"], max_wait_ms=7)
+    assert registry.get_key(taken.kid).max_wait_ms == 7
+    keys = registry.list_keys()
+    for wait_ms in (0, -1, 1.5, "9", LONGEST_MAX_WAIT_MS + 1):
+        for call in (
+            lambda **given: registry.issue_key("growth", **given),
+            lambda **given: registry.set_key(plain.kid, **given),
+            lambda **given: registry.import_keys("growth", ["another-key-from-elsewhere-4567"], **given),
+        ):
+            with pytest.raises(BadValue, match="max_wait_ms: must be a whole number from 1 to 3600000"):
+                call(max_wait_ms=wait_ms)
+    assert registry.list_keys() == keys
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "9", LARGEST_LIMIT + 1])

@@ -44,6 +44,18 @@ def told(done):
 
 
 @pytest.fixture
+def misused(run):
+    """What is said of a value that an option does not take."""
+
+    def invoke(*arguments):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        return result.stderr
+
+    return invoke
+
+
+@pytest.fixture
 def failed(run):
     def invoke(*arguments):
         result = run(*arguments)
@@ -103,9 +115,9 @@ def test_teams_are_listed_by_name(told, done):
     assert [team["name"] for team in told("teams", "list")] == ["alpha", "zeta"]
     header, first, second = done("teams", "list").splitlines()
     assert header.split()[:5] == ["team", "tier", "since", "requests/min", "tokens/min"]
-    assert header.split()[5:] == ["parallel", "per-model", "shadow", "cache", "models", "budgets"]
+    assert header.split()[5:] == ["parallel", "weight", "per-model", "shadow", "cache", "models", "budgets"]
     assert first.split()[:2] == ["alpha", "free"]
-    assert second.split()[3:] == ["20", "40,000", "-", "-", "-", "deterministic", "all", "-"]
+    assert second.split()[3:] == ["20", "40,000", "-", "1", "-", "-", "deterministic", "all", "-"]
 
 
 def test_a_team_has_places_and_a_shadow_tier(told, done, failed):
@@ -113,7 +125,7 @@ def test_a_team_has_places_and_a_shadow_tier(told, done, failed):
     assert (made["max_parallel"], made["shadow_tier"], made["model_limits"]) == (4, "payg", {})
     assert made["shadow_since"] == made["created"]
     (line,) = done("teams", "list").splitlines()[1:]
-    assert line.split()[5:8] == ["4", "-", "payg"]
+    assert line.split()[5:9] == ["4", "1", "-", "payg"]
     for verb in ("add", "set"):
         assert "did you mean free?" in failed("teams", verb, "growth", "--shadow-tier", "fre")
     cleared = told("teams", "set", "growth", "--max-parallel", "none", "--shadow-tier", "none")
@@ -147,11 +159,39 @@ def test_a_key_has_limits_of_its_own(told, done):
     assert told("keys", "list") == [changed]
     header, line = done("keys", "list").splitlines()
     assert header.split()[5:] == [
-        *("by", "expires", "last", "used", "requests/min", "tokens/min", "parallel", "models", "budgets")
+        *("by", "expires", "last", "used", "requests/min", "tokens/min", "parallel", "max", "wait"),
+        *("models", "budgets"),
     ]  # fmt: skip
-    assert line.split()[5:] == [f"cli:{OS_USER}", "-", "-", "-", "600", "3", "all", "-"]
+    assert line.split()[5:] == [f"cli:{OS_USER}", "-", "-", "-", "600", "3", "-", "all", "-"]
     assert told("keys", "set", issued["id"], "--models", "gpt-5")["models"] == ["gpt-5"]
     assert told("keys", "set", issued["id"], "--models", "all")["models"] is None
+
+
+def test_a_team_has_a_weight(told, done, misused):
+    assert told("teams", "add", "plain")["weight"] == 1
+    assert told("teams", "add", "growth", "--weight", "3")["weight"] == 3
+    assert told("teams", "set", "growth", "--weight", "100")["weight"] == 100
+    assert told("teams", "set", "growth", "--tier", "payg")["weight"] == 100
+    assert [team["weight"] for team in told("teams", "list")] == [100, 1]
+    assert [line.split()[6] for line in done("teams", "list").splitlines()[1:]] == ["100", "1"]
+    for weight in ("0", "101", "none", "1.5"):
+        assert "--weight" in misused("teams", "set", "growth", "--weight", weight)
+
+
+def test_a_key_has_a_wait(told, done, misused):
+    told("teams", "add", "growth")
+    assert told("keys", "issue", "--team", "growth")["max_wait_ms"] is None
+    issued = told("keys", "issue", "--team", "growth", "--max-wait", "20s")
+    assert issued["max_wait_ms"] == 20_000
+    assert told("keys", "set", issued["id"], "--max-wait", "1h")["max_wait_ms"] == 3_600_000
+    assert told("keys", "set", issued["id"], "--label", "ci")["max_wait_ms"] == 3_600_000
+    assert told("keys", "set", issued["id"], "--max-wait", "1m30s")["max_wait_ms"] == 90_000
+    assert sorted(line.split()[-3] for line in done("keys", "list").splitlines()[1:]) == ["-", "1m30s"]
+    assert told("keys", "set", issued["id"], "--max-wait", "none")["max_wait_ms"] is None
+    assert "an hour (1h) at most" in misused("keys", "set", issued["id"], "--max-wait", "61m")
+    for wait in ("0s", "20", "-1s", "soon"):
+        assert "--max-wait" in misused("keys", "set", issued["id"], "--max-wait", wait)
+    assert "not a duration" in misused("keys", "issue", "--team", "growth", "--max-wait", "none")
 
 
 def test_a_tier_of_the_settings_file_is_known(done, told, failed, tmp_path):

@@ -77,6 +77,7 @@ async def test_a_team_its_key_its_limits_and_what_is_left(bench, services, regis
         "label": "ci",
         "expires": datetime.fromtimestamp((bench.clock.ms + 5_000) // 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "secret_ends": None,
+        "max_wait_ms": None,
     }
     team, key, model = told["limits"]
     assert (team["of"], team["model"], team["max_parallel"]) == ("team", None, 9)
@@ -86,6 +87,11 @@ async def test_a_team_its_key_its_limits_and_what_is_left(bench, services, regis
     assert key["tokens"]["remaining"] == 380
     assert (model["of"], model["model"], model["requests"]["remaining"], model["tokens"]) == ("model", "gpt-5", 4, None)
     assert told["models"] == ["gpt-5"], "what both are open to"
+
+
+async def test_how_long_requests_of_the_key_wait(bench, services, registry):
+    key = registry.issue_key("growth", max_wait_ms=20_000).key
+    assert (await shown(bench, services, key))["key"]["max_wait_ms"] == 20_000
 
 
 async def test_looking_costs_nothing(bench, services):
