@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import prometheus_client  # noqa: TID251 - their one home
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: TID251 - same
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values  # noqa: TID251 - same
 
 from proxy import __version__
+from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
+from proxy.adapters.prometheus_text import written
 from proxy.core.bucket import Dimension
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["Metrics"]
 
-CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 OTHER = "_other"
 _PICO = 1_000_000_000_000
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -32,6 +33,7 @@ _USUAL_REASONS = {
     CacheResult.BYPASS: ("temperature", "no-store", "off"),
 }
 """Those most teams will see. There are some twenty more, all names of ours for what a request asks for."""
+_TO_BE_LOOKED_INTO = frozenset({Outcome.UPSTREAM_ERROR, Outcome.UNAVAILABLE, Outcome.FAILED})
 _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
 
@@ -63,6 +65,9 @@ class Metrics:
         self._upstream = lru_cache(_CHILDREN)(self.upstream_duration_seconds.labels)
         self._ratio = lru_cache(_CHILDREN)(self.limit_used_ratio.labels)
         self._in_use = lru_cache(_CHILDREN)(self._create_at_zero)
+        self._ahead = Ahead(self._in_use)
+        # Figures that processes share in files have no room for exemplars.
+        self._has_exemplars = values.ValueClass is values.MutexValue
 
     def _declare_money_and_traffic(self, on: CollectorRegistry) -> None:
         model = ("team", "model")
@@ -216,6 +221,12 @@ class Metrics:
         self.spool_bytes = Gauge(
             "tollgate_spool_bytes", "Size of the spool on disk.", multiprocess_mode="livesum", registry=on
         )
+        self.spool_quota_bytes = Gauge(
+            "tollgate_spool_quota_bytes",
+            "Size of the spool at which requests are refused rather than unmetered.",
+            multiprocess_mode="livesum",
+            registry=on,
+        )
         self.spool_lag_seconds = Gauge(
             "tollgate_spool_lag_seconds",
             "Age of the oldest record that is not in the database.",
@@ -231,6 +242,12 @@ class Metrics:
         self.cache_bytes = Gauge(
             "tollgate_cache_bytes", "Size of the in-process cache.", multiprocess_mode="livesum", registry=on
         )
+        self.price_table_timestamp_seconds = Gauge(
+            "tollgate_price_table_timestamp_seconds",
+            "Day of the newest price in force at the start of the server, as seconds since 1970.",
+            multiprocess_mode="max",
+            registry=on,
+        )
         build = Gauge(
             "tollgate_build_info",
             "A constant 1, labelled with the version.",
@@ -242,7 +259,9 @@ class Metrics:
 
     def prepare(self, teams: Iterable[str]) -> None:
         """Create what a team's first event would otherwise create: a counter's first step would be invisible."""
-        for team in teams:
+        live = tuple(teams)
+        self._ahead.teams_live(live)
+        for team in live:
             for result, reasons in _USUAL_REASONS.items():
                 for reason in reasons:
                     self._cached(team, result.value, reason)
@@ -257,6 +276,10 @@ class Metrics:
         for team, model, endpoint in in_use:
             self._in_use(team, self._model(model), endpoint)
 
+    def prepare_more(self) -> None:
+        """Create a few children of teams with models that others use; call it now and then."""
+        self._ahead.make_some()
+
     def started(self) -> None:
         """Count a request in."""
         self.in_flight_requests.inc()
@@ -267,10 +290,13 @@ class Metrics:
         team = record.team
         model = self._model(record.model)
         seconds = record.duration_ms / 1_000
-        self._duration(record.endpoint, (record.cache or CacheResult.BYPASS).value).observe(seconds)
+        exemplar = {"request_id": record.request_id} if self._has_exemplars else None
+        self._duration(record.endpoint, (record.cache or CacheResult.BYPASS).value).observe(seconds, exemplar)
         if team and model:
             self._in_use(team, model, record.endpoint)
-        self._request(team, model, record.endpoint, record.outcome.value).inc()
+        outcome = record.outcome
+        telling = exemplar if outcome in _TO_BE_LOOKED_INTO else None
+        self._request(team, model, record.endpoint, outcome.value).inc(1, telling)
         if record.cache is not None:
             self._cached(team, record.cache.value, record.cache_reason).inc()
         self._count_refusals(record, team, model)
@@ -279,12 +305,12 @@ class Metrics:
         if record.token_use_ratio is not None:
             self._ratio(team, "tokens").set(record.token_use_ratio)
         if record.ttft_ms is not None:
-            self._ttft(model).observe(record.ttft_ms / 1_000)
+            self._ttft(model).observe(record.ttft_ms / 1_000, exemplar)
         if record.attempts:
             self._upstream(record.upstream).observe(record.upstream_ms / 1_000)
             self.overhead_seconds.observe(record.overhead_ms / 1_000)
             self._count_usage(record, team, model)
-        elif record.outcome is Outcome.CACHED:
+        elif outcome is Outcome.CACHED:
             self._saved(team, model).inc(record.saved_pico_usd / _PICO)
             self._saved_tokens(team, model).inc(record.usage.total_tokens)
 
@@ -315,9 +341,9 @@ class Metrics:
             if steps:
                 self.store_clock_steps_total.labels(store, direction).inc(steps)
 
-    def render(self) -> bytes:
-        """Write all metrics in the text format; takes milliseconds with many children: call it off the loop."""
-        return prometheus_client.generate_latest(self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Write all metrics in a form that `accept` takes, and say in which: call it off the loop."""
+        return written(self.registry, accept)
 
     def _count_refusals(self, record: RequestRecord, team: str, model: str) -> None:
         if record.limited_dimension:
@@ -346,6 +372,7 @@ class Metrics:
         return model if not model or self._is_known_model(model) else OTHER
 
     def _create_at_zero(self, team: str, model: str, endpoint: str) -> None:
+        self._ahead.used(model, endpoint)
         for kind in ("input", "cached_input", "output", "reasoning"):
             self._tokens(team, model, kind)
         for outcome in (Outcome.OK, Outcome.CACHED, Outcome.LIMITED, Outcome.UPSTREAM_ERROR, Outcome.CLIENT_GONE):

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import prometheus_client  # noqa: TID251 - a part of their one home
-from prometheus_client import CollectorRegistry, Metric, multiprocess, values  # noqa: TID251 - same
+from prometheus_client import CollectorRegistry, Metric, multiprocess, values  # noqa: TID251 - a part of their one home
 from prometheus_client.registry import Collector  # noqa: TID251 - same
+
+from proxy.adapters.prometheus_text import written
 
 __all__ = ["forget_process", "render_shared", "share_between_processes"]
 
@@ -31,11 +32,11 @@ def forget_process(directory: Path, number: int) -> None:
     multiprocess.mark_process_dead(number, str(directory))  # type: ignore[no-untyped-call]  # the package types it not
 
 
-def render_shared(directory: Path) -> bytes:
-    """Write the figures of all processes as one, in the text format."""
+def render_shared(directory: Path, accept: str = "") -> tuple[bytes, str]:
+    """Write the figures of all processes as one, in a form that `accept` takes, and say in which."""
     registry = CollectorRegistry()
     registry.register(_Shared(directory))
-    return prometheus_client.generate_latest(registry)
+    return written(registry, accept)
 
 
 class _Shared(Collector):

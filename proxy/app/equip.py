@@ -87,6 +87,8 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     prices = load_prices(settings.price_file())
     known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
     metrics = Metrics(known_models.__contains__)
+    metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
+    metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)
     telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
     ledger = _ledger(settings, engine, prices, telemetry, clock)
     pacer = _pacer(settings)
@@ -232,6 +234,7 @@ def _sample(
     metrics.spool_bytes.set(state.spool_bytes)
     metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
     answers.sample()
+    metrics.prepare_more()
     metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
 
 

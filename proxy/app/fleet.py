@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Engine
 
-from proxy.adapters.prometheus import CONTENT_TYPE
 from proxy.adapters.prometheus_shared import forget_process, render_shared
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.app.administration import admin_api
@@ -47,8 +47,7 @@ async def serving_fleet(
     with own_figures(settings.data_dir) as metrics_dir:
         supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
         operations = Operations(
-            render_metrics=lambda: render_shared(metrics_dir),
-            metrics_content_type=CONTENT_TYPE,
+            render_metrics=partial(render_shared, metrics_dir),
             checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
             admin=admin,
         )

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from proxy.adapters.ledger import SpoolLedger
-from proxy.adapters.prometheus import CONTENT_TYPE, Metrics
+from proxy.adapters.prometheus import Metrics
 from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
@@ -88,7 +88,6 @@ class Worker:
         self.equipment = equipment
         self.operations = Operations(
             render_metrics=equipment.metrics.render,
-            metrics_content_type=CONTENT_TYPE,
             checks={"database": equipment.key_store.revision},
             admin=admin,
         )

@@ -111,6 +111,11 @@ class PriceBook:
         kept = [row for row in mine if row.model not in first or row.valid_from_ms < first[row.model]]
         return PriceBook((*kept, *own), former=self._by_id.values())
 
+    def newest_ms(self, at_ms: int) -> int:
+        """When the newest row in force at an instant began to hold, in Unix milliseconds; 0 where none is dated."""
+        begun = (row.valid_from_ms for rows in self._by_model.values() for row in rows if row.valid_from_ms <= at_ms)
+        return max(begun, default=0)
+
     def models(self) -> tuple[str, ...]:
         """Every model with a price, sorted."""
         return tuple(sorted(self._by_model))

@@ -19,18 +19,19 @@ _MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 class Operations:
-    """Handlers of the operations listener. `checks` are the stores that must answer for us to be ready."""
+    """Handlers of the operations listener. `checks` are the stores that must answer for us to be ready.
+
+    `render_metrics` is given what a scraper accepts, and returns the metrics and their content type.
+    """
 
     def __init__(
         self,
         *,
-        render_metrics: Callable[[], bytes],
-        metrics_content_type: str,
+        render_metrics: Callable[[str], tuple[bytes, str]],
         checks: Mapping[str, Callable[[], Awaitable[object]]],
         admin: AdminApi | None,
     ) -> None:
         self._render_metrics = render_metrics
-        self._metrics_content_type = metrics_content_type
         self._checks = checks
         self._admin = admin
         self._pages: Mapping[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
@@ -72,10 +73,11 @@ class Operations:
         body = {"status": "ready" if ready else "not ready", "stores": states}
         return web.json_response(body, status=200 if ready else 503)
 
-    async def metrics(self, _: web.BaseRequest) -> web.Response:
+    async def metrics(self, request: web.BaseRequest) -> web.Response:
         """Render all metrics off the loop."""
-        text = await asyncio.to_thread(self._render_metrics)
-        return web.Response(body=text, headers={"Content-Type": self._metrics_content_type})
+        accept = ",".join(request.headers.getall("Accept", ()))
+        text, content_type = await asyncio.to_thread(self._render_metrics, accept)
+        return web.Response(body=text, headers={"Content-Type": content_type})
 
 
 async def _state(check: Callable[[], Awaitable[object]]) -> str:

@@ -92,7 +92,7 @@ def on_the_command_line(settings: Settings, kids: list[str]) -> None:
 async def over_the_admin_api(settings: Settings, kids: list[str]) -> None:
     with open_database(settings) as engine:
         operations = Operations(
-            render_metrics=lambda: b"", metrics_content_type="text/plain", checks={}, admin=admin_api(settings, engine)
+            render_metrics=lambda _: (b"", "text/plain"), checks={}, admin=admin_api(settings, engine)
         )
         runner = runner_of(operations.server(), shutdown_seconds=1.0)
         url = f"{await listen(runner, '127.0.0.1', 0)}/admin/v1/keys"

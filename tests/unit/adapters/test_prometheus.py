@@ -41,7 +41,7 @@ def metrics() -> Metrics:
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset], float]:
     """Every series of the exposition, as a scraper reads it."""
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families(metrics.render()[0].decode())
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
 
 
@@ -123,7 +123,7 @@ def test_a_model_nobody_knows_is_other(metrics):
     assert value(metrics, "tollgate_spend_usd_total", team="growth", model="_other") == pytest.approx(0.00045)
     assert value(metrics, "tollgate_unpriced_requests_total", model="_other") == 1
     assert value(metrics, "tollgate_time_to_first_token_seconds_count", model="_other") == 1
-    assert b"gpt-99" not in metrics.render()
+    assert b"gpt-99" not in metrics.render()[0]
 
 
 def test_a_model_without_a_price_counts_where_it_was_refused_too(metrics):
@@ -178,7 +178,7 @@ def test_no_client_can_make_series(many):
 
 def test_every_name_is_ours_and_every_help_a_sentence(metrics):
     finish(metrics)
-    families = list(text_string_to_metric_families(metrics.render().decode()))
+    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
     assert len(families) > 20
     for family in families:
         assert family.name.startswith("tollgate_")

@@ -282,3 +282,14 @@ def test_no_price_for_an_unknown_model():
     assert BOOK.by_id(None) is None
     assert service_tier_of("no-such-tier") is ServiceTier.DEFAULT
     assert service_tier_of("fast") is service_tier_of("priority") is ServiceTier.PRIORITY
+
+
+def test_the_age_of_the_prices_is_that_of_the_newest_row_in_force():
+    table = {"models": {"a": row(input=1, output=1) | {"valid_from": "2026-01-01"}, "b": row(input=1, output=1)}}
+    later = {"models": {"a": row(input=2, output=2) | {"valid_from": "2026-03-01"}}}
+    first_ms, second_ms = 1_767_225_600_000, 1_772_323_200_000
+    book = PriceBook.from_mapping(table).with_overrides(later)
+    asked = (first_ms - 1, first_ms, second_ms - 1, second_ms, second_ms + DAY_MS)
+    assert [book.newest_ms(at_ms) for at_ms in asked] == [0, first_ms, first_ms, second_ms, second_ms]
+    assert BOOK.newest_ms(AS_OF_MS) == AS_OF_MS
+    assert PriceBook([]).newest_ms(AS_OF_MS) == 0

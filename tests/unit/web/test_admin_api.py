@@ -42,8 +42,7 @@ async def url(settings, engine):
         return None
 
     operations = Operations(
-        render_metrics=lambda: b"",
-        metrics_content_type="text/plain",
+        render_metrics=lambda _: (b"", "text/plain"),
         checks={"x": fine},
         admin=admin_api(settings, engine),
     )
