@@ -20,6 +20,7 @@ from proxy.core.replay import Form
 
 __all__ = [
     "USES_EVERY_MS",
+    "Body",
     "Cache",
     "CacheAddress",
     "CachedAnswer",
@@ -29,6 +30,7 @@ __all__ = [
     "KeyStore",
     "Ledger",
     "Limiter",
+    "Sender",
     "Spawn",
     "SpendLedger",
     "Spent",
@@ -252,6 +254,27 @@ class Ledger(Protocol):
         ...
 
 
+class Body(Protocol):
+    """A request's body that is not held in memory whole."""
+
+    @property
+    def length(self) -> int | None:
+        """Its size in bytes; None: that is known at its end."""
+        ...
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be read from its beginning now; one that is read as it comes can until that has begun."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body from its beginning, in pieces of no particular size.
+
+        Raises `BodyTooLarge`, `InvalidRequest` and `ConnectionResetError` for one that its client is sending.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """One call to make upstream."""
@@ -261,7 +284,9 @@ class UpstreamRequest:
     """Path below the upstream's base URL, and query, as the client sent them (`/chat/completions?x=1`)."""
     headers: tuple[tuple[str, str], ...] = field(repr=False)
     """Forwardable headers of the client; the upstream's own key is added by the adapter."""
-    body: bytes = field(repr=False, default=b"")
+    body: bytes | Body = field(repr=False, default=b"")
+    as_it_is: bool = False
+    """The answer is wanted in whatever encoding it comes; `headers` say which ones the client takes."""
 
 
 class UpstreamAnswer(Protocol):
@@ -300,7 +325,10 @@ class Upstream(Protocol):
         ...
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`."""
+        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`, and what a `Body` raises.
+
+        A body that breaks off is never ended as if it were whole.
+        """
         ...
 
 
@@ -372,4 +400,15 @@ class Downstream(Protocol):
 
     def abort(self) -> None:
         """Break the connection, so that what was sent cannot pass for a whole answer."""
+        ...
+
+
+class Sender(Downstream, Protocol):
+    """A client whose request's body is still to be read."""
+
+    def stream(self, max_bytes: int) -> Body:
+        """The body as it comes and as it is, compressed or not: once, and no faster than it is taken.
+
+        One whose length is known to be over `max_bytes` raises `BodyTooLarge` here, any other where it exceeds it.
+        """
         ...

@@ -10,8 +10,8 @@ import aiohttp
 from yarl import URL
 
 from proxy.adapters.pacer import Pacer
-from proxy.core.errors import UpstreamFailure, UpstreamFault
-from proxy.ports import UpstreamAnswer, UpstreamRequest
+from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault
+from proxy.ports import Body, UpstreamAnswer, UpstreamRequest
 
 __all__ = ["OpenAIUpstream", "open_session"]
 
@@ -65,21 +65,49 @@ class OpenAIUpstream:
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""
-        headers = [*request.headers, ("Accept-Encoding", "identity")]
+        headers = [*request.headers]
+        if not request.as_it_is:
+            headers.append(("Accept-Encoding", "identity"))
         if self._authorization is not None:
             headers.append(("Authorization", self._authorization))
+        sent = None
+        if not isinstance(request.body, bytes):
+            sent = _Sent(request.body)
+            if request.body.length is not None:
+                headers.append(("Content-Length", str(request.body.length)))
         try:
             response = await self._session.request(
                 request.method,
                 # As the client wrote it: decoding and encoding again could name another thing.
                 URL(self.identity + request.path_qs, encoded=True),
                 headers=headers,
-                data=request.body or None,
+                data=(request.body or None) if sent is None else sent.chunks(),
                 allow_redirects=False,
+                auto_decompress=not request.as_it_is,
             )
         except _FOREIGN as error:
+            if sent is not None and sent.error is not None:
+                raise sent.error from None
             raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
         return AiohttpAnswer(response, self.name)
+
+
+class _Sent:
+    """A body on its way upstream; remembers what broke it off, for which the client library has a word of its own."""
+
+    __slots__ = ("_body", "error")
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.error: Exception | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._body.chunks():
+                yield chunk
+        except (TollgateError, ConnectionResetError) as error:
+            self.error = error
+            raise
 
 
 class AiohttpAnswer:

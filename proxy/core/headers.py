@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
-__all__ = ["forwardable", "rate_limit_headers", "returnable"]
+__all__ = ["as_it_is", "forwardable", "rate_limit_headers", "returnable"]
 
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -45,6 +45,14 @@ def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
     if named:
         return tuple((name, value) for name, value in kept if name.lower() not in named)
     return tuple(kept)
+
+
+def as_it_is(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What is added where bodies pass in the encoding they have: the client's own, and those it takes."""
+    # What it does not ask for, it need not understand.
+    added = (("Accept-Encoding", headers.get("Accept-Encoding", "identity")),)
+    encoding = headers.get("Content-Encoding")
+    return added if encoding is None else (*added, ("Content-Encoding", encoding))
 
 
 def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tuple[str, str], ...]:

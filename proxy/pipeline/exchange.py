@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from proxy.core.answer import AnswerStream
@@ -17,7 +17,7 @@ from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
 from proxy.pipeline.upstreams import Site
-from proxy.ports import CacheAddress, CachedAnswer, Fill
+from proxy.ports import Body, CacheAddress, CachedAnswer, Fill
 
 __all__ = ["Exchange", "Reply", "Shadow"]
 
@@ -67,6 +67,10 @@ class Exchange:
     # interpret
     asked: Asked = field(init=False, repr=False)
     price: Price | None = None
+    body: Callable[[str], Body] | None = field(default=None, repr=False)
+    """What goes upstream where that is not `asked.raw`, told what upstream calls the model."""
+    as_it_is: bool = False
+    """It passes in both directions as it comes, in whatever encoding, for as long as it takes."""
     # look up
     cache: CacheResult | None = None
     cache_reason: str = ""

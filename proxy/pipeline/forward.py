@@ -12,12 +12,12 @@ import msgspec
 from proxy.core.chat import ask_for_usage
 from proxy.core.errors import UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
-from proxy.core.headers import forwardable
+from proxy.core.headers import as_it_is, forwardable
 from proxy.core.pricing import service_tier_of
 from proxy.core.retry import asked_wait_ms, is_retryable, next_wait_ms
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
-from proxy.ports import UpstreamAnswer, UpstreamRequest
+from proxy.ports import Body, UpstreamAnswer, UpstreamRequest
 
 __all__ = ["dispatch", "forward"]
 
@@ -53,15 +53,21 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     """
     asked, policy, clock = exchange.asked, services.policy.retry, services.clock
     asking = asked.stream and not asked.include_usage and services.policy.ask_for_stream_usage
+    headers = forwardable(exchange.headers.items())
+    if exchange.as_it_is:
+        headers += as_it_is(exchange.headers)
+    body: bytes | Body = ask_for_usage(asked) if asking else asked.raw
     request = UpstreamRequest(
         method=exchange.method,
         path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
-        headers=forwardable(exchange.headers.items()),
-        body=ask_for_usage(asked) if asking else asked.raw,
+        headers=headers,
+        body=exchange.body(asked.model) if exchange.body is not None else body,
+        as_it_is=exchange.as_it_is,
     )
     begun_ns = clock.monotonic_ns()
     try:
-        async with asyncio.timeout(policy.total_deadline_ms / 1_000):
+        # An upload takes as long as its client does; silence has a bound of its own.
+        async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000):
             while True:
                 await exchange.route[0].keys[0].turn()
                 exchange.attempts += 1
@@ -97,7 +103,7 @@ async def _attempt(
         exchange.running = failure.fault is UpstreamFault.TIMEOUT and exchange.running
         telemetry.upstream_failed(name, failure.fault)
         wait_ms = _wait(exchange, services, failure.fault, elapsed_ms, {}, None)
-        if wait_ms is None:
+        if wait_ms is None or not _can_be_sent_again(request):
             raise
         telemetry.retried(name, failure.fault)
         return _Wait(wait_ms)
@@ -106,11 +112,15 @@ async def _attempt(
     if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
         telemetry.upstream_failed(name, f"status_{answer.status}")
     wait_ms = _wait(exchange, services, answer.status, elapsed_ms, answer.headers, code)
-    if wait_ms is None:
+    if wait_ms is None or not _can_be_sent_again(request):
         return answer
     answer.close()
     telemetry.retried(name, f"status_{answer.status}")
     return _Wait(wait_ms)
+
+
+def _can_be_sent_again(request: UpstreamRequest) -> bool:
+    return isinstance(request.body, bytes) or request.body.replayable
 
 
 def _wait(
