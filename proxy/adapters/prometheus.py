@@ -12,11 +12,12 @@ from functools import lru_cache
 import prometheus_client  # noqa: TID251 - their one home
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values  # noqa: TID251 - same
 
-from proxy import __version__
 from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
+from proxy.adapters.prometheus_stores import StoreMetrics
 from proxy.adapters.prometheus_text import written
 from proxy.core.bucket import Dimension
+from proxy.core.errors import UpstreamFault
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 
@@ -33,24 +34,25 @@ _USUAL_REASONS = {
     CacheResult.BYPASS: ("temperature", "no-store", "off"),
 }
 """Those most teams will see. There are some twenty more, all names of ours for what a request asks for."""
+_USUAL_STATUSES = tuple(f"status_{status}" for status in (401, 403, 408, 429, 500, 502, 503, 504))
 _TO_BE_LOOKED_INTO = frozenset({Outcome.UPSTREAM_ERROR, Outcome.UNAVAILABLE, Outcome.FAILED})
 _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
 
 
-class Metrics:
+class Metrics(StoreMetrics):
     """Declares the metrics on a registry and counts finished requests into them."""
 
     def __init__(self, is_known_model: Callable[[str], bool], registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._is_known_model = is_known_model
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the package types it not
+        super().__init__(self.registry)
         self._declare_money_and_traffic(self.registry)
         self._declare_latency(self.registry)
         self._declare_health(self.registry)
-        self._declare_stores(self.registry)
-        self._declare_ledger(self.registry)
         self.budgets = BudgetMetrics(self.registry)
+        self.budgets.unpriced_requests_total.labels(OTHER)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
         self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
@@ -164,99 +166,6 @@ class Metrics:
             registry=on,
         )
 
-    def _declare_stores(self, on: CollectorRegistry) -> None:
-        self.degraded = Gauge(
-            "tollgate_degraded",
-            "1 while a store is away and its fallback decides.",
-            ("store",),
-            multiprocess_mode="livemax",
-            registry=on,
-        )
-        self.degraded_decisions_total = Counter(
-            "tollgate_degraded_decisions_total",
-            "Decisions made without the store, by the policy that made them.",
-            ("store", "policy"),
-            registry=on,
-        )
-        self.store_clock_steps_total = Counter(
-            "tollgate_store_clock_steps_total",
-            "Times a store's clock was seen to be set by two seconds or more.",
-            ("store", "direction"),
-            registry=on,
-        )
-        self.cache_failures_total = Counter(
-            "tollgate_cache_failures_total",
-            "Operations of the cache in Redis that came to nothing; each is a miss, never an error.",
-            ("operation", "reason"),
-            registry=on,
-        )
-        self.store_events_total = Counter(
-            "tollgate_store_events_total",
-            "What became of connections to a store, and of commands (posts) whose answers nobody waits for.",
-            ("store", "event"),
-            registry=on,
-        )
-        self.limiter_lost_buckets_total = Counter(
-            "tollgate_limiter_lost_buckets_total", "Buckets of which Redis had lost what was used.", registry=on
-        )
-        self.limiter_forgotten_debts_total = Counter(
-            "tollgate_limiter_forgotten_debts_total",
-            "Teams whose untold use was given up for want of room.",
-            registry=on,
-        )
-        self.store_errors_total = Counter(
-            "tollgate_store_errors_total",
-            "Store operations that were not carried out.",
-            ("store", "operation"),
-            registry=on,
-        )
-
-    def _declare_ledger(self, on: CollectorRegistry) -> None:
-        self.estimated_usage_total = Counter(
-            "tollgate_estimated_usage_total",
-            "Requests whose tokens were counted here because upstream's count did not come.",
-            ("reason",),
-            registry=on,
-        )
-        self.spool_bytes = Gauge(
-            "tollgate_spool_bytes", "Size of the spool on disk.", multiprocess_mode="livesum", registry=on
-        )
-        self.spool_quota_bytes = Gauge(
-            "tollgate_spool_quota_bytes",
-            "Size of the spool at which requests are refused rather than unmetered.",
-            multiprocess_mode="livesum",
-            registry=on,
-        )
-        self.spool_lag_seconds = Gauge(
-            "tollgate_spool_lag_seconds",
-            "Age of the oldest record that is not in the database.",
-            multiprocess_mode="livemax",
-            registry=on,
-        )
-        self.event_loop_lag_seconds = Gauge(
-            "tollgate_event_loop_lag_seconds",
-            "How late the event loop's latest tick came.",
-            multiprocess_mode="livemax",
-            registry=on,
-        )
-        self.cache_bytes = Gauge(
-            "tollgate_cache_bytes", "Size of the in-process cache.", multiprocess_mode="livesum", registry=on
-        )
-        self.price_table_timestamp_seconds = Gauge(
-            "tollgate_price_table_timestamp_seconds",
-            "Day of the newest price in force at the start of the server, as seconds since 1970.",
-            multiprocess_mode="max",
-            registry=on,
-        )
-        build = Gauge(
-            "tollgate_build_info",
-            "A constant 1, labelled with the version.",
-            ("version",),
-            multiprocess_mode="max",
-            registry=on,
-        )
-        build.labels(__version__).set(1)
-
     def prepare(self, teams: Iterable[str]) -> None:
         """Create what a team's first event would otherwise create: a counter's first step would be invisible."""
         live = tuple(teams)
@@ -275,6 +184,15 @@ class Metrics:
         """Create the children of (team, model, endpoint) that the ledger knows, at 0, before the next one counts."""
         for team, model, endpoint in in_use:
             self._in_use(team, self._model(model), endpoint)
+
+    def prepare_upstreams(self, names: Iterable[str]) -> None:
+        """Create the children of every upstream there is, for all that usually goes wrong there."""
+        for name in names:
+            self._upstream(name)
+            for kind in (*UpstreamFault, *_USUAL_STATUSES):
+                self.upstream_errors_total.labels(name, kind)
+            for reason in (UpstreamFault.UNREACHABLE, UpstreamFault.BROKEN, *_USUAL_STATUSES[2:]):
+                self.retries_total.labels(name, reason)
 
     def prepare_more(self) -> None:
         """Create a few children of teams with models that others use; call it now and then."""

@@ -115,6 +115,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         budget_reached=await _budget_alerts(settings, engine, clock, metrics, spawn, stack),
     )
     sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())
+    metrics.prepare_upstreams(site.name for site in services.upstreams)
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)
