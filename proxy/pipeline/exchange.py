@@ -112,6 +112,8 @@ class Exchange:
     """Upstream is at work on it, or may have been, and has not said what that used."""
     upstream_ns: int = 0
     """Time spent waiting for upstream."""
+    queued_ns: int = 0
+    """Time spent waiting for a turn, under limits or the pace of an upstream."""
     # relay
     stream: AnswerStream | None = None
     """What a streamed answer has said so far."""
