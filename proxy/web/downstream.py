@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 
 from aiohttp import ClientConnectionError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import BodyTooLarge, InvalidRequest
+from proxy.web.inflate import check_coding, inflate
 
-__all__ = ["AiohttpDownstream"]
+__all__ = ["AiohttpDownstream", "Incoming"]
 
 _UNDECODABLE = re.compile("[\ud800-\udfff]")
 """What stands for bytes that are not UTF-8."""
 _NOT_SENT_ON = frozenset({"authorization", "api-key"})
-_CONTENT_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
-"""What the server has undone by the time a body is read."""
 
 
 class AiohttpDownstream:
@@ -38,26 +39,25 @@ class AiohttpDownstream:
     async def receive(self) -> bytes:
         """Read the body, bounded. A length that is already too large is not read at all."""
         request = self._request
-        for name, value in request.headers.items():
-            # The client upstream would cut such a value short.
-            if not value.isascii() and _UNDECODABLE.search(value) and name.lower() not in _NOT_SENT_ON:
-                raise InvalidRequest(f"The value of the header {name[:64]} is not UTF-8.")
+        _check_headers(request)
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
-        encoding = request.headers.get("Content-Encoding", "identity")
-        if encoding.lower() not in _CONTENT_ENCODINGS:
-            raise InvalidRequest(f"The request body's content encoding {encoding[:64]!r} cannot be read here.")
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # an answer has not begun with it
-        try:
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise BodyTooLarge(self._max_body_bytes) from None
-        except (web.RequestPayloadError, HttpProcessingError):
-            raise InvalidRequest("The request body could not be read: its encoding or framing is broken.") from None
-        except ClientConnectionError as error:
-            raise ConnectionResetError("client left while sending") from error
+        coding = ",".join(request.headers.getall("Content-Encoding", ()))
+        packed = check_coding(coding)
+        await _go_ahead(request)
+        with _broken_bodies():
+            try:
+                body = await request.read()
+            except web.HTTPRequestEntityTooLarge:
+                raise BodyTooLarge(self._max_body_bytes) from None
+        return await asyncio.to_thread(inflate, body, coding, self._max_body_bytes) if packed else body
+
+    def stream(self, max_bytes: int) -> Incoming:
+        """The body as it comes."""
+        _check_headers(self._request)
+        if (self._request.content_length or 0) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+        return Incoming(self._request, max_bytes)
 
     async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """Send the head; the body is chunked and every write goes out at once."""
@@ -91,3 +91,68 @@ class AiohttpDownstream:
         if self._response is None:
             raise RuntimeError("the answer has not been opened")
         return self._response
+
+
+class Incoming:
+    """Keeps the promises of `ports.Body` for what a client is sending."""
+
+    __slots__ = ("_begun", "_max_bytes", "_request")
+
+    def __init__(self, request: web.BaseRequest, max_bytes: int) -> None:
+        self._request = request
+        self._max_bytes = max_bytes
+        self._begun = False
+
+    @property
+    def length(self) -> int | None:
+        """As the client told it; 0 for a request without a body."""
+        request = self._request
+        return request.content_length if request.can_read_body or request.content_length else 0
+
+    @property
+    def replayable(self) -> bool:
+        """Whether nothing was read yet."""
+        return not self._begun
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What has come, whenever something has: the server stops reading while nobody takes it."""
+        if self._begun:
+            raise RuntimeError("the body was read before")
+        self._begun = True
+        await _go_ahead(self._request)
+        left = self._max_bytes
+        content = self._request.content
+        while True:
+            with _broken_bodies():
+                chunk = await content.readany()
+            if not chunk:
+                return
+            left -= len(chunk)
+            if left < 0:
+                raise BodyTooLarge(self._max_bytes)
+            yield chunk
+
+
+def _check_headers(request: web.BaseRequest) -> None:
+    for name, value in request.headers.items():
+        # The client upstream would cut such a value short.
+        if not value.isascii() and _UNDECODABLE.search(value) and name.lower() not in _NOT_SENT_ON:
+            raise InvalidRequest(f"The value of the header {name[:64]} is not UTF-8.")
+
+
+async def _go_ahead(request: web.BaseRequest) -> None:
+    """Ask for a body that its client will send once it is asked to."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # an answer has not begun with it
+
+
+@contextmanager
+def _broken_bodies() -> Iterator[None]:
+    """Say what became of a body that did not come whole."""
+    try:
+        yield
+    except (web.RequestPayloadError, HttpProcessingError):
+        raise InvalidRequest("The request body could not be read: its encoding or framing is broken.") from None
+    except ClientConnectionError as error:
+        raise ConnectionResetError("client left while sending") from error

@@ -39,6 +39,8 @@ class OpenAIServer(web.Server):
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # documented as the way to turn it off
             keepalive_timeout=_IDLE_CONNECTION_SECONDS,
+            # Which codings aiohttp undoes depends on what is installed, and it does so on the loop: see `inflate.py`.
+            auto_decompress=False,
             max_field_size=_MAX_HEADER_BYTES,
             max_line_size=_MAX_HEADER_BYTES,
         )
