@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from io import UnsupportedOperation
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import TextIO
 
 import msgspec
@@ -15,6 +21,10 @@ from proxy.core.record import RequestRecord
 __all__ = ["RequestLog", "console_line", "json_line"]
 
 _DECIMALS = 3
+_HELD_BYTES = 4 * 1024 * 1024
+"""Of lines nobody has read yet: some six thousand."""
+_AT_ONCE_BYTES = 65_536
+_LOOK_AGAIN_SECONDS = 0.1
 
 
 def json_line(record: RequestRecord) -> str:
@@ -66,18 +76,33 @@ def console_line(record: RequestRecord) -> str:
 
 
 class RequestLog:
-    """Collects lines and writes them in one go each turn of the loop, so that a line costs no system call."""
+    """Collects the lines of each turn of the loop and hands them to a thread that writes.
+
+    A reader that stalls, be it a terminal that was stopped, holds up nobody: past `held_bytes` lines are dropped, and
+    `on_dropped` is told how many, from either thread; of an output that is closed or full as well.
+    """
 
     def __init__(
         self,
         line: Callable[[RequestRecord], str],
         call_soon: Callable[[Callable[[], None]], object],
         out: TextIO | None = None,
+        *,
+        on_dropped: Callable[[int], None] = lambda _: None,
+        held_bytes: int = _HELD_BYTES,
     ) -> None:
         self._line = line
         self._call_soon = call_soon
         self._out = out or sys.stdout
+        self._on_dropped = on_dropped
+        self._held_bytes = held_bytes
         self._lines: list[str] = []
+        self._handed: SimpleQueue[bytes | Event] = SimpleQueue()
+        # Each is written by one thread alone: no lock.
+        self._handed_bytes = 0
+        self._done_bytes = 0
+        self._thread: Thread | None = None
+        self._given_up = False
 
     def write(self, record: RequestRecord) -> None:
         """Write one record, soon."""
@@ -86,16 +111,84 @@ class RequestLog:
         self._lines.append(self._line(record))
 
     def flush(self) -> None:
-        """Write what has been collected. A closed or full output loses lines, never requests."""
+        """Hand over what has been collected; does not wait."""
         lines, self._lines = self._lines, []
         if not lines:
             return
+        data = ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+        if self._handed_bytes - self._done_bytes + len(data) > self._held_bytes:
+            self._on_dropped(len(lines))
+            return
+        self._handed_bytes += len(data)
+        if self._thread is None:
+            self._thread = Thread(target=self._write_on, name="request-log", daemon=True)
+            self._thread.start()
+        self._handed.put(data)
+
+    def written(self, seconds: float) -> bool:
+        """Hand over, and wait until all of it is written, for so long at most; False when it is not."""
+        self.flush()
+        if self._thread is None:
+            return True
+        reached = Event()
+        self._handed.put(reached)
+        return reached.wait(seconds)
+
+    def close(self, seconds: float) -> None:
+        """Write what there is, for so long at most; what is left is dropped."""
+        self._given_up = not self.written(seconds)
+        if self._given_up:
+            left = []
+            with suppress(Empty):
+                while True:
+                    left.append(self._handed.get_nowait())
+            self._on_dropped(sum(each.count(b"\n") for each in left if isinstance(each, bytes)))
+
+    def _write_on(self) -> None:
+        while True:
+            batch, reached = self._batch()
+            if batch:
+                try:
+                    self._put(batch)
+                except (OSError, ValueError):
+                    # The log's reader has gone; the ledger and the metrics go on.
+                    self._on_dropped(batch.count(b"\n"))
+                self._done_bytes += len(batch)
+            if reached is not None:
+                reached.set()
+
+    def _batch(self) -> tuple[bytes, Event | None]:
+        """Wait for something to write; what has come meanwhile goes out with it."""
+        pieces: list[bytes] = []
+        size = 0
+        with suppress(Empty):
+            each = self._handed.get()
+            while isinstance(each, bytes):
+                pieces.append(each)
+                size += len(each)
+                if size >= _AT_ONCE_BYTES:
+                    return b"".join(pieces), None
+                each = self._handed.get_nowait()
+            return b"".join(pieces), each
+        return b"".join(pieces), None
+
+    def _put(self, data: bytes) -> None:
+        """Write to the file beneath: its text layer is held while it writes, and the interpreter's end waits for it."""
+        if self._out.closed:
+            raise ValueError("closed")
         try:
-            self._out.write("\n".join(lines) + "\n")
+            number = self._out.fileno()
+        except UnsupportedOperation:
+            self._out.write(data.decode())
             self._out.flush()
-        except (OSError, ValueError):
-            # The log's reader has gone; the ledger and the metrics go on.
-            pass
+            return
+        rest = memoryview(data)
+        while rest and not self._given_up:
+            try:
+                rest = rest[os.write(number, rest) :]
+            except BlockingIOError:
+                # Somebody who shares it has made it one that does not wait.
+                select.select((), (number,), (), _LOOK_AGAIN_SECONDS)
 
 
 def _instant(at_ms: int) -> str:

@@ -23,6 +23,7 @@ from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.pacer import Pacer
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
+from proxy.adapters.prometheus_streams import StreamMetrics
 from proxy.adapters.spent import SpentReader
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
@@ -37,6 +38,7 @@ from proxy.app.database import SPOOL_DIRECTORY, peppers_of
 from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
+from proxy.core.own_headers import left_out
 from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
 from proxy.core.registry import Axis, Registry
@@ -56,6 +58,8 @@ __all__ = ["Equipment", "equip"]
 
 _LAST_NOTICES_SECONDS = 3.0
 """How long warnings that are being delivered are waited for at shutdown."""
+_LAST_LINES_SECONDS = 2.0
+"""How long the reader of the request log is waited for at shutdown."""
 
 if TYPE_CHECKING:
     from proxy.adapters.redis.limiter import RedisLimiter
@@ -76,6 +80,7 @@ class Equipment:
     """What goes on beside the requests."""
     sample: Callable[[], None]
     """Reads the gauges that nobody sets by itself."""
+    log: RequestLog
 
 
 async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
@@ -89,7 +94,9 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     metrics = Metrics(known_models.__contains__)
     metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
     metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)
-    telemetry = Telemetry(metrics, RequestLog(_line_form(settings), asyncio.get_running_loop().call_soon))
+    streams = StreamMetrics(metrics.registry)
+    log = _log(settings, streams, stack)
+    telemetry = Telemetry(metrics, log)
     ledger = _ledger(settings, engine, prices, telemetry, clock)
     pacer = _pacer(settings)
     reader = _spent_reader(settings, engine, ledger, clock, telemetry)
@@ -122,7 +129,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     note_uses: Callable[[], Coroutine[Any, Any, None]] = partial(principals.notes.run, telemetry.store_failed)
     budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
     chores = (ledger.run, note_uses, budgets, *limits.chores, *answers.chores)
-    return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample)
+    return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample, log)
 
 
 def _ledger(settings: Settings, engine: Engine, prices: PriceBook, telemetry: Telemetry, clock: Clock) -> SpoolLedger:
@@ -259,6 +266,7 @@ def _policy(settings: Settings) -> Policy:
         allow_unknown_models=settings.models.unknown is UnknownModels.ALLOW,
         extra_models=frozenset(settings.models.extra),
         max_json_depth=settings.server.max_json_depth,
+        headers_left_out=left_out(settings.headers.off),
         ask_for_stream_usage=settings.streams.ask_for_usage,
         unpriced=settings.prices.unpriced,
     )
@@ -286,6 +294,13 @@ async def _upstream(settings: Settings, pacer: Pacer | None, stack: AsyncExitSta
     )
     key = upstream.api_key.reveal() if upstream.api_key is not None else None
     return OpenAIUpstream(upstream.name, upstream.base_url, key, session, pacer)
+
+
+def _log(settings: Settings, streams: StreamMetrics, stack: AsyncExitStack) -> RequestLog:
+    call_soon = asyncio.get_running_loop().call_soon
+    log = RequestLog(_line_form(settings), call_soon, on_dropped=streams.log_lines_dropped_total.inc)
+    stack.push_async_callback(asyncio.to_thread, log.close, _LAST_LINES_SECONDS)
+    return log
 
 
 def _line_form(settings: Settings) -> Callable[[RequestRecord], str]:

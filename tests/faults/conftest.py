@@ -186,6 +186,7 @@ class Gateway:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of the request log."""
+        assert self.worker.equipment.log.written(10)
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
     async def works(self) -> None:
