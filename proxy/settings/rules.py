@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from proxy.adapters.admin_token import why_no_token
 from proxy.adapters.cache_keys import HOW_TO_MAKE, MasterKeysInvalid, read_master_keys
 from proxy.adapters.price_file import load_prices
+from proxy.core.own_headers import OWN_HEADERS, SWITCHABLE
 from proxy.core.pricing import PricesInvalid
 from proxy.settings.decode import Finding
 from proxy.settings.problem import nearest
@@ -17,6 +18,7 @@ __all__ = ["findings"]
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _DATABASE_SCHEMES = ("sqlite", "postgresql")
+_ALL_SWITCHABLE = ", ".join(header.name for header in SWITCHABLE.values())
 
 
 def findings(settings: Settings) -> list[Finding]:
@@ -153,6 +155,15 @@ def _webhook(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _headers(settings: Settings) -> Iterator[Finding]:
+    for index, name in enumerate(settings.headers.off):
+        if name.lower() not in SWITCHABLE:
+            fixed = any(name.lower() == header.name.lower() for header in OWN_HEADERS)
+            message = f"{name} cannot be left out" if fixed else f"no header of Tollgate's own is named {name}"
+            suggestion = None if fixed else nearest(name.lower(), SWITCHABLE)
+            yield Finding(("headers", "off", index), message, suggestion or f"those that can be: {_ALL_SWITCHABLE}")
+
+
 def _stores(settings: Settings) -> Iterator[Finding]:
     for name, schemes in (
         ("redis_url", _REDIS_SCHEMES),
@@ -178,5 +189,6 @@ _RULES = (
     _ledger_sizes,
     _prices,
     _webhook,
+    _headers,
     _stores,
 )

@@ -17,6 +17,7 @@ from proxy.settings.sections import (
     DEFAULT_UPSTREAM_URL,
     BudgetSettings,
     CacheSettings,
+    HeaderSettings,
     LedgerSettings,
     LimitSettings,
     LogSettings,
@@ -55,6 +56,7 @@ class Settings(Section, frozen=True, kw_only=True):
     budgets: BudgetSettings = BudgetSettings()
     ledger: LedgerSettings = LedgerSettings()
     streams: StreamSettings = StreamSettings()
+    headers: HeaderSettings = HeaderSettings()
     log: LogSettings = LogSettings()
 
     @property

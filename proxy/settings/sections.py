@@ -22,6 +22,7 @@ __all__ = [
     "DEFAULT_UPSTREAM_URL",
     "BudgetSettings",
     "CacheSettings",
+    "HeaderSettings",
     "HitsCount",
     "LedgerSettings",
     "LedgerSync",
@@ -29,6 +30,7 @@ __all__ = [
     "LogFormat",
     "LogSettings",
     "ModelSettings",
+    "OnDisconnect",
     "PhaseSettings",
     "PriceSettings",
     "Section",
@@ -271,12 +273,34 @@ class LedgerSettings(Section, frozen=True, kw_only=True):
     """When records are forced to disk."""
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of a call upstream whose client leaves before its answer is whole."""
+
+    CANCEL = "cancel"
+    """It is stopped, and accounted for as far as it came."""
+    DRAIN = "drain"
+    """It is read to its end, for an exact account and for the cache."""
+
+
 class StreamSettings(Section, frozen=True, kw_only=True):
-    """`[streams]`: streamed answers."""
+    """`[streams]`: streamed answers, and answers whose client leaves."""
 
     ask_for_usage: bool = True
     """Whether upstream is asked for the usage of a stream where the client did not; off for an upstream that refuses
     the option: tokens are then counted here, and flagged as estimated."""
+    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    """What becomes of a call upstream, streamed or not, when its client leaves."""
+    max_draining: Count = 100
+    """Calls of a worker that are read to their end after their client has left; beyond it they are stopped."""
+    keep_alive_seconds: SecondsOrNone = 0.0
+    """Silence of a stream after which its client is sent a comment, which SDKs pass over; 0: never."""
+
+
+class HeaderSettings(Section, frozen=True, kw_only=True):
+    """`[headers]`: what answers say of themselves."""
+
+    off: tuple[str, ...] = ()
+    """Headers of Tollgate's own that are left out, by their names in the README's table."""
 
 
 class LogSettings(Section, frozen=True, kw_only=True):
