@@ -40,6 +40,8 @@ class Policy:
     allow_unknown_models: bool = False
     extra_models: frozenset[str] = frozenset()
     max_json_depth: int = 64
+    headers_left_out: frozenset[str] = frozenset()
+    """Headers of our own that no answer has, by their names in lower case."""
     ask_for_stream_usage: bool = True
     """Whether upstream is asked for the usage of a stream where the client did not."""
     unpriced: Unpriced = Unpriced.REFUSE

@@ -8,9 +8,7 @@ from proxy.core.estimate import estimate_output
 from proxy.pipeline.exchange import Exchange, Shadow
 from proxy.pipeline.services import Services
 
-__all__ = ["SHADOW_HEADER", "decide_shadow", "shadow_status"]
-
-SHADOW_HEADER = "x-tollgate-shadow"
+__all__ = ["decide_shadow", "shadow_status"]
 
 
 async def decide_shadow(exchange: Exchange, services: Services) -> None:

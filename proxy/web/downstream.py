@@ -23,11 +23,19 @@ _NOT_SENT_ON = frozenset({"authorization", "api-key"})
 class AiohttpDownstream:
     """Keeps the promises of `ports.Downstream` for one request."""
 
-    __slots__ = ("_id_headers", "_max_body_bytes", "_request", "_response")
+    __slots__ = ("_id_headers", "_left_out", "_max_body_bytes", "_request", "_response")
 
-    def __init__(self, request: web.BaseRequest, id_headers: Sequence[tuple[str, str]], max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        id_headers: Sequence[tuple[str, str]],
+        max_body_bytes: int,
+        left_out: frozenset[str] = frozenset(),
+    ) -> None:
+        """`left_out`: headers that no answer has, by their names in lower case."""
         self._request = request
         self._id_headers = id_headers
+        self._left_out = left_out
         self._max_body_bytes = max_body_bytes
         self._response: web.StreamResponse | None = None
 
@@ -63,7 +71,8 @@ class AiohttpDownstream:
         """Send the head; the body is chunked and every write goes out at once."""
         response = web.StreamResponse(status=status)
         for name, value in (*headers, *self._id_headers):
-            response.headers[name] = value
+            if not self._left_out or name.lower() not in self._left_out:
+                response.headers[name] = value
         self._response = response
         await response.prepare(self._request)
 

@@ -16,12 +16,13 @@ from proxy.core.errors import EndpointClosed, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
 from proxy.core.kinds import KINDS
+from proxy.core.own_headers import REQUEST_ID
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.line import travel
-from proxy.pipeline.lookup import cache_status_of_error
 from proxy.pipeline.me import show_caller
 from proxy.pipeline.models import list_models, one_model
+from proxy.pipeline.own_headers import own_headers_of_error
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
@@ -92,8 +93,9 @@ class OpenAIRoutes:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
         telemetry = self._services.telemetry
         exchange = self._exchange(request, endpoint)
-        id_headers = (("x-request-id", exchange.request_id),)
-        client = AiohttpDownstream(request, id_headers, self._max_body_bytes)
+        left_out = self._services.policy.headers_left_out
+        id_headers = ((REQUEST_ID, exchange.request_id),)
+        client = AiohttpDownstream(request, id_headers, self._max_body_bytes, left_out)
         telemetry.started()
         # Holds unless something better is known: a task that is cancelled never gets to say so.
         ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
@@ -105,12 +107,12 @@ class OpenAIRoutes:
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
             answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
             ending = Ending(answer.status, answer.outcome, answer.code or answer.type, error)
-            reply = _with_cache_status(reply_of(answer), exchange)
+            reply = _with_own_headers(reply_of(answer), exchange)
             client.abort_if_open()
         finally:
             if not exchange.outlives:
                 report(exchange, ending, self._services)
-        return client.response or _whole(reply, id_headers)
+        return client.response or _whole(reply, id_headers, left_out)
 
     def _exchange(self, request: web.BaseRequest, endpoint: str) -> Exchange:
         clock = self._services.clock
@@ -131,18 +133,16 @@ class OpenAIRoutes:
         )
 
 
-def _with_cache_status(reply: Reply, exchange: Exchange) -> Reply:
-    """Say in an error, too, why it is no hit."""
-    said = cache_status_of_error(exchange)
-    if said is None or any(name == "Cache-Status" for name, _ in reply.headers):
-        return reply
-    return replace(reply, headers=(*reply.headers, ("Cache-Status", said)))
+def _with_own_headers(reply: Reply, exchange: Exchange) -> Reply:
+    """Say in an error, too, how far the request came; what the error says itself goes before that."""
+    return replace(reply, headers=(*own_headers_of_error(exchange), *reply.headers))
 
 
-def _whole(reply: Reply, more: tuple[tuple[str, str], ...]) -> web.Response:
+def _whole(reply: Reply, more: tuple[tuple[str, str], ...], left_out: frozenset[str]) -> web.Response:
     response = web.Response(status=reply.status, body=reply.body)
     for name, value in (*reply.headers, *more):
-        response.headers[name] = value
+        if not left_out or name.lower() not in left_out:
+            response.headers[name] = value
     if hdrs.CONTENT_TYPE not in response.headers:
         response.headers[hdrs.CONTENT_TYPE] = "application/json"
     return response
