@@ -12,6 +12,7 @@ from functools import cached_property
 import msgspec
 
 from proxy.simulator.endpoint import ERROR_EVENT, Frame, Stamp
+from proxy.simulator.heads import JSON
 
 __all__ = ["ChatAnswer", "Choice"]
 
@@ -112,6 +113,12 @@ class ChatAnswer:
     include_usage: bool
     terminator: bytes = _DONE
     error_event: bytes = ERROR_EVENT
+    content_type: str = JSON
+
+    @property
+    def pauses(self) -> int:
+        """One between any two pieces of text."""
+        return max(self.output_tokens - 1, 0)
 
     @cached_property
     def output_tokens(self) -> int:

@@ -17,6 +17,7 @@ from proxy.simulator.behaviour import Behaviour
 from proxy.simulator.chat import ECHO
 from proxy.simulator.chat_request import StreamOptions, decode
 from proxy.simulator.endpoint import ERROR_EVENT, Endpoint, Frame, Stamp
+from proxy.simulator.heads import JSON
 from proxy.simulator.inputs import Inputs, each_of, tokens_of
 from proxy.simulator.models import ModelKind, resolve
 from proxy.simulator.refusal import Refusal
@@ -66,6 +67,12 @@ class _CompletionAnswer:
     include_usage: bool
     terminator: bytes = _DONE
     error_event: bytes = ERROR_EVENT
+    content_type: str = JSON
+
+    @property
+    def pauses(self) -> int:
+        """One between any two pieces of text."""
+        return max(self.output_tokens - 1, 0)
 
     def body(self, stamp: Stamp, *, usage: bool) -> bytes:
         """The plain form; `usage` false leaves the usage out."""

@@ -9,9 +9,10 @@ from aiohttp import web
 
 from proxy.simulator.clock import Time
 
-__all__ = ["client_left", "cut", "reset", "wait_for_leave"]
+__all__ = ["client_left", "cut", "cut_inside", "reset", "say_garbage", "wait_for_leave"]
 
 _LOOK_SECONDS = 0.05
+_GARBAGE = b"220 simulated.invalid ESMTP\r\n\x00\xff\r\n\r\n"
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -44,3 +45,17 @@ def reset(request: web.BaseRequest) -> None:
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
     transport.abort()
+
+
+def cut_inside(request: web.BaseRequest, data: bytes) -> None:
+    """End the connection in the middle of a chunk of HTTP, of which the first half of `data` was sent."""
+    if request.transport is not None:
+        request.transport.write(b"%x\r\n" % len(data) + data[: len(data) // 2])
+        request.transport.close()
+
+
+def say_garbage(request: web.BaseRequest) -> None:
+    """Send bytes that are no HTTP, and end the connection."""
+    if request.transport is not None:
+        request.transport.write(_GARBAGE)
+        request.transport.close()

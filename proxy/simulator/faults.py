@@ -30,19 +30,31 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     times: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Only the first so many attempts with this `id` are disturbed, in any way."""
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
+    code: str | None = None
+    """The error code that goes with `status`, in the place of the usual one."""
     retry_after: str | None = None
     """Value of `Retry-After`, whatever it is; together with `status` or without."""
     retry_after_ms: str | None = None
+    should_retry: str | None = None
+    """Value of `x-should-retry`, likewise."""
+    redirect: str | None = None
+    """A 307 to there instead of an answer."""
     delay_ms: Milliseconds = 0
     """Before the head, on top of the latency."""
     ttft_ms: Milliseconds | None = None
     chunk_ms: Milliseconds | None = None
     reset: bool = False
     """TCP reset instead of an answer."""
+    garbage: bool = False
+    """Bytes that are no HTTP, and the end of the connection, instead of an answer."""
     hang: bool = False
     """No answer until the client leaves."""
+    hang_after_head: bool = False
+    """No more than the head of an answer until the client leaves."""
     cut_after: Count | None = None
     """The connection ends after so many chunks; a plain answer ends half-way through its body."""
+    cut_inside_after: Count | None = None
+    """A stream ends in the middle of a chunk of HTTP after so many whole ones."""
     error_event_after: Count | None = None
     """An error event takes the place of what follows after so many chunks."""
     malformed: bool = False
@@ -53,6 +65,10 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     """The stream ends as complete without `[DONE]`."""
     split: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """The stream is written this many bytes at a time, across the borders of events."""
+    drip_ms: Milliseconds = 0
+    """A pause after each piece of `split` bytes, of one byte where that is not given; plain answers drip too."""
+    gzip: bool = False
+    """The answer is compressed, whatever the client takes."""
     content_type: str | None = None
 
     @classmethod
@@ -84,9 +100,18 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
             raise Refusal(400, "x-simulate-times needs x-simulate-id", code="unknown_fault")
         return faults
 
+    @property
+    def shapes_plain(self) -> bool:
+        """Whether a plain answer goes out in another way than whole."""
+        return self.cut_after is not None or self.hang_after_head or self.gzip or self.drip_ms > 0
+
     def retry_headers(self) -> dict[str, str]:
-        """The headers that tell a client when to come back."""
-        asked = {"Retry-After": self.retry_after, "retry-after-ms": self.retry_after_ms}
+        """The headers that tell a client whether and when to come back."""
+        asked = {
+            "Retry-After": self.retry_after,
+            "retry-after-ms": self.retry_after_ms,
+            "x-should-retry": self.should_retry,
+        }
         return {name: value for name, value in asked.items() if value is not None}
 
 

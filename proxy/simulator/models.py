@@ -18,6 +18,9 @@ class ModelKind(StrEnum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     MODERATION = "moderation"
+    IMAGE = "image"
+    SPEECH = "speech"
+    TRANSCRIPTION = "transcription"
 
 
 # Alias and the date of the snapshot it stands for; an empty date: the name is the snapshot.
@@ -46,6 +49,9 @@ _OTHER = {
     ModelKind.COMPLETION: ("babbage-002", "davinci-002", "gpt-3.5-turbo-instruct"),
     ModelKind.EMBEDDING: ("text-embedding-3-large", "text-embedding-3-small", "text-embedding-ada-002"),
     ModelKind.MODERATION: ("omni-moderation-2024-09-26", "omni-moderation-latest"),
+    ModelKind.IMAGE: ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"),
+    ModelKind.SPEECH: ("gpt-4o-mini-tts", "tts-1", "tts-1-hd"),
+    ModelKind.TRANSCRIPTION: ("gpt-4o-mini-transcribe", "gpt-4o-transcribe", "whisper-1"),
 }
 _CREATED = 1_700_000_000
 

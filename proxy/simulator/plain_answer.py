@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from proxy.simulator.endpoint import Frame, Stamp
+from proxy.simulator.heads import JSON
 
 __all__ = ["PlainAnswer"]
 
@@ -24,6 +25,8 @@ class PlainAnswer:
     stream: bool = False
     terminator: bytes = b""
     error_event: bytes = b""
+    pauses: int = 0
+    content_type: str = JSON
 
     @property
     def limit_tokens(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-__all__ = ["Refusal", "error_body", "of_status"]
+__all__ = ["Refusal", "error_body", "error_fields", "of_status"]
 
 
 @dataclass(eq=False)
@@ -36,12 +36,22 @@ _KINDS: dict[int, tuple[str, str | None]] = {
 }
 
 
-def of_status(status: int, headers: Mapping[str, str] | None = None) -> Refusal:
-    """The refusal that is typical of a status."""
-    kind, code = _KINDS.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
+# Codes that come with a type of their own.
+_TYPES = {"insufficient_quota": "insufficient_quota"}
+
+
+def of_status(status: int, headers: Mapping[str, str] | None = None, code: str | None = None) -> Refusal:
+    """The refusal that is typical of a status; `code` takes the place of the code that is."""
+    kind, usual = _KINDS.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
+    kind, code = _TYPES.get(code or "", kind), code or usual
     return Refusal(status, f"Simulated error with status {status}.", kind, None, code, headers or {})
 
 
+def error_fields(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, str | None]:
+    """`message`, `type`, `param` and `code`, all four always there."""
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> bytes:
-    """`{"error": {message, type, param, code}}`, all four always there."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    """`{"error": {message, type, param, code}}`."""
+    return msgspec.json.encode({"error": error_fields(message, kind, param, code)})

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from proxy.simulator.endpoint import Frame, Stamp
+from proxy.simulator.heads import JSON
 
 __all__ = ["ResponseAnswer"]
 
@@ -45,6 +46,12 @@ class ResponseAnswer:
     """Members of the request that the answer repeats."""
     terminator: bytes = b""
     error_event: bytes = _ERROR_EVENT
+    content_type: str = JSON
+
+    @property
+    def pauses(self) -> int:
+        """One between any two pieces of text."""
+        return max(self.output_tokens - 1, 0)
 
     @property
     def output_tokens(self) -> int:

@@ -1,6 +1,6 @@
 """The simulated upstream as an aiohttp application.
 
-One request: faults it asks for -> time -> key -> endpoint -> limits -> chance -> answer.
+One request: faults it asks for -> time -> key -> operation -> limits -> chance -> answer.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy.simulator.behaviour import Behaviour
-from proxy.simulator.chat import chat_endpoint
 from proxy.simulator.clock import SystemTime, Time
-from proxy.simulator.completions import completions_endpoint
-from proxy.simulator.connection import client_left, cut, reset, wait_for_leave
-from proxy.simulator.embeddings import embeddings_endpoint
-from proxy.simulator.endpoint import Answer, Endpoint, Stamp, Static
+from proxy.simulator.connection import client_left, reset, say_garbage, wait_for_leave
+from proxy.simulator.endpoint import Answer, Asked, Blob, Stamp
 from proxy.simulator.faults import NO_FAULTS, Attempts, Faults
 from proxy.simulator.heads import EVENT_STREAM, JSON, Serials, head
 from proxy.simulator.limits import Limits
-from proxy.simulator.models import list_body, model_body
-from proxy.simulator.moderations import moderations_endpoint
+from proxy.simulator.receiving import receive
 from proxy.simulator.refusal import Refusal, of_status
-from proxy.simulator.responses import input_tokens_endpoint, responses_endpoint
+from proxy.simulator.routes import Routes
+from proxy.simulator.sending import send_plain
 from proxy.simulator.stats import Record, Stats
 from proxy.simulator.stream import Pace, send_stream
 from proxy.simulator.words import fraction_of
@@ -37,7 +34,6 @@ STATS: web.AppKey[Stats] = web.AppKey("simulator_stats", Stats)
 """Where an application keeps its counts, for a test in the same process."""
 
 _MAX_BODY_BYTES = 512 * 1024 * 1024
-_MODEL_PATH = "/v1/models/"
 _BEARER = "bearer "
 _NOT_JSON = b'{"id":"chatcmpl-'
 _CLIENT_LEFT_STATUS = 499
@@ -82,32 +78,24 @@ class _Simulator:
         self._attempts = Attempts()
         self._draws = 0
         self._stopping = False
-        models = Static(list_body())
-        self._endpoints: dict[tuple[str, str], Endpoint] = {
-            ("POST", "/v1/chat/completions"): chat_endpoint(behaviour),
-            ("POST", "/v1/completions"): completions_endpoint(behaviour),
-            ("POST", "/v1/embeddings"): embeddings_endpoint(behaviour),
-            ("POST", "/v1/moderations"): moderations_endpoint(behaviour),
-            ("POST", "/v1/responses"): responses_endpoint(behaviour),
-            ("POST", "/v1/responses/input_tokens"): input_tokens_endpoint,
-            ("GET", "/v1/models"): lambda _: models,
-        }
+        self._routes = Routes(behaviour)
 
     async def show_stats(self, _: web.Request) -> web.Response:
         return web.Response(body=self.stats.body(), content_type=JSON)
 
     async def start_over(self, _: web.Request) -> web.Response:
-        """Forget counts, buckets, attempts and the place in the sequence of failures."""
+        """Forget counts, buckets, attempts, what is kept, and the place in the sequence of failures."""
         self.stats.clear()
         self._limits.clear()
         self._attempts.clear()
+        self._routes.clear()
         self._draws = 0
         return web.Response(status=204)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Answer one request to the API and record how it ended."""
         path, _, query = request.raw_path.partition("?")
-        record = self.stats.begin(path, query, request.raw_headers)
+        record = self.stats.begin(path, query, request.raw_headers, request.method)
         exchange = _Exchange(request, record, self._serials.next(), self._time.monotonic_ns())
         try:
             return await self._answer(exchange)
@@ -133,61 +121,72 @@ class _Simulator:
             record.status = record.status or _CLIENT_LEFT_STATUS
 
     async def _answer(self, exchange: _Exchange) -> web.StreamResponse:
-        request = exchange.request
-        body = await request.read()
-        self.stats.last_body = body
+        request, record = exchange.request, exchange.record
+        received = await receive(request)
+        self.stats.last_body = received.body
+        record.body_bytes, record.body_sha256 = received.length, received.sha256
         faults = exchange.faults = self._attempts.still_faulty(Faults.of(request.raw_headers, self._faults))
-        if faults.reset:
-            reset(request)
+        if faults.reset or faults.garbage:
+            (reset if faults.reset else say_garbage)(request)
             return web.Response()
         if faults.hang:
             await wait_for_leave(request, self._time)
             raise ConnectionResetError
         await self._pause(self._behaviour.latency_ms + faults.delay_ms)
+        if faults.redirect is not None:
+            record.status, record.completed = 307, True
+            return web.Response(status=307, headers={"Location": faults.redirect})
         if faults.status is not None:
-            raise of_status(faults.status, self._limits.open_headers)
+            raise of_status(faults.status, self._limits.open_headers, faults.code)
         self._check_key(request.headers.get("Authorization", ""))
-        answer = self._endpoint(request)(body)
+        operation, ids = self._routes.find(request.method, request.path)
+        stamp = Stamp(exchange.serial[-29:], self._time.now_ms() // 1_000)
+        asked = Asked(received.body, stamp, ids, request.query, received.form)
+        answer = operation(asked)
         exchange.model = answer.model
         limits = self._limits.open_headers
         if answer.model:
             limits = self._limits.take(answer.model, answer.limit_tokens, self._time.now_ms())
             self._draw(limits)
-        return await self._send(exchange, answer, limits)
+        if isinstance(answer, Blob):
+            return await self._send_blob(exchange, answer, limits)
+        return await self._send(exchange, asked, answer, limits)
 
-    async def _send(self, exchange: _Exchange, answer: Answer, limits: Mapping[str, str]) -> web.StreamResponse:
-        record, faults = exchange.record, exchange.faults
-        stamp = Stamp(exchange.serial[-29:], self._time.now_ms() // 1_000)
+    async def _send_blob(self, exchange: _Exchange, blob: Blob, limits: Mapping[str, str]) -> web.StreamResponse:
+        exchange.record.status = 200
+        headers = self._head(exchange, blob.content_type, limits)
+        response = await send_plain(exchange.request, blob.pieces(), blob.length, headers, exchange.faults, self._time)
+        exchange.record.completed = exchange.faults.cut_after is None
+        return response
+
+    async def _send(
+        self, exchange: _Exchange, asked: Asked, answer: Answer, limits: Mapping[str, str]
+    ) -> web.StreamResponse:
+        request, record, faults = exchange.request, exchange.record, exchange.faults
         pace = Pace(
             self._behaviour.ttft_ms if faults.ttft_ms is None else faults.ttft_ms,
             self._behaviour.chunk_ms if faults.chunk_ms is None else faults.chunk_ms,
         )
         record.stream = answer.stream
-        if answer.stream:
-            record.status = 200
-            record.input_tokens, record.output_tokens = answer.input_tokens, answer.output_tokens
-            response = web.StreamResponse(headers=self._head(exchange, EVENT_STREAM, limits))
-            await send_stream(exchange.request, response, answer, stamp, pace, faults, record, self._time)
-            return response
-        if answer.model:
-            await self._pause(pace.ttft_ms + pace.chunk_ms * max(answer.output_tokens - 1, 0))
+        self._routes.note(request.path, asked, answer)
+        if not answer.stream and answer.model:
+            await self._pause(pace.ttft_ms + pace.chunk_ms * answer.pauses)
         record.status = 200
         record.input_tokens, record.output_tokens = answer.input_tokens, answer.output_tokens
-        content = _NOT_JSON if faults.malformed else answer.body(stamp, usage=not faults.no_usage)
-        headers = self._head(exchange, JSON, limits)
-        if faults.cut_after is not None:
-            return await self._cut_half_way(exchange.request, content, headers)
+        if answer.stream:
+            response: web.StreamResponse = web.StreamResponse(headers=self._head(exchange, EVENT_STREAM, limits))
+            await send_stream(request, response, answer, asked.stamp, pace, faults, record, self._time)
+            return response
+        content = _NOT_JSON if faults.malformed else answer.body(asked.stamp, usage=not faults.no_usage)
+        headers = self._head(exchange, answer.content_type, limits)
+        if faults.shapes_plain:
+            response = await send_plain(request, (content,), len(content), headers, faults, self._time)
+            if faults.cut_after is not None:
+                return response
+        else:
+            response = web.Response(body=content, headers=headers)
         record.output_tokens_sent = 0 if faults.malformed else answer.output_tokens
         record.completed = True
-        return web.Response(body=content, headers=headers)
-
-    @staticmethod
-    async def _cut_half_way(request: web.Request, content: bytes, headers: CIMultiDict[str]) -> web.StreamResponse:
-        response = web.StreamResponse(headers=headers)
-        response.content_length = len(content)
-        await response.prepare(request)
-        await response.write(content[: len(content) // 2])
-        cut(request)
         return response
 
     def _refuse(self, exchange: _Exchange, refusal: Refusal) -> web.Response:
@@ -209,14 +208,6 @@ class _Simulator:
         if faults is not NO_FAULTS:
             headers.update(faults.retry_headers())
         return headers
-
-    def _endpoint(self, request: web.Request) -> Endpoint:
-        path = request.path
-        if endpoint := self._endpoints.get((request.method, path)):
-            return endpoint
-        if request.method == "GET" and path.startswith(_MODEL_PATH):
-            return lambda _: Static(model_body(path.removeprefix(_MODEL_PATH)))
-        raise Refusal(404, f"Unknown request URL: {request.method} {path}.", code="unknown_url")
 
     def _check_key(self, authorization: str) -> None:
         scheme, token = authorization[: len(_BEARER)], authorization[len(_BEARER) :].strip()

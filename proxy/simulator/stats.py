@@ -19,6 +19,11 @@ class Record(msgspec.Struct):
 
     path: str
     query: str
+    method: str = "POST"
+    body_bytes: int = 0
+    """Length of the request's body."""
+    body_sha256: str = ""
+    """Of those bytes, in hexadecimal digits."""
     status: int = 0
     """0: the connection ended without an answer."""
     stream: bool = False
@@ -54,12 +59,12 @@ class Stats:
         self.last_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.last_body = b""
 
-    def begin(self, path: str, query: str, headers: tuple[tuple[bytes, bytes], ...]) -> Record:
+    def begin(self, path: str, query: str, headers: tuple[tuple[bytes, bytes], ...], method: str = "POST") -> Record:
         """Count a request that has come."""
         self.requests += 1
         self.in_flight += 1
         self.last_headers = headers
-        return Record(path, query)
+        return Record(path, query, method)
 
     def end(self, record: Record) -> None:
         """Count how it ended. Tokens count as output when the whole answer was sent, as sent in any case."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from proxy.simulator.clock import Time
-from proxy.simulator.connection import cut
+from proxy.simulator.connection import cut, cut_inside, wait_for_leave
 from proxy.simulator.endpoint import Answer, Frame, Stamp
 from proxy.simulator.faults import Faults
 from proxy.simulator.stats import Record
+from proxy.simulator.writing import PackingWriter, Writer
 
 __all__ = ["Pace", "send_stream"]
 
@@ -23,33 +24,6 @@ class Pace:
 
     ttft_ms: float
     chunk_ms: float
-
-
-class _Writer:
-    """Writes to the response, each piece at once, or `split` bytes at a time."""
-
-    def __init__(self, response: web.StreamResponse, split: int | None, time: Time) -> None:
-        self._response = response
-        self._split = split
-        self._time = time
-        self._held = bytearray()
-
-    async def write(self, data: bytes) -> None:
-        """Write all of `data`, or whole pieces of it and keep the rest."""
-        if self._split is None:
-            await self._response.write(data)
-            return
-        self._held += data
-        while len(self._held) >= self._split:
-            await self._response.write(bytes(self._held[: self._split]))
-            del self._held[: self._split]
-            await self._time.sleep(0)  # uvloop sends what is written within one turn together
-
-    async def flush(self) -> None:
-        """Write what was kept."""
-        if self._held:
-            await self._response.write(bytes(self._held))
-            self._held.clear()
 
 
 async def send_stream(
@@ -67,11 +41,20 @@ async def send_stream(
     The pause between chunks stands before every piece of text but the first; the finish reason, the usage and the
     terminator follow their predecessor at once.
     """
+    if faults.gzip:
+        response.headers["Content-Encoding"] = "gzip"
     await response.prepare(request)
+    if faults.hang_after_head:
+        await wait_for_leave(request, time)
+        raise ConnectionResetError
     await time.sleep(pace.ttft_ms / 1_000)
-    writer = _Writer(response, faults.split, time)
+    writer = (PackingWriter if faults.gzip else Writer)(response, faults, time)
     for frame in answer.frames(stamp, usage=not faults.no_usage):
         if await _broken_off(request, writer, answer, faults, record.chunks_sent):
+            return
+        if faults.cut_inside_after == record.chunks_sent:
+            await writer.flush()
+            cut_inside(request, frame.data)
             return
         if frame.tokens and record.output_tokens_sent:
             await time.sleep(pace.chunk_ms / 1_000)
@@ -89,7 +72,7 @@ async def send_stream(
 
 
 async def _broken_off(
-    request: web.BaseRequest, writer: _Writer, answer: Answer, faults: Faults, chunks_sent: int | None
+    request: web.BaseRequest, writer: Writer, answer: Answer, faults: Faults, chunks_sent: int | None
 ) -> bool:
     """Whether a fault ended the stream here; `chunks_sent` None: there are no more chunks, so any that waits is due."""
     if faults.error_event_after is not None and chunks_sent in {None, faults.error_event_after}:

@@ -69,7 +69,14 @@ async def test_a_key_is_needed_and_must_be_the_right_one(simulate, headers, code
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/nothing"), ("GET", "/chat/completions"), ("POST", "/models"), ("DELETE", "/models/gpt-4o")],
+    [
+        ("GET", "/nothing"),
+        ("PUT", "/chat/completions"),
+        ("GET", "/embeddings"),
+        ("GET", "/files/file-1/x"),
+        ("POST", "/models"),
+        ("DELETE", "/models/gpt-4o"),
+    ],
 )
 async def test_other_paths_are_not_found_in_the_shape_of_openai(simulate, method, path):
     harness = await simulate()
