@@ -14,6 +14,7 @@ from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.budget import Span, Spend
 from proxy.core.count import Said
 from proxy.core.event import Dispatch, UsageEvent
+from proxy.core.fair_queue import QueueRefusal
 from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.core.record import RequestRecord
 from proxy.core.replay import Form
@@ -30,12 +31,14 @@ __all__ = [
     "KeyStore",
     "Ledger",
     "Limiter",
+    "QueueWatch",
     "Sender",
     "Spawn",
     "SpendLedger",
     "Spent",
     "Telemetry",
     "Tokenizer",
+    "Turn",
     "Upstream",
     "UpstreamAnswer",
     "UpstreamRequest",
@@ -309,6 +312,26 @@ class UpstreamAnswer(Protocol):
         ...
 
 
+class Turn(Protocol):
+    """The right to make one call upstream now."""
+
+    def settle(self, tokens: int) -> None:
+        """Tell what the call has used; does not wait. The second time, and for one nobody counts, it does nothing."""
+        ...
+
+
+class QueueWatch(Protocol):
+    """Hears what becomes of those who wait in one queue. Never raises, never waits."""
+
+    def waited(self, seconds: float) -> None:
+        """One has waited for so long, whatever came of it."""
+        ...
+
+    def refused(self, reason: QueueRefusal) -> None:
+        """One was not let in, or let go of unserved."""
+        ...
+
+
 class Upstream(Protocol):
     """The API we stand in front of.
 
@@ -320,8 +343,14 @@ class Upstream(Protocol):
     identity: str
     """What tells its answers from another's: the base URL. Holds no secret."""
 
-    async def turn(self) -> None:
-        """Wait until a call may be made; nothing has been sent. Raises `Overloaded`."""
+    async def turn(
+        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
+    ) -> Turn:
+        """Wait until a call that may use `tokens` can be made for `team`; nothing has been sent.
+
+        Teams that wait are served by weight. Raises `Overloaded`, and `StoreAway` where the limiter's policy is
+        `closed`. `deadline_seconds` shortens the longest wait that is configured.
+        """
         ...
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 from yarl import URL
 
-from proxy.adapters.pacer import Pacer
+from proxy.adapters.pacer import FREE_TURN, Pacer
 from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault
-from proxy.ports import Body, UpstreamAnswer, UpstreamRequest
+from proxy.ports import Body, Turn, UpstreamAnswer, UpstreamRequest
 
 __all__ = ["OpenAIUpstream", "open_session"]
 
@@ -58,10 +58,13 @@ class OpenAIUpstream:
     def __repr__(self) -> str:
         return f"OpenAIUpstream({self.name!r}, {self.identity!r})"
 
-    async def turn(self) -> None:
+    async def turn(
+        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
+    ) -> Turn:
         """Wait for this key's pace."""
-        if self._pacer is not None:
-            await self._pacer.turn()
+        if self._pacer is None:
+            return FREE_TURN
+        return await self._pacer.turn(team, weight, tokens, deadline_seconds)
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""
@@ -89,6 +92,8 @@ class OpenAIUpstream:
             if sent is not None and sent.error is not None:
                 raise sent.error from None
             raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+        if self._pacer is not None:
+            self._pacer.observe(response.status, response.headers)
         return AiohttpAnswer(response, self.name)
 
 

@@ -20,7 +20,7 @@ from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import ClockSteps, MemoryLimiter
 from proxy.adapters.openai import OpenAIUpstream, open_session
-from proxy.adapters.pacer import Pacer
+from proxy.adapters.pacer import Pacer, PacerOptions, SharedBucket
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.prometheus_streams import StreamMetrics
@@ -98,10 +98,10 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     log = _log(settings, streams, stack)
     telemetry = Telemetry(metrics, log)
     ledger = _ledger(settings, engine, prices, telemetry, clock)
-    pacer = _pacer(settings)
     reader = _spent_reader(settings, engine, ledger, clock, telemetry)
     limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
     answers = await _answers(settings, clock, metrics, spawn, stack)
+    pacer = _pacer(settings, clock, spawn, limits)
     services = Services(
         policy=_policy(settings),
         clock=clock,
@@ -181,6 +181,8 @@ class _Limits:
     chores: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
     hear_changes: Callable[[Callable[[], None]], None] = lambda _: None
     sample: Callable[[], None] = lambda: None
+    workers: Callable[[], int] = lambda: 1
+    """Processes that call upstream under the same keys."""
 
 
 async def _limits(
@@ -198,7 +200,8 @@ async def _limits(
     from proxy.app import changes, limiting  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
 
     shared = await limiting.shared_limits(settings, settings.redis_url.reveal(), clock, metrics, spawn, stack, reader)
-    return _Limits(shared.limiter, shared.chores, partial(changes.hear, shared.route, spawn, on_ended), shared.sample)
+    hear_changes = partial(changes.hear, shared.route, spawn, on_ended)
+    return _Limits(shared.limiter, shared.chores, hear_changes, shared.sample, shared.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,7 @@ def _sample(
     metrics: Metrics,
     ledger: SpoolLedger,
     answers: _Answers,
-    pacer: Pacer | None,
+    pacer: Pacer,
     limits: _Limits,
     counted: ClockSteps,
 ) -> None:
@@ -243,7 +246,7 @@ def _sample(
     metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
     answers.sample()
     metrics.prepare_more()
-    metrics.queued_requests.set(pacer.waiting if pacer is not None else 0)
+    metrics.queued_requests.set(pacer.waiting)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -272,18 +275,17 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _pacer(settings: Settings) -> Pacer | None:
+def _pacer(settings: Settings, clock: Clock, spawn: Spawn, limits: _Limits) -> Pacer:
     upstream = settings.upstream
-    if upstream.requests_per_minute is None:
-        return None
-    return Pacer(
-        upstream.requests_per_minute,
-        max_waiting=upstream.pacing_queue,
-        deadline_seconds=upstream.pacing_deadline_seconds,
-    )
+    options = PacerOptions(upstream.requests_per_minute, upstream.pacing_queue, upstream.pacing_deadline_seconds)
+    bucket = None
+    if upstream.requests_per_minute is not None and settings.redis_url is not None:
+        # One process alone keeps the pace by itself.
+        bucket = SharedBucket(limits.limiter, upstream.name, upstream.requests_per_minute, None)
+    return Pacer(options, clock, spawn, limits.workers, bucket)
 
 
-async def _upstream(settings: Settings, pacer: Pacer | None, stack: AsyncExitStack) -> OpenAIUpstream:
+async def _upstream(settings: Settings, pacer: Pacer, stack: AsyncExitStack) -> OpenAIUpstream:
     upstream = settings.upstream
     session = await stack.enter_async_context(
         open_session(

@@ -62,6 +62,8 @@ class SharedLimits:
     """To be run as long as the limiter: they tell others that we are alive, and what we have under way."""
     sample: Callable[[], None]
     """Reads the counters that nobody counts up by itself."""
+    workers: Callable[[], int]
+    """How many are alive, as last seen; no fewer than the settings declare."""
 
 
 async def shared_limits(
@@ -112,7 +114,8 @@ async def shared_limits(
     except RedisFailure:
         presence.silent()
     sample = partial(_sample, metrics, limiter, route, Counter(), WeakKeyDictionary())
-    return SharedLimits(limiter, route, (membership.run, limiter.watch, limiter.renew, limiter.budgets.run), sample)
+    chores = (membership.run, limiter.watch, limiter.renew, limiter.budgets.run)
+    return SharedLimits(limiter, route, chores, sample, lambda: membership.part.workers)
 
 
 def _budget_parts(clock: Clock, membership: Membership, scripts: Scripts) -> BudgetParts:

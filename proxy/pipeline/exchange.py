@@ -17,7 +17,7 @@ from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
 from proxy.pipeline.upstreams import Site
-from proxy.ports import Body, CacheAddress, CachedAnswer, Fill
+from proxy.ports import Body, CacheAddress, CachedAnswer, Fill, Turn
 
 __all__ = ["Exchange", "Reply", "Shadow"]
 
@@ -88,7 +88,9 @@ class Exchange:
     disappointed: bool = False
     """It followed another, which brought no answer for it."""
     outlives: bool = False
-    """Its client has left and others listen on: who settles it reports it."""
+    """Its client has left and its call goes on: who settles it reports it."""
+    drained: bool = False
+    """Nobody listens any more, and its answer is read to the end for the account and the cache."""
     fill: Fill | None = None
     """The right to keep its answer."""
     kept: CachedAnswer | None = None
@@ -112,6 +114,8 @@ class Exchange:
     """Upstream is at work on it, or may have been, and has not said what that used."""
     upstream_ns: int = 0
     """Time spent waiting for upstream."""
+    turn: Turn | None = None
+    """The right to make the latest call, until the exchange is settled."""
     queued_ns: int = 0
     """Time spent waiting for a turn, under limits or the pace of an upstream."""
     # relay

@@ -17,6 +17,7 @@ from proxy.core.pricing import service_tier_of
 from proxy.core.retry import asked_wait_ms, is_retryable, next_wait_ms
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
+from proxy.pipeline.upstream_turn import take_turn
 from proxy.ports import Body, UpstreamAnswer, UpstreamRequest
 
 __all__ = ["dispatch", "forward"]
@@ -67,9 +68,9 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     begun_ns = clock.monotonic_ns()
     try:
         # An upload takes as long as its client does; silence has a bound of its own.
-        async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000):
+        async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000) as deadline:
             while True:
-                await exchange.route[0].keys[0].turn()
+                await take_turn(exchange, exchange.route[0].keys[0], services, deadline)
                 exchange.attempts += 1
                 elapsed_ms = (clock.monotonic_ns() - begun_ns) // 1_000_000
                 came = await _attempt(exchange, services, request, elapsed_ms)

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import MemoryLimiter
+from proxy.adapters.pacer import FREE_TURN
 from proxy.adapters.price_file import load_prices
 from proxy.core.bucket import Scope
 from proxy.core.errors import InvalidKey, TollgateError
@@ -32,7 +33,7 @@ from proxy.pipeline.line import travel
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.upstreams import Upstreams
-from proxy.ports import CacheAddress, CachedAnswer, UpstreamRequest
+from proxy.ports import CacheAddress, CachedAnswer, Turn, UpstreamRequest
 from proxy.web.errors import answer_of, status_of
 from tests.support.tasks import Tasks
 
@@ -151,8 +152,9 @@ class Upstream:
         self.cut = 0
         """Answers that were let go of before their end."""
 
-    async def turn(self) -> None:
+    async def turn(self, *_: object) -> Turn:
         """Nobody waits."""
+        return FREE_TURN
 
     async def send(self, request: UpstreamRequest) -> _Answer:
         play = self.plays[min(len(self.requests), len(self.plays) - 1)]

@@ -8,7 +8,8 @@ import pytest_asyncio
 from aiohttp import web
 
 from proxy.adapters.openai import OpenAIUpstream, open_session
-from proxy.adapters.pacer import Pacer
+from proxy.adapters.clock import SystemClock
+from proxy.adapters.pacer import Pacer, PacerOptions
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.ports import UpstreamRequest
 
@@ -274,7 +275,8 @@ async def test_tls_on_a_port_that_speaks_none(url, session, peer):
 
 
 async def test_a_turn_is_waited_for_before_and_not_in_the_call(url, session, peer):
-    upstream = OpenAIUpstream("openai", url, KEY, session, Pacer(1, max_waiting=0, deadline_seconds=1))
+    pacer = Pacer(PacerOptions(1, max_waiting=0, deadline_seconds=1), SystemClock(), spawn=lambda _: None)
+    upstream = OpenAIUpstream("openai", url, KEY, session, pacer)
     await upstream.turn()
     with pytest.raises(Overloaded):
         await upstream.turn()

@@ -1,0 +1,113 @@
+"""How fast an upstream may be called, of what it could be: down by a half when it complains, up again little by little.
+
+Additive increase and multiplicative decrease (Chiu and Jain, 1989), in thousandths of the configured share, never above
+it and never below a floor. What was answered within a second of a decrease was asked before it, and says nothing new.
+
+Calls are held back altogether for as long as upstream asks with a second refusal in a row, up to ten seconds: one alone
+may be a matter of one model, or of one large request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from proxy.core.durations import parse_duration
+from proxy.core.retry import asked_wait_ms
+
+__all__ = ["FLOOR", "FULL", "LONGEST_HOLD_MS", "Heard", "Pace", "hear"]
+
+FULL = 1_000
+FLOOR = 50
+RISE_PER_SECOND = 10
+"""From the floor to all of it in 95 seconds."""
+SAME_COMPLAINT_MS = 1_000
+LONGEST_HOLD_MS = 10_000
+_TOO_MANY_REQUESTS = 429
+_SCARCE = 20
+"""What is left of a limit is scarce below one in so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an answer says about the pace."""
+
+    refused: bool = False
+    scarce: bool = False
+    """Little is left of a limit, and more than a second passes until there is all of it again."""
+    wait_ms: int = 0
+    """How long upstream asks not to be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A pace as of `since_ms`. Times are milliseconds of any clock that does not go back."""
+
+    level: int = FULL
+    since_ms: int = 0
+    lowered_ms: int | None = None
+    refusals: int = 0
+    """In a row."""
+    held_until_ms: int = 0
+
+    def at(self, now_ms: int) -> int:
+        """Thousandths of the share, `FLOOR` to `FULL`."""
+        return min(FULL, self.level + max(0, now_ms - self.since_ms) * RISE_PER_SECOND // 1_000)
+
+    def held_ms(self, now_ms: int) -> int:
+        """How long no call may be made."""
+        return max(0, self.held_until_ms - now_ms)
+
+    def after(self, heard: Heard, now_ms: int) -> Pace:
+        """The pace once an answer has come."""
+        refusals = self.refusals + 1 if heard.refused else 0
+        held_until_ms = self.held_until_ms
+        if refusals > 1 and heard.wait_ms > 0:
+            held_until_ms = max(held_until_ms, now_ms + min(heard.wait_ms, LONGEST_HOLD_MS))
+        pace = self
+        if refusals != self.refusals or held_until_ms != self.held_until_ms:
+            pace = replace(self, refusals=refusals, held_until_ms=held_until_ms)
+        if not heard.refused and not heard.scarce:
+            return pace
+        if self.lowered_ms is not None and now_ms - self.lowered_ms < SAME_COMPLAINT_MS:
+            return pace
+        level = self.at(now_ms)
+        level = level // 2 if heard.refused else level * 9 // 10
+        return replace(pace, level=max(FLOOR, level), since_ms=now_ms, lowered_ms=now_ms)
+
+
+_FINE = Heard()
+
+
+def hear(status: int, headers: Mapping[str, str], now_ms: int) -> Heard:
+    """What an answer's head says; `now_ms` is unix time, for a `Retry-After` that is a date.
+
+    Headers as OpenAI and Azure send them. What cannot be read says nothing.
+    """
+    refused = status == _TOO_MANY_REQUESTS
+    scarce = any(_scarce(headers, dimension) for dimension in ("requests", "tokens"))
+    if not refused:
+        return Heard(scarce=True) if scarce else _FINE
+    return Heard(refused=True, scarce=scarce, wait_ms=asked_wait_ms(headers, now_ms) or 0)
+
+
+def _scarce(headers: Mapping[str, str], dimension: str) -> bool:
+    remaining = _count(headers.get(f"x-ratelimit-remaining-{dimension}"))
+    if remaining is None:
+        return False
+    limit = _count(headers.get(f"x-ratelimit-limit-{dimension}")) or 0
+    if remaining * _SCARCE >= limit and remaining > 0:
+        return False
+    reset = headers.get(f"x-ratelimit-reset-{dimension}")
+    if reset is None:
+        return True
+    try:
+        # Azure writes plain seconds.
+        reset_ms = int(reset) * 1_000 if _count(reset) is not None else parse_duration(reset)
+    except ValueError:
+        return True
+    return reset_ms > SAME_COMPLAINT_MS
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and len(text) <= 15 and text.isascii() and text.isdigit() else None
