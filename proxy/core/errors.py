@@ -18,6 +18,7 @@ __all__ = [
     "InvalidKey",
     "InvalidRequest",
     "LimitReached",
+    "MethodNotAllowed",
     "MissingKey",
     "ModelNotFound",
     "ModelNotPriced",
@@ -91,6 +92,15 @@ class UnknownPath(TollgateError):
 
     method: str
     path: str
+
+
+@dataclass(eq=False)
+class MethodNotAllowed(TollgateError):
+    """The path is open, to another method."""
+
+    method: str
+    path: str
+    allowed: str
 
 
 @dataclass(eq=False)

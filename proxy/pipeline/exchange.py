@@ -61,6 +61,8 @@ class Exchange:
     endpoint: str
     headers: Mapping[str, str] = field(repr=False)
     """Case-insensitive."""
+    deployment: str = ""
+    """The model that the path names, as those of Azure's SDKs do; empty: none."""
 
     # authenticate
     principal: Principal = field(init=False, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.core.deployment import with_deployment
 from proxy.core.errors import EndpointClosed, InvalidRequest, ModelNotFound
 from proxy.core.principal import Principal
 from proxy.core.strict_json import parse_object
@@ -16,7 +17,10 @@ def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
 
     Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
     """
-    asked = exchange.kind.parse(parse_object(body, services.policy.max_json_depth), body)
+    parsed = parse_object(body, services.policy.max_json_depth)
+    if exchange.deployment:
+        parsed, body = with_deployment(parsed, body, exchange.deployment)
+    asked = exchange.kind.parse(parsed, body)
     exchange.asked = asked
     if asked.state is not None and not exchange.principal.team.allow_stateful:
         raise EndpointClosed(f"/v1{exchange.path}", asked.state)

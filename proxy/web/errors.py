@@ -142,6 +142,14 @@ def _unknown_path(error: errors.UnknownPath) -> ErrorAnswer:
     return ErrorAnswer(404, f"Invalid URL ({error.method} {error.path})")
 
 
+def _method_not_allowed(error: errors.MethodNotAllowed) -> ErrorAnswer:
+    return ErrorAnswer(
+        405,
+        f"Not allowed to {error.method} on {error.path}: it takes {error.allowed}.",
+        headers=(("Allow", error.allowed),),
+    )
+
+
 def _limit_reached(error: errors.LimitReached) -> ErrorAnswer:
     refusal = error.refusal
     wait_ms = max(1, refusal.wait_ms)
@@ -282,6 +290,7 @@ _TABLE: dict[type[errors.TollgateError], Callable[[Any], ErrorAnswer]] = {
     errors.NotInCache: _not_in_cache,
     errors.EndpointClosed: _endpoint_closed,
     errors.UnknownPath: _unknown_path,
+    errors.MethodNotAllowed: _method_not_allowed,
     errors.LimitReached: _limit_reached,
     errors.NeverAdmissible: _never_admissible,
     errors.BudgetUsedUp: _budget_used_up,

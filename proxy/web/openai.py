@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from aiohttp import hdrs, web
 
 from proxy.core.endpoints import ME, MODELS, is_stateful
-from proxy.core.errors import EndpointClosed, TollgateError, UnknownPath
+from proxy.core.errors import EndpointClosed, MethodNotAllowed, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
 from proxy.core.kinds import KINDS
@@ -28,13 +28,14 @@ from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.errors import answer_of, fault, reply_of
+from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
 from proxy.web.server import OpenAIServer
 
 __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
 
-VERSION_PREFIX = "/v1"
-_METERED = {f"{VERSION_PREFIX}{kind.path}": endpoint for endpoint, kind in KINDS.items()}
-_MODEL_PATH = f"{VERSION_PREFIX}/models/"
+_METERED = {kind.path: endpoint for endpoint, kind in KINDS.items()}
+_MODELS_PATH, _ME_PATH = "/models", "/tollgate/me"
+_MODEL_PATH = f"{_MODELS_PATH}/"
 _SHOWN_CHARACTERS = 256
 _CLIENT_ID = re.compile(r"(?!(?:.*[._:-])?sk-)[A-Za-z0-9._:-]{1,128}", re.ASCII)
 """What is logged of an id that a client gave; what begins as a key does is none."""
@@ -56,18 +57,20 @@ class OpenAIRoutes:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Find the endpoint by the path as it was sent: another spelling of one is another path."""
-        path = request.raw_path.partition("?")[0]
-        match request.method, path:
-            case "POST", _ if (endpoint := _METERED.get(path)) is not None:
-                return await self._answer(request, endpoint, self._metered)
-            case "GET", "/v1/models":
-                return await self._answer(request, MODELS, self._models)
-            case "GET", _ if path.startswith(_MODEL_PATH) and len(path) > len(_MODEL_PATH):
-                return await self._answer(request, MODELS, self._model)
-            case "GET", "/v1/tollgate/me":
-                return await self._answer(request, ME, self._me)
+        sent = request.raw_path.partition("?")[0]
+        known = place_of(sent)
+        place = known or Place(sent)
+        match request.method, known:
+            case "POST", (path, _) if (endpoint := _METERED.get(path)) is not None:
+                return await self._answer(request, place, endpoint, self._metered)
+            case "GET", (path, "") if path == _MODELS_PATH:
+                return await self._answer(request, place, MODELS, self._models)
+            case "GET", (path, "") if _names_a_model(path):
+                return await self._answer(request, place, MODELS, self._model)
+            case "GET", (path, "") if path == _ME_PATH:
+                return await self._answer(request, place, ME, self._me)
             case _:
-                return await self._answer(request, "_other", partial(self._other, path))
+                return await self._answer(request, place, "_other", partial(self._other, sent, known))
 
     async def _metered(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
         return await travel(exchange, client, self._services)
@@ -76,23 +79,27 @@ class OpenAIRoutes:
         return await list_models(exchange, self._services)
 
     async def _model(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
-        name = unquote(exchange.path.removeprefix(_MODEL_PATH.removeprefix(VERSION_PREFIX)))
+        name = unquote(exchange.path.removeprefix(_MODEL_PATH))
         return await one_model(exchange, name, self._services)
 
     async def _me(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         return await show_caller(exchange, self._services)
 
-    async def _other(self, path: str, exchange: Exchange, _: AiohttpDownstream) -> Reply:
-        """Every path that is not open."""
-        if path.startswith(f"{VERSION_PREFIX}/") and is_stateful(exchange.path):
+    async def _other(self, sent: str, known: Place | None, exchange: Exchange, _: AiohttpDownstream) -> Reply:
+        """Every path that is not open, and every method that an open one does not have."""
+        shown = sent[:_SHOWN_CHARACTERS]
+        if known is not None and is_stateful(known.path):
             await authenticate(exchange, self._services)
-            raise EndpointClosed(path[:_SHOWN_CHARACTERS])
-        raise UnknownPath(exchange.method, path[:_SHOWN_CHARACTERS])
+            raise EndpointClosed(shown)
+        method = None if known is None else _method_of(known)
+        if method is not None:
+            raise MethodNotAllowed(exchange.method, shown, method)
+        raise UnknownPath(exchange.method, shown)
 
-    async def _answer(self, request: web.BaseRequest, endpoint: str, step: Step) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, place: Place, endpoint: str, step: Step) -> web.StreamResponse:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
         telemetry = self._services.telemetry
-        exchange = self._exchange(request, endpoint)
+        exchange = self._exchange(request, place, endpoint)
         left_out = self._services.policy.headers_left_out
         id_headers = ((REQUEST_ID, exchange.request_id),)
         client = AiohttpDownstream(request, id_headers, self._max_body_bytes, left_out)
@@ -114,11 +121,10 @@ class OpenAIRoutes:
                 report(exchange, ending, self._services)
         return client.response or _whole(reply, id_headers, left_out)
 
-    def _exchange(self, request: web.BaseRequest, endpoint: str) -> Exchange:
+    def _exchange(self, request: web.BaseRequest, place: Place, endpoint: str) -> Exchange:
         clock = self._services.clock
         at_ms = clock.now_ms()
         event_id = uuid7(at_ms, secrets.token_bytes(10))
-        path, _, query = request.raw_path.partition("?")
         return Exchange(
             event_id=event_id,
             request_id=f"req_{event_id.replace('-', '')}",
@@ -126,11 +132,24 @@ class OpenAIRoutes:
             at_ms=at_ms,
             started_ns=clock.monotonic_ns(),
             method=request.method,
-            path=path.removeprefix(VERSION_PREFIX),
-            query=query,
+            path=place.path,
+            query=without_api_version(request.raw_path.partition("?")[2]),
             endpoint=endpoint,
             headers=request.headers,
+            deployment=place.deployment,
         )
+
+
+def _names_a_model(path: str) -> bool:
+    return path.startswith(_MODEL_PATH) and len(path) > len(_MODEL_PATH)
+
+
+def _method_of(place: Place) -> str | None:
+    """The method that an open endpoint takes; None: there is none there."""
+    if place.path in _METERED:
+        return "POST"
+    is_free = place.path in {_MODELS_PATH, _ME_PATH} or _names_a_model(place.path)
+    return "GET" if is_free and not place.deployment else None
 
 
 def _with_own_headers(reply: Reply, exchange: Exchange) -> Reply:
