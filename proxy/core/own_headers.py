@@ -32,8 +32,8 @@ class Answer(StrEnum):
     COLLAPSED = "collapsed"
     """What another request is answered with."""
     THEIRS = "upstream's errors"
-    FAILED = "502, 504"
-    """No usable answer of upstream."""
+    FAILED = "502, 503, 504"
+    """No usable answer of upstream, or no room for the request."""
     REFUSED = "429"
     """By a limit or a budget of ours."""
     OTHER = "all else"
@@ -42,6 +42,7 @@ class Answer(StrEnum):
 _SENT = (Answer.PLAIN, Answer.STREAM, Answer.THEIRS, Answer.FAILED)
 _ADMITTED = (Answer.PLAIN, Answer.STREAM, Answer.HIT, Answer.COLLAPSED, Answer.THEIRS)
 _METERED = (*_ADMITTED, Answer.FAILED, Answer.REFUSED)
+_WHEN_TO_RETRY = (Answer.THEIRS, Answer.FAILED, Answer.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,14 @@ OWN_HEADERS = (
     OwnHeader(
         "Retry-After",
         "seconds, rounded up, after which the same request passes",
-        (Answer.REFUSED, Answer.THEIRS, Answer.OTHER),
+        _WHEN_TO_RETRY,
         fixed=True,
     ),
-    OwnHeader(
-        "retry-after-ms", "the same in milliseconds", (Answer.REFUSED, Answer.THEIRS, Answer.OTHER), fixed=True
-    ),
+    OwnHeader("retry-after-ms", "the same in milliseconds", _WHEN_TO_RETRY, fixed=True),
     OwnHeader(
         "x-should-retry",
-        "`false`: no wait that an SDK would keep helps",
-        (Answer.REFUSED, Answer.THEIRS, Answer.FAILED, Answer.OTHER),
+        "`false` where no wait that an SDK would keep helps",
+        _WHEN_TO_RETRY,
         fixed=True,
     ),
 )  # fmt: skip
