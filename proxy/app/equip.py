@@ -51,7 +51,7 @@ from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, KeyStore, Spawn
-from proxy.settings import HitsCount, LedgerSync, LogFormat, Settings, UnknownModels
+from proxy.settings import HitsCount, LedgerSync, LogFormat, OnDisconnect, Settings, UnknownModels
 from proxy.web.errors import status_of
 
 __all__ = ["Equipment", "equip"]
@@ -113,7 +113,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         upstreams=Upstreams.single(await _upstream(settings, pacer, stack)),
         telemetry=telemetry,
         catalogue=Catalogue(),
-        flights=Flights(),
+        flights=Flights(streams.draining_requests.set, streams.drain_given_up),
         spawn=spawn,
         status_of=status_of,
         tokenizer=BpeTokenizer(telemetry),
@@ -271,6 +271,8 @@ def _policy(settings: Settings) -> Policy:
         max_json_depth=settings.server.max_json_depth,
         headers_left_out=left_out(settings.headers.off),
         ask_for_stream_usage=settings.streams.ask_for_usage,
+        max_draining=settings.streams.max_draining if settings.streams.on_disconnect is OnDisconnect.DRAIN else 0,
+        keep_alive_seconds=settings.streams.keep_alive_seconds,
         unpriced=settings.prices.unpriced,
     )
 

@@ -19,12 +19,14 @@ from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, listen, runner_of
 from proxy.core.errors import StoreAway
+from proxy.pipeline.coalesce import give_up_drains
 from proxy.pipeline.services import Services
 from proxy.ports import ChangesSeen
-from proxy.settings import Settings
+from proxy.settings import ServerSettings, Settings
 from proxy.web.admin.api import AdminApi
 from proxy.web.openai import VERSION_PREFIX, OpenAIRoutes
 from proxy.web.operations import Operations
+from proxy.web.server import OpenAIServer
 
 __all__ = ["Seat", "Worker", "serving"]
 
@@ -64,8 +66,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
             worker.operations_url = await listen(operations, server.admin_host, server.admin_port)
         stack.push_async_callback(worker.ledger.close)
         stack.push_async_callback(worker.close_tokenizer)
-        routes = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes)
-        public = runner_of(routes.server(), shutdown_seconds=server.drain_seconds)
+        listener = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes).server()
+        public = runner_of(listener, shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)
         port = server.port if seat is None else seat.port
         worker.base_url = f"{await listen(public, server.host, port, shared=seat is not None)}{VERSION_PREFIX}"
@@ -74,7 +76,7 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
             _log.info("serving %s", worker.base_url)
             try:
                 yield worker
-                await worker.drain(public, server.ready_grace_seconds)
+                await worker.drain(public, listener, server)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -119,13 +121,24 @@ class Worker:
         """What goes on beside the requests, for as long as they do."""
         return *(chore() for chore in self.equipment.chores), self._follow_changes(), self._watch_loop()
 
-    async def drain(self, public: AnyRunner, grace_seconds: float) -> None:
-        """Say not ready, give load balancers time to notice, then stop accepting and finish what is in flight."""
+    async def drain(self, public: AnyRunner, listener: OpenAIServer, server: ServerSettings) -> None:
+        """Say not ready, give load balancers time to notice, then stop accepting and finish what is in flight.
+
+        What is not finished in time is cut here, as our doing: aiohttp would wait as long once more, and not say whose.
+        """
         self.operations.draining = True
         _log.info("draining")
-        await asyncio.sleep(grace_seconds)
+        await asyncio.sleep(server.ready_grace_seconds)
+        deadline = asyncio.get_running_loop().call_later(server.drain_seconds, self._cut, listener)
         await public.cleanup()
+        await self.services.flights.drained()
+        deadline.cancel()
         _log.info("drained")
+
+    def _cut(self, listener: OpenAIServer) -> None:
+        self.services.shutdown.over = True
+        listener.cut()
+        give_up_drains(self.services)
 
     async def _follow_changes(self) -> None:
         """Notice changes of keys and teams, whichever process made them: told over Redis, or seen in the database."""

@@ -1,7 +1,9 @@
 """What is asked for several times at once goes upstream once.
 
 The first to ask leads: it is admitted in full, and its call runs in a task of its own, which it may leave like any
-other listener. Who comes while the call runs follows: one request, no tokens. The call ends when nobody listens.
+other listener. Who comes while the call runs follows: one request, no tokens. When nobody listens any more the call
+ends, or is drained: read to its end for the account and the cache. So that it can be, a request that nobody may join
+travels in the same way, apart.
 
 Where another process is making the call already the leader, too, is admitted as one who follows, and in full only once
 that has brought nothing: tokens given back while others hold some of the same bucket come back in part.
@@ -10,7 +12,9 @@ that has brought nothing: tokens given back while others hold some of the same b
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
+from traceback import format_tb
 
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.event import Outcome
@@ -30,12 +34,13 @@ from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST, settle_broken, settle_c
 from proxy.pipeline.shadow import decide_shadow
 from proxy.ports import CacheAddress, CachedAnswer, Downstream
 
-__all__ = ["travel_together"]
+__all__ = ["give_up_drains", "travel_apart", "travel_together"]
 
 _MOST_FOLLOWED = 3
 """Flights that may leave a follower without an answer; after them it goes alone. One for each form there is."""
 _MOST_WAITS = 8
 """Fills of other processes that are waited for, however short each was."""
+_log = logging.getLogger(__name__)
 
 
 async def travel_together(exchange: Exchange, client: Downstream, services: Services) -> Reply:
@@ -60,11 +65,29 @@ async def travel_together(exchange: Exchange, client: Downstream, services: Serv
         followed += 1
 
 
+async def travel_apart(exchange: Exchange, client: Downstream, services: Services) -> Reply:
+    """Admit and answer a request whose answer is nobody else's, by a call that may outlive its client."""
+    flight = Flight(exchange, None, 0)
+    seat = flight.join(flight.wish)
+    try:
+        return await _lead(flight, seat, client, services)
+    finally:
+        _leave(flight, seat, exchange, services)
+
+
+def give_up_drains(services: Services) -> None:
+    """Stop every call that nobody listens to: there is no more time."""
+    for flight in services.flights.draining:
+        if not flight.heard:
+            _give_up(flight, services)
+
+
 async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Services) -> Reply:
     """Be admitted, start the call, and listen to it. Until then nobody follows; a refusal is nobody else's."""
     exchange = flight.leader
-    exchange.fill = await services.cache.claim(_address_of(exchange))
-    exchange.collapsed = exchange.fill is None and not wants_new(exchange.wishes)
+    if flight.address is not None:
+        exchange.fill = await services.cache.claim(flight.address)
+        exchange.collapsed = exchange.fill is None and not wants_new(exchange.wishes)
     try:
         await _admit(exchange, services)
     except BaseException:
@@ -84,6 +107,7 @@ async def _follow(
 ) -> Reply | None:
     """Be admitted like a hit, and listen. None: there is no answer for this request in it, and nothing was sent."""
     exchange.collapsed = True
+    flight.leader.drained = False
     await _admit(exchange, services)
     exchange.cache = CacheResult.COLLAPSED
     try:
@@ -107,7 +131,7 @@ async def _admit(exchange: Exchange, services: Services) -> None:
 
 
 def _leave(flight: Flight, seat: Seat, exchange: Exchange, services: Services) -> None:
-    """Leave a flight, at its end or before; the last one ends it, the account first."""
+    """Leave a flight, at its end or before; after the last one it is drained or ends."""
     flight.leave(seat)
     leader = flight.leader
     if flight.landing is not None:
@@ -116,12 +140,42 @@ def _leave(flight: Flight, seat: Seat, exchange: Exchange, services: Services) -
         services.flights.end(flight, Landing())
     elif flight.heard:
         leader.outlives = leader.outlives or exchange is leader
+    elif _is_drained(flight, services):
+        leader.outlives = leader.drained = True
     else:
-        gone = asyncio.CancelledError()
-        settle_broken(leader, services, gone)
-        services.flights.end(flight, Landing())
-        flight.stop()
-        _report_if_left(leader, services)
+        _give_up(flight, services)
+
+
+def _is_drained(flight: Flight, services: Services) -> bool:
+    """Whether a call goes on that nobody listens to: upstream is at work, and there is time and room for it."""
+    leader, policy, flights = flight.leader, services.policy, services.flights
+    if not policy.max_draining or not leader.running or services.shutdown.over:
+        return False
+    gone_ns = services.clock.monotonic_ns() - leader.started_ns
+    left_seconds = policy.retry.total_deadline_ms / 1_000 - gone_ns / 1e9
+    if left_seconds <= 0:
+        flights.on_given_up("deadline")
+        return False
+    if not flights.drain(flight, policy.max_draining):
+        return False
+    if flight.deadline is None:
+        flight.deadline = asyncio.get_running_loop().call_later(left_seconds, _end_drain, flight, services)
+    return True
+
+
+def _end_drain(flight: Flight, services: Services) -> None:
+    if flight.landing is None and not flight.heard:
+        services.flights.on_given_up("deadline")
+        _give_up(flight, services)
+
+
+def _give_up(flight: Flight, services: Services) -> None:
+    """End a call that nobody listens to where it is, the account first."""
+    leader = flight.leader
+    settle_broken(leader, services, asyncio.CancelledError())
+    services.flights.end(flight, Landing())
+    flight.stop()
+    _report_if_left(leader, services)
 
 
 async def _fly(flight: Flight, services: Services) -> None:
@@ -132,7 +186,7 @@ async def _fly(flight: Flight, services: Services) -> None:
         return
     landing = Landing(error=Overloaded("shutting down"))
     try:
-        found = await _found_elsewhere(leader, services)
+        found = await _found_elsewhere(leader, services) if flight.address is not None else None
         if found is not None:
             leader.hit, leader.cache = found, CacheResult.COLLAPSED
             settle_hit(leader, services)
@@ -149,7 +203,7 @@ async def _fly(flight: Flight, services: Services) -> None:
             if landing.error is not None:
                 settle_broken(leader, services, landing.error)
             services.flights.end(flight, landing)
-            _report_if_left(leader, services)
+            _report_if_left(leader, services, landing.error)
         await _let_go(leader)
 
 
@@ -171,10 +225,17 @@ async def _refused_in_full(leader: Exchange, services: Services) -> Landing | No
     return None
 
 
-def _report_if_left(leader: Exchange, services: Services) -> None:
-    """Count a request whose client has left before its call ended."""
-    if leader.outlives:
-        report(leader, Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE), services)
+def _report_if_left(leader: Exchange, services: Services, error: Exception | None = None) -> None:
+    """Count a request whose client has left before its call ended; a fault of ours that ended it is still one."""
+    if not leader.outlives:
+        return
+    ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
+    if error is not None and not isinstance(error, TollgateError | ConnectionResetError):
+        ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.FAILED, error=error)
+        if leader.drained:
+            # Nobody is left to raise it to.
+            _log.error("unexpected %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
+    report(leader, ending, services)
 
 
 async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnswer | None:

@@ -1,14 +1,15 @@
 """One call upstream and all who listen to it: what has come so far, who has read how much, how it ended.
 
 Nothing here waits for a slow listener. The call waits for the fastest of them, so that an answer nobody reads holds up
-upstream and fills no memory; one that falls far behind the others is left behind.
+upstream and fills no memory; one that falls far behind the others is left behind. A call whose last listener has left
+may be drained: it then waits for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -83,10 +84,11 @@ class Flight:
     `room_bytes`: as much is held for who comes late. Past it nobody can join, and pieces all have read are dropped.
     """
 
-    def __init__(self, leader: Exchange, address: CacheAddress, room_bytes: int) -> None:
+    def __init__(self, leader: Exchange, address: CacheAddress | None, room_bytes: int) -> None:
         self.leader = leader
         """Whose request goes upstream, and whose account is charged."""
         self.address = address
+        """Where others find it; None: nowhere."""
         self.wish = Wish.of(leader.asked)
         self.departed = False
         """The leader was admitted, and the call is somebody's business beside the leader's."""
@@ -95,6 +97,10 @@ class Flight:
         self.full = False
         """More has come than is held: too late to join."""
         self.broken = False
+        self.draining = False
+        """Its last listener has left, and it went on; others may have come since."""
+        self.deadline: asyncio.TimerHandle | None = None
+        """Of its draining."""
         self._room_bytes = room_bytes
         self._pieces: list[bytes] = []
         self._dropped = 0
@@ -136,6 +142,10 @@ class Flight:
             self._waiting -= not seat.reads
             self._most_read_bytes = max((each.read_bytes for each in self._seats), default=0)
             self._read.set()
+
+    def is_read_up(self, seat: Seat) -> bool:
+        """Whether one has passed on all that has come."""
+        return seat.at == self._dropped + len(self._pieces) and seat.read_bytes == seat.taken_bytes
 
     def take(self, seat: Seat) -> bytes:
         """Take what has come since, or a good part of it; nothing, when nothing has. What was taken before is read.
@@ -184,7 +194,7 @@ class Flight:
             self.full = True
             self._drop()
         self._tell()
-        while not self._waiting and self._written_bytes - self._most_read_bytes > _AHEAD_BYTES:
+        while not (self._waiting or self.draining) and self._written_bytes - self._most_read_bytes > _AHEAD_BYTES:
             self._read.clear()
             await self._read.wait()
 
@@ -209,9 +219,16 @@ class Flight:
 
     def land(self, landing: Landing) -> None:
         """Tell how it ended; the first word on it holds."""
+        if self.deadline is not None:
+            self.deadline.cancel()
         if self.landing is None:
             self.landing = landing
             self._tell()
+
+    def drain(self) -> None:
+        """Go on with nobody to read it, and wait for no reader from here on."""
+        self.draining = True
+        self._read.set()
 
     def stop(self) -> None:
         """Have the call end where it is."""
@@ -244,16 +261,46 @@ class Flight:
 
 
 class Flights:
-    """The calls of one worker that others may join, by the address of what they fetch."""
+    """The calls of one worker that others may join, by the address of what they fetch, and those that are drained.
 
-    __slots__ = ("_under_way",)
+    `on_draining` is told how many are drained, whenever that changes, and `on_given_up` why one was stopped that was to
+    be: `full` or `deadline`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_draining", "_on_draining", "_under_way", "on_given_up")
+
+    def __init__(
+        self, on_draining: Callable[[int], object] = lambda _: None, on_given_up: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._under_way: dict[CacheAddress, Flight] = {}
+        self._draining: set[Flight] = set()
+        self._on_draining = on_draining
+        self.on_given_up = on_given_up
 
     def __len__(self) -> int:
         """Flights that can be joined, or are about to."""
         return len(self._under_way)
+
+    @property
+    def draining(self) -> frozenset[Flight]:
+        """Those that went on when their last listener had left."""
+        return frozenset(self._draining)
+
+    def drain(self, flight: Flight, most: int) -> bool:
+        """Let one go on whose last listener has left, unless so many do already."""
+        if flight not in self._draining:
+            if len(self._draining) >= most:
+                self.on_given_up("full")
+                return False
+            self._draining.add(flight)
+            self._on_draining(len(self._draining))
+        flight.drain()
+        return True
+
+    async def drained(self) -> None:
+        """Wait until none is left of those that are drained."""
+        while self._draining:
+            await next(iter(self._draining)).news()
 
     async def board(
         self, exchange: Exchange, address: CacheAddress, room_bytes: int, *, join: bool
@@ -280,8 +327,11 @@ class Flights:
 
     def end(self, flight: Flight, landing: Landing) -> None:
         """Land a flight; who comes now starts anew."""
-        if self._under_way.get(flight.address) is flight:
+        if flight.address is not None and self._under_way.get(flight.address) is flight:
             del self._under_way[flight.address]
+        if flight in self._draining:
+            self._draining.remove(flight)
+            self._on_draining(len(self._draining))
         flight.land(landing)
         _wake_one(flight.line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.pipeline.admit import admit
 from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.call import call
-from proxy.pipeline.coalesce import travel_together
+from proxy.pipeline.coalesce import travel_apart, travel_together
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.interpret import interpret
 from proxy.pipeline.lookup import look_up
@@ -27,6 +27,9 @@ async def travel(exchange: Exchange, client: Downstream, services: Services) -> 
     if exchange.address is not None and exchange.hit is None:
         # What a team asks for several times at once goes upstream once; admission and settlement are in there.
         return await travel_together(exchange, client, services)
+    if services.policy.max_draining and exchange.hit is None:
+        # A call that is to go on without its client needs a task of its own.
+        return await travel_apart(exchange, client, services)
     await admit(exchange, services)
     try:
         await decide_shadow(exchange, services)

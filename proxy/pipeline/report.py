@@ -22,7 +22,7 @@ _NS_PER_MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an exchange ended, as its handler saw it; what settlement said of it goes before this."""
+    """How an exchange ended, as its handler saw it; what settlement said goes before this, unless the fault is ours."""
 
     status: int
     outcome: Outcome = Outcome.OK
@@ -54,13 +54,15 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
     standing = admitted.standing if admitted else None
     limits = admitted.reservation.scopes[0].schedule.limits_at(exchange.at_ms) if admitted else Limits()
     scope, dimension = _limited(ending.error)
+    # A fault of ours is one after the account was written, too.
+    failed = ending.outcome is Outcome.FAILED
     return RequestRecord(
         request_id=exchange.request_id,
         at_ms=exchange.at_ms,
         method=exchange.method,
         endpoint=exchange.endpoint,
-        status=exchange.status or ending.status,
-        outcome=exchange.outcome if exchange.settled else ending.outcome,
+        status=ending.status if failed else exchange.status or ending.status,
+        outcome=exchange.outcome if exchange.settled and not failed else ending.outcome,
         duration_ms=total_ns / _NS_PER_MS,
         overhead_ms=max(0, total_ns - exchange.upstream_ns) / _NS_PER_MS,
         upstream_ms=exchange.upstream_ns / _NS_PER_MS,

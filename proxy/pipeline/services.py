@@ -14,6 +14,7 @@ from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
+from proxy.pipeline.shutdown import Shutdown
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer
@@ -46,6 +47,10 @@ class Policy:
     """Whether upstream is asked for the usage of a stream where the client did not."""
     unpriced: Unpriced = Unpriced.REFUSE
     """What becomes of a request for a model without a price where there is a budget."""
+    max_draining: int = 0
+    """Calls that are read to their end at once though their clients have left; 0: upstream is stopped when one does."""
+    keep_alive_seconds: float = 0.0
+    """Silence of a stream after which its client is sent a comment; 0: none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +79,4 @@ class Services:
     """Is told of each warning of a budget that is reached; does not wait, and does not raise."""
     team_usage: TeamUsage | None = None
     """What teams are shown of their own usage; None: nothing."""
+    shutdown: Shutdown = field(default_factory=Shutdown)

@@ -29,6 +29,8 @@ __all__ = [
 
 CLIENT_CLOSED_REQUEST = 499
 """The status in ledger and log of a request whose client left before there was one (nginx's number for it)."""
+_LET_GO = frozenset({Outcome.CLIENT_GONE, Outcome.UNAVAILABLE})
+"""Endings that are not upstream's: nobody knows when it noticed."""
 
 
 def settle(
@@ -55,7 +57,7 @@ def settle(
     if usage is None:
         usage, left = own_count(exchange, services, said, counted_output_tokens, tier)
     tokens = usage.total_tokens
-    if outcome is Outcome.CLIENT_GONE and exchange.estimated:
+    if outcome in _LET_GO and exchange.estimated:
         # Upstream may run on after we have let go of it: what was reserved stays charged, and decays.
         tokens = max(tokens, exchange.admitted.reservation.cost.tokens)
     _write(exchange, services, status, outcome, usage, Cost(1, tokens), tier, left)
@@ -99,6 +101,8 @@ def settle_broken(exchange: Exchange, services: Services, error: BaseException) 
 def _ending(error: BaseException, services: Services) -> tuple[Outcome, int]:
     """How an exchange ended that `error` ended, and with what status if none was given yet."""
     match error:
+        case asyncio.CancelledError() if services.shutdown.over:
+            return Outcome.UNAVAILABLE, services.status_of(Overloaded("shutting down"))
         case ConnectionResetError() | asyncio.CancelledError():
             return Outcome.CLIENT_GONE, CLIENT_CLOSED_REQUEST
         case Overloaded():
@@ -192,6 +196,9 @@ def _record(
     left: Uncounted | None = None,
     on_counted: Callable[[int], None] = lambda _: None,
 ) -> None:
+    if exchange.drained and outcome is not Outcome.FAILED:
+        # Whatever upstream brought, nobody was there to have it.
+        outcome = Outcome.CLIENT_GONE
     exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
     exchange.settled = True
     if not exchange.dispatched and outcome is not Outcome.CACHED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 from aiohttp import hdrs, web
 
 from proxy.core.endpoints import ME, MODELS, is_stateful
-from proxy.core.errors import EndpointClosed, MethodNotAllowed, TollgateError, UnknownPath
+from proxy.core.errors import EndpointClosed, MethodNotAllowed, Overloaded, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
 from proxy.core.kinds import KINDS
@@ -111,11 +112,12 @@ class OpenAIRoutes:
             ending = Ending(reply.status)
         except ConnectionResetError:
             reply = Reply(CLIENT_CLOSED_REQUEST)
+        except asyncio.CancelledError:
+            if not self._services.shutdown.over:
+                raise
+            reply, ending = _failed(exchange, client, Overloaded("shutting down"))
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
-            answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
-            ending = Ending(answer.status, answer.outcome, answer.code or answer.type, error)
-            reply = _with_own_headers(reply_of(answer), exchange)
-            client.abort_if_open()
+            reply, ending = _failed(exchange, client, error)
         finally:
             if not exchange.outlives:
                 report(exchange, ending, self._services)
@@ -150,6 +152,15 @@ def _method_of(place: Place) -> str | None:
         return "POST"
     is_free = place.path in {_MODELS_PATH, _ME_PATH} or _names_a_model(place.path)
     return "GET" if is_free and not place.deployment else None
+
+
+def _failed(exchange: Exchange, client: AiohttpDownstream, error: Exception) -> tuple[Reply, Ending]:
+    """Break off an answer that has begun; put an error in the place of one that has not."""
+    answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
+    status = client.response.status if client.response is not None else answer.status
+    client.abort_if_open()
+    ending = Ending(status, answer.outcome, answer.code or answer.type, error)
+    return _with_own_headers(reply_of(answer), exchange), ending
 
 
 def _with_own_headers(reply: Reply, exchange: Exchange) -> Reply:

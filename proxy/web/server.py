@@ -1,25 +1,24 @@
-"""The HTTP server of the public listener: aiohttp's, without a router, and with its own errors in OpenAI's shape."""
+"""The HTTP server of a listener: aiohttp's, without a router, bounded, and with its own errors in OpenAI's shape."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
-from proxy.web.errors import ErrorAnswer, error_body, fault
+from proxy.core.misuse import Cut
+from proxy.web.bounds import Bounds, Unheard, Watcher
+from proxy.web.connection import Connection
+from proxy.web.full import Full
+from proxy.web.refusals import flaw_of, response_of, stays_open
 
 __all__ = ["OpenAIServer"]
 
-_MAX_HEADER_BYTES = 64 * 1024
-"""What OpenAI takes of headers in all."""
-_IDLE_CONNECTION_SECONDS = 75.0
-_log = logging.getLogger(__name__)
+_LONGEST_SWEEP_SECONDS = 1.0
+_SWEEPS_IN_A_TIMEOUT = 4
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -27,23 +26,84 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class OpenAIServer(web.Server):
     """Speaks HTTP for `handler`, which is cancelled when its client leaves. Bodies over `max_body_bytes` raise."""
 
-    def __init__(self, handler: Handler, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, handler: Handler, *, max_body_bytes: int, bounds: Bounds | None = None, watcher: Watcher | None = None
+    ) -> None:
         # A client that leaves cancels its exchange: settlement is written first, then upstream is let go.
-        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+        super().__init__(self._serve, request_factory=self._request, handler_cancellation=True)
+        self._handler = handler
         self._max_body_bytes = max_body_bytes
-
-    def __call__(self) -> web.RequestHandler:
-        """Make the protocol of a new connection."""
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # documented as the way to turn it off
-            keepalive_timeout=_IDLE_CONNECTION_SECONDS,
-            # Which codings aiohttp undoes depends on what is installed, and it does so on the loop: see `inflate.py`.
-            auto_decompress=False,
-            max_field_size=_MAX_HEADER_BYTES,
-            max_line_size=_MAX_HEADER_BYTES,
+        self._bounds = bounds or Bounds()
+        self.watcher: Watcher = watcher or Unheard()
+        self.draining = False
+        """Clients are told with each answer to come back on another connection."""
+        self._watched: set[Connection | Full] = set()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        timeouts = (
+            self._bounds.header_timeout_seconds,
+            self._bounds.body_timeout_seconds,
+            self._bounds.write_timeout_seconds,
         )
+        self._sweep_seconds = min(_LONGEST_SWEEP_SECONDS, min(timeouts) / _SWEEPS_IN_A_TIMEOUT)
+
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # aiohttp never asks for more
+        """Make the protocol of a new connection."""
+        if len(self._watched) < self._bounds.max_connections:
+            return Connection(self, self._bounds)
+        self.watcher.cut(Cut.TOO_MANY)
+        return Full(self)
+
+    def watch(self, connection: Connection | Full) -> None:
+        """Look at a connection now and then. One that is too many even to be told so is ended at once."""
+        if len(self._watched) >= 2 * self._bounds.max_connections and isinstance(connection, Full):
+            connection.end()
+            return
+        self._watched.add(connection)
+        if self._sweep_timer is None:
+            self._arm()
+
+    def unwatch(self, connection: Connection | Full) -> None:
+        """Look at it no more."""
+        self._watched.discard(connection)
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open, those included that are one too many."""
+        return len(self._watched)
+
+    def pre_shutdown(self) -> None:
+        """Let go of the idle, and tell the others that the answer they wait for is the last."""
+        self.draining = True
+        for connection in tuple(self._watched):
+            if isinstance(connection, Full):
+                connection.end()
+        super().pre_shutdown()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """Wait for the answers under way, then end what is left."""
+        await super().shutdown(timeout)
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+
+    def _arm(self) -> None:
+        self._sweep_timer = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(self._watched):
+            connection.look(now)
+        if self._watched:
+            self._arm()
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        flaw = flaw_of(request._message)  # noqa: SLF001 - its raw headers are nowhere else
+        if flaw is None:
+            return await self._handler(request)
+        reason, answer = flaw
+        self.watcher.malformed(reason)
+        return response_of(answer)
 
     def _request(
         self,
@@ -54,54 +114,20 @@ class OpenAIServer(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         loop = asyncio.get_running_loop()
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._max_body_bytes)
+        return _Request(message, payload, protocol, writer, task, loop, client_max_size=self._max_body_bytes)
 
 
-class _Connection(web.RequestHandler):
-    __slots__ = ()
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser; where a body's framing breaks, its reader fails too: it would wait for the rest forever."""
-        super().data_received(data)
+class _Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Say in the head of an answer, whoever made it, when it is the last one of its connection."""
+        response.headers.pop(hdrs.SERVER, None)
+        connection = self.protocol
         if (
-            self._current_request is not None
-            and self._messages
-            and not isinstance(self._messages[-1][0], RawRequestMessage)
+            (isinstance(connection, Connection) and connection.last_answer)
+            or not stays_open(self._message)
+            # What is left of the body would be taken for the next request by whoever thinks it was not wanted.
+            or not self.content.is_eof()
+            or self.content.exception() is not None
         ):
-            self._current_request.content.set_exception(web.RequestPayloadError("the framing is broken"))
-
-    def log_exception(self, *args: Any, exc_info: BaseException | None = None, **_: Any) -> None:  # noqa: ARG002 - its words are not ours
-        """Note what ended a connection between two requests; a body that could not be read to its end is no fault."""
-        if not isinstance(exc_info, web.RequestPayloadError | HttpProcessingError):
-            fault(exc_info)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - it quotes what came, keys included
-    ) -> web.StreamResponse:
-        """Answer what never became a request, and what a handler let through. Always closes the connection."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun; there is no room for another")
-        if status < 500:
-            _log.debug("a client sent what is not HTTP: %s", type(exc).__name__)
-            answer = _not_http(exc)
-        else:
-            answer = fault(exc)
-        response = web.Response(status=answer.status, body=error_body(answer), content_type="application/json")
-        response.force_close()
-        return response
-
-
-def _not_http(error: BaseException | None) -> ErrorAnswer:
-    match error:
-        case LineTooLong():
-            return ErrorAnswer(431, f"The request line or a header is longer than {_MAX_HEADER_BYTES} bytes.")
-        case ContentEncodingError():
-            return ErrorAnswer(400, "The request body's content encoding cannot be read here.")
-        case HttpProcessingError(message="Too many headers received"):
-            return ErrorAnswer(431, "The request has too many headers.")
-        case _:
-            return ErrorAnswer(400, "This is not a valid HTTP/1.1 request.")
+            response.force_close()
+            response.headers[hdrs.CONNECTION] = "close"

@@ -6,11 +6,11 @@ import pytest
 from proxy.pipeline import call, coalesce, line
 
 ORDERS = {
-    line.travel: ["authenticate", "receive", "interpret", "look_up", "travel_together", "admit", "decide_shadow",
-                  "settle_hit", "replay", "call", "settle_broken"],
+    line.travel: ["authenticate", "receive", "interpret", "look_up", "travel_together", "travel_apart", "admit",
+                  "decide_shadow", "settle_hit", "replay", "call", "settle_broken"],
     call.call: ["dispatch", "forward", "relay"],
     coalesce._admit: ["admit", "decide_shadow", "settle_broken"],
-    coalesce._lead: ["claim", "_address_of", "wants_new", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
+    coalesce._lead: ["claim", "wants_new", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
 }  # fmt: skip
 
 
