@@ -40,8 +40,8 @@ __all__ = ["simulate_openai"]
     "faults",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Disturb every request: cut-after=3, no-usage=1, malformed=1, delay-ms=500, hang=1, reset=1... A request can "
-    "ask for its own instead, with a header: x-simulate-cut-after: 3.",
+    help="Disturb every request: cut-after=3, no-usage=1, malformed=1, delay-ms=500, hang=1, drip-ms=5, reset=1... "
+    "A request can ask for its own instead, with a header: x-simulate-cut-after: 3.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives other texts and failures.")
 @click.option(
@@ -50,7 +50,8 @@ __all__ = ["simulate_openai"]
 def simulate_openai(host: str, port: int, api_key_env: str | None, faults: tuple[str, ...], **options: Any) -> None:
     """Run a simulated OpenAI API and print its base URL.
 
-    It answers chat, completions, responses, embeddings and moderations with made-up text and exact usage.
+    It answers chat, completions, responses, embeddings, moderations, images and audio with made-up content and exact
+    usage, and keeps files, uploads, batches and stored answers in memory.
     It runs until it is interrupted or terminated.
 
     \b

@@ -162,3 +162,82 @@ async def test_options_disturb_every_request_that_asks_for_nothing_else(simulate
     assert "usage" not in await (await harness.post()).json()
     assert (await harness.post(status=503)).status == 503
     assert "usage" not in await (await harness.post()).json()
+
+
+async def test_a_code_of_its_own(simulate):
+    answer = await (await simulate()).post(status=429, code="insufficient_quota", should_retry="false")
+    error = (await answer.json())["error"]
+    assert (answer.status, error["type"], error["code"]) == (429, "insufficient_quota", "insufficient_quota")
+    assert answer.headers["x-should-retry"] == "false"
+    assert (await (await (await simulate()).post(status=400, code="odd")).json())["error"]["code"] == "odd"
+
+
+async def test_a_redirect(simulate):
+    harness = await simulate()
+    elsewhere = f"{harness.root}/elsewhere"
+    answer = await harness.session.post(
+        harness.url, json={}, headers={"x-simulate-redirect": elsewhere}, allow_redirects=False
+    )
+    assert (answer.status, answer.headers["Location"]) == (307, elsewhere)
+
+
+async def test_bytes_that_are_no_http(simulate):
+    harness = await simulate()
+    with pytest.raises(aiohttp.ClientError):
+        await harness.post(garbage=1)
+    assert harness.stats.records[0].status == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_hang_after_the_head(simulate, chat, stream):
+    harness = await simulate()
+    async with harness.post({**chat, "stream": stream}, hang_after_head=1) as answer:
+        assert answer.status == 200
+        assert harness.stats.in_flight == 1
+    await harness.until(lambda: harness.stats.in_flight == 0)
+    assert harness.stats.cut_by_client == 1
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_stream_that_ends_inside_a_chunk(simulate, after):
+    harness = await simulate(tokens=3)
+    async with harness.stream(cut_inside_after=after) as answer:
+        received, error = await _read(answer)
+    assert isinstance(error, aiohttp.ClientPayloadError)
+    assert received.count(b"\n\n") == after
+    assert not received.endswith(b"\n\n")
+    assert len(received.split(b"\n\n")[-1]) > 20
+    assert not harness.stats.records[0].completed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("split", "pauses"), [(None, 1), (10, 10)])
+async def test_an_answer_that_drips(simulate, manual_time, chat, stream, split, pauses):
+    harness = await simulate(manual_time, tokens=3)
+    asked = {**chat, "stream": stream}
+    whole = await (await harness.post(asked)).read()
+    faults = {"drip_ms": 20} | ({"split": split} if split else {})
+    dripped = await (await harness.post(asked, **faults)).read()
+    assert _without_ids(dripped) == _without_ids(whole)
+    assert manual_time.slept.count(0.02) == len(whole) // pauses
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_compressed(simulate, chat, stream):
+    harness = await simulate()
+    asked = {**chat, "stream": stream}
+    whole = await (await harness.post(asked)).read()
+    answer = await harness.post(asked, gzip=1)
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert _without_ids(await answer.read()) == _without_ids(whole)
+
+
+async def test_sound_can_break_off(simulate):
+    harness = await simulate()
+    asked = {"model": "tts-1", "voice": "alloy", "input": "How deep?"}
+    headers = {"Authorization": "Bearer x", "x-simulate-cut-after": "1"}
+    async with harness.session.post(f"{harness.root}/v1/audio/speech", json=asked, headers=headers) as answer:
+        received, error = await _read(answer)
+    assert isinstance(error, aiohttp.ClientPayloadError)
+    assert 0 < len(received) < 3 * 960
+    assert not harness.stats.records[0].completed
