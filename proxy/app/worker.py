@@ -137,7 +137,7 @@ class Worker:
 
     def _cut(self, listener: OpenAIServer) -> None:
         self.services.shutdown.over = True
-        listener.cut()
+        listener.cancel_requests()
         give_up_drains(self.services)
 
     async def _follow_changes(self) -> None:
