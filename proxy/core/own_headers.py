@@ -104,7 +104,7 @@ OWN_HEADERS = (
         _WHEN_TO_RETRY,
         fixed=True,
     ),
-)  # fmt: skip
+)
 
 SWITCHABLE: Mapping[str, OwnHeader] = MappingProxyType(
     {header.name.lower(): header for header in OWN_HEADERS if not header.fixed}

@@ -68,8 +68,12 @@ def test_models_need_a_key(get):
     ("method", "path", "status", "code"),
     [
         ("POST", "/v1/images/generations", 404, None),
-        ("GET", "/v1/embeddings", 404, None),
-        ("GET", "/v1/chat/completions", 404, None),
+        ("GET", "/v1/realtime?model=gpt-realtime", 404, None),
+        ("GET", "/openai/realtime?api-version=2024-10-01-preview&deployment=gpt-4o", 404, None),
+        ("POST", "/openai/deployments/gpt-4o/nothing", 404, None),
+        ("GET", "/openai/deployments/gpt-4o/models", 404, None),
+        ("GET", "/openai/deployments", 404, None),
+        ("GET", "/v1/models/", 404, None),
         ("POST", "/chat/completions", 404, None),
         ("GET", "/", 404, None),
         ("GET", "/metrics", 404, None),
@@ -78,6 +82,9 @@ def test_models_need_a_key(get):
         ("GET", "/v1/chat/completions/chatcmpl-1", 403, "endpoint_not_allowed"),
         ("POST", "/v1/batches", 403, "endpoint_not_allowed"),
         ("GET", "/v1/organization/users", 403, "endpoint_not_allowed"),
+        ("GET", "/openai/files?api-version=2024-10-21", 403, "endpoint_not_allowed"),
+        ("POST", "/openai/v1/batches", 403, "endpoint_not_allowed"),
+        ("GET", "/openai/deployments/gpt-4o/files", 403, "endpoint_not_allowed"),
     ],
 )
 def test_other_paths_end_here_in_openais_shape(get, upstream, method, path, status, code):
@@ -87,8 +94,39 @@ def test_other_paths_end_here_in_openais_shape(get, upstream, method, path, stat
     error = answer.json()["error"]
     assert set(error) == ERROR_KEYS
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
-    assert path in error["message"]
+    assert path.partition("?")[0] in error["message"]
     assert answer.headers["x-request-id"].startswith("req_")
+    assert upstream.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/embeddings", "POST"),
+        ("PUT", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/responses", "POST"),
+        ("OPTIONS", "/v1/chat/completions", "POST"),
+        ("HEAD", "/v1/moderations", "POST"),
+        ("PATCH", "/openai/deployments/gpt-4o/embeddings", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("HEAD", "/v1/models", "GET"),
+        ("OPTIONS", "/openai/models?api-version=2024-10-21", "GET"),
+        ("DELETE", "/v1/models/gpt-4o", "GET"),
+        ("POST", "/v1/tollgate/me", "GET"),
+    ],
+)
+def test_an_open_path_says_which_method_it_takes(get, upstream, method, path, allowed):
+    answer = get(path, method=method)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["x-request-id"].startswith("req_")
+    if method == "HEAD":
+        assert answer.content == b""
+    else:
+        error = answer.json()["error"]
+        assert set(error) == ERROR_KEYS
+        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, None)
+        assert error["message"] == f"Not allowed to {method} on {path.partition('?')[0]}: it takes {allowed}."
     assert upstream.stats()["requests"] == 0
 
 

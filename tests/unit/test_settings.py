@@ -227,6 +227,23 @@ def test_kubernetes_service_links_are_recognised():
     assert all("enableServiceLinks" in (problem.suggestion or "") for problem in problems)
 
 
+def test_headers_that_are_left_out_are_those_of_the_table(written):
+    settings = load(written("[headers]\noff = ['X-Tollgate-Cost-USD', 'x-ratelimit-*']\n"), {})
+    assert settings.headers.off == ("X-Tollgate-Cost-USD", "x-ratelimit-*")
+    assert load(None, {"TOLLGATE_HEADERS_OFF": "age, cache-status"}).headers.off == ("age", "cache-status")
+    off = "['x-tollgate-costs-usd', 'content-type', 'Retry-After', 'x-request-id', 'age']"
+    problems = refused(written(f"[headers]\noff = {off}\n"), {})
+    assert [(problem.key, problem.line) for problem in problems] == [(f"headers.off[{at}]", 2) for at in range(4)]
+    assert [problem.message for problem in problems] == [
+        "no header of Tollgate's own is named x-tollgate-costs-usd",
+        "no header of Tollgate's own is named content-type",
+        "Retry-After cannot be left out",
+        "x-request-id cannot be left out",
+    ]
+    assert problems[0].suggestion == "did you mean x-tollgate-cost-usd?"
+    assert all("x-tollgate-upstream" in problem.suggestion for problem in problems[1:])
+
+
 def test_wrong_options_and_variables_are_named_as_they_were_given():
     problems = refused(None, {"TOLLGATE_ADMIN_PORT": "eighty"}, {"server.port": 70_000, "upstream.base_url": "nope"})
     assert [(problem.file, problem.key) for problem in problems] == [

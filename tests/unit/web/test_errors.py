@@ -37,6 +37,7 @@ CASES = [
     (errors.NotInCache("uri-miss"), 504, "invalid_request_error", "not_in_cache"),
     (errors.EndpointClosed("/v1/files"), 403, "invalid_request_error", "endpoint_not_allowed"),
     (errors.UnknownPath("GET", "/x"), 404, "invalid_request_error", None),
+    (errors.MethodNotAllowed("GET", "/x", "POST"), 405, "invalid_request_error", None),
     (refused(), 429, "requests", "rate_limit_exceeded"),
     (refused(Dimension.TOKENS), 429, "tokens", "rate_limit_exceeded"),
     (refused(Dimension.PARALLEL), 429, "requests", "rate_limit_exceeded"),
