@@ -14,8 +14,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, valu
 
 from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
+from proxy.adapters.prometheus_queue import QueueMetrics
 from proxy.adapters.prometheus_stores import StoreMetrics
 from proxy.adapters.prometheus_text import written
+from proxy.adapters.prometheus_upstreams import UpstreamMetrics
 from proxy.core.bucket import Dimension
 from proxy.core.errors import UpstreamFault
 from proxy.core.event import Outcome
@@ -26,7 +28,7 @@ __all__ = ["Metrics"]
 OTHER = "_other"
 _PICO = 1_000_000_000_000
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 20, 60)
 _USUAL_REASONS = {
     CacheResult.HIT: ("",),
     CacheResult.MISS: ("uri-miss", "no-cache", "max-age"),
@@ -52,6 +54,8 @@ class Metrics(StoreMetrics):
         self._declare_latency(self.registry)
         self._declare_health(self.registry)
         self.budgets = BudgetMetrics(self.registry)
+        self.upstreams = UpstreamMetrics(self.registry)
+        self.queues = QueueMetrics(self.registry)
         self.budgets.unpriced_requests_total.labels(OTHER)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
@@ -158,12 +162,6 @@ class Metrics(StoreMetrics):
         )
         self.in_flight_requests = Gauge(
             "tollgate_in_flight_requests", "Requests being served.", multiprocess_mode="livesum", registry=on
-        )
-        self.queued_requests = Gauge(
-            "tollgate_queued_requests",
-            "Calls that wait for their turn upstream.",
-            multiprocess_mode="livesum",
-            registry=on,
         )
 
     def prepare(self, teams: Iterable[str]) -> None:

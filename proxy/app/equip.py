@@ -20,7 +20,7 @@ from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import ClockSteps, MemoryLimiter
 from proxy.adapters.openai import OpenAIUpstream, open_session
-from proxy.adapters.pacer import Pacer, PacerOptions, SharedBucket
+from proxy.adapters.pacer import Pacer, PacerOptions
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.prometheus_streams import StreamMetrics
@@ -35,6 +35,7 @@ from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.adapters.webhook import Webhook, open_webhook_session
 from proxy.app.database import SPOOL_DIRECTORY, peppers_of
+from proxy.app.pacing import Pacing
 from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
@@ -49,6 +50,7 @@ from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage
+from proxy.pipeline.turns import Turns
 from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, OnDisconnect, Settings, UnknownModels
@@ -81,6 +83,8 @@ class Equipment:
     sample: Callable[[], None]
     """Reads the gauges that nobody sets by itself."""
     log: RequestLog
+    let_go: tuple[Callable[[], None], ...]
+    """Let go of all who wait for a turn, at shutdown."""
 
 
 async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
@@ -101,7 +105,9 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     reader = _spent_reader(settings, engine, ledger, clock, telemetry)
     limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
     answers = await _answers(settings, clock, metrics, spawn, stack)
-    pacer = _pacer(settings, clock, spawn, limits)
+    shared = settings.redis_url is not None
+    pacing = Pacing(limits.limiter, clock, spawn, metrics.queues.upstream, limits.workers, shared=shared)
+    turns = _turns(settings, limits, clock, spawn, metrics)
     services = Services(
         policy=_policy(settings),
         clock=clock,
@@ -110,7 +116,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         limiter=limits.limiter,
         cache=answers.cache,
         ledger=ledger,
-        upstreams=Upstreams.single(await _upstream(settings, pacer, stack)),
+        upstreams=Upstreams.single(await _upstream(settings, _pacer(settings, pacing), stack)),
         telemetry=telemetry,
         catalogue=Catalogue(),
         flights=Flights(streams.draining_requests.set, streams.drain_given_up),
@@ -120,8 +126,11 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         team_usage=TeamUsage(SqlUsageReports(engine), clock, telemetry),
         budgets_spent=BudgetsSpent(SqlRegistry(engine, clock, peppers).budgets_spent, clock, telemetry),
         budget_reached=await _budget_alerts(settings, engine, clock, metrics, spawn, stack),
+        turns=turns,
     )
-    sample = partial(_sample, metrics, ledger, answers, pacer, limits, ClockSteps())
+    sample = partial(
+        _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing), limits, ClockSteps()
+    )
     metrics.prepare_upstreams(site.name for site in services.upstreams)
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
@@ -129,7 +138,10 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     note_uses: Callable[[], Coroutine[Any, Any, None]] = partial(principals.notes.run, telemetry.store_failed)
     budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
     chores = (ledger.run, note_uses, budgets, *limits.chores, *answers.chores)
-    return Equipment(services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample, log)
+    hear_changes = limits.hear_changes
+    return Equipment(
+        services, ledger, metrics, key_store, registry, hear_changes, chores, sample, log, (turns.close, pacing.close)
+    )
 
 
 def _ledger(settings: Settings, engine: Engine, prices: PriceBook, telemetry: Telemetry, clock: Clock) -> SpoolLedger:
@@ -233,7 +245,7 @@ def _sample(
     metrics: Metrics,
     ledger: SpoolLedger,
     answers: _Answers,
-    pacer: Pacer,
+    show_queues: Callable[[], None],
     limits: _Limits,
     counted: ClockSteps,
 ) -> None:
@@ -246,7 +258,7 @@ def _sample(
     metrics.spool_lag_seconds.set(state.lag_ms / 1_000)
     answers.sample()
     metrics.prepare_more()
-    metrics.queued_requests.set(pacer.waiting)
+    show_queues()
 
 
 def _policy(settings: Settings) -> Policy:
@@ -277,14 +289,26 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _pacer(settings: Settings, clock: Clock, spawn: Spawn, limits: _Limits) -> Pacer:
+def _pacer(settings: Settings, pacing: Pacing) -> Pacer:
     upstream = settings.upstream
     options = PacerOptions(upstream.requests_per_minute, upstream.pacing_queue, upstream.pacing_deadline_seconds)
-    bucket = None
-    if upstream.requests_per_minute is not None and settings.redis_url is not None:
-        # One process alone keeps the pace by itself.
-        bucket = SharedBucket(limits.limiter, upstream.name, upstream.requests_per_minute, None)
-    return Pacer(options, clock, spawn, limits.workers, bucket)
+    return pacing.pacer(upstream.name, options)
+
+
+def _turns(settings: Settings, limits: _Limits, clock: Clock, spawn: Spawn, metrics: Metrics) -> Turns:
+    queue = settings.queue
+    return Turns(
+        limits.limiter,
+        clock,
+        spawn,
+        metrics.queues.limits,
+        max_waiting=queue.max_waiting,
+        longest_wait_ms=int(queue.longest_wait_seconds * 1_000),
+    )
+
+
+def _show_queues(metrics: Metrics, turns: Turns, pacing: Pacing) -> None:
+    metrics.queues.show(len(turns), pacing.waiting)
 
 
 async def _upstream(settings: Settings, pacer: Pacer, stack: AsyncExitStack) -> OpenAIUpstream:

@@ -19,7 +19,7 @@ from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, listen, runner_of
 from proxy.core.errors import StoreAway
-from proxy.pipeline.coalesce import give_up_drains
+from proxy.pipeline.drain import give_up_all
 from proxy.pipeline.services import Services
 from proxy.ports import ChangesSeen
 from proxy.settings import ServerSettings, Settings
@@ -129,6 +129,8 @@ class Worker:
         self.operations.draining = True
         _log.info("draining")
         await asyncio.sleep(server.ready_grace_seconds)
+        for let_go in self.equipment.let_go:
+            let_go()
         deadline = asyncio.get_running_loop().call_later(server.drain_seconds, self._cut, listener)
         await public.cleanup()
         await self.services.flights.drained()
@@ -138,7 +140,7 @@ class Worker:
     def _cut(self, listener: OpenAIServer) -> None:
         self.services.shutdown.over = True
         listener.cancel_requests()
-        give_up_drains(self.services)
+        give_up_all(self.services)
 
     async def _follow_changes(self) -> None:
         """Notice changes of keys and teams, whichever process made them: told over Redis, or seen in the database."""

@@ -13,6 +13,7 @@ served waits for one request of each other team at most. Tags are whole numbers:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import lcm
@@ -153,6 +154,14 @@ class FairQueue(Generic[T]):
         """Who of a team is its first."""
         line = self._lines.get(team)
         return line.first() if line is not None and line.waiting else None
+
+    def ahead_of(self, entry: Entry[T]) -> Iterator[T]:
+        """The items before one in its line, one by one; takes as long as there are."""
+        for each in entry.line.entries:
+            if each is entry:
+                return
+            if each.waits:
+                yield each.item
 
     def serve(self, entry: Entry[T]) -> None:
         """Take out the first of a team as served: the team pays for it with its next turn."""

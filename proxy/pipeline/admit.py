@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.bucket import Admitted, Cost, NeverFits, OverBudget, Refused, Scope
+from proxy.core.bucket import Admitted, Cost, Decision, NeverFits, OverBudget, Refused, Scope
 from proxy.core.budget import Spend, nano_usd
 from proxy.core.caps import BudgetReached, caps_of, key_scope, owner_of
 from proxy.core.decision import TEAM_SCOPE
-from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotPriced, NeverAdmissible
+from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotFound, ModelNotPriced, NeverAdmissible
 from proxy.core.estimate import estimate_output
 from proxy.core.pricing import may_go_unpriced, worst_case
 from proxy.core.principal import Principal
 from proxy.core.tiers import Limits, Schedule
+from proxy.pipeline.authenticate import authenticate
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Policy, Services
+from proxy.pipeline.turns import MAX_WAIT_HEADER, Asking, Turns, parse_max_wait
 
 __all__ = ["admit", "scopes_of"]
 
@@ -24,36 +26,99 @@ _UNLIMITED = Limits()
 async def admit(exchange: Exchange, services: Services) -> None:
     """Reserve what the request may cost; a hit costs a request and no tokens, and so does what another pays for.
 
-    Budgets are asked for what costs money alone. Raises `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`,
-    `ModelNotPriced`, `StoreAway`; a refusal has changed nothing.
+    Budgets are asked for what costs money alone. A request that is ready to wait does, in its team's line, where a
+    limit refuses it or others of its team wait already; no other does, and it is decided at once whoever waits. Raises
+    `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`, `ModelNotPriced`, `StoreAway`, `InvalidRequest`, and for one that
+    has waited `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
     """
-    principal, asked = exchange.principal, exchange.asked
-    policy = services.policy
-    scopes = scopes_of(principal, asked.model, policy, exchange.at_ms)
-    spend = None
-    if exchange.hit is not None or exchange.collapsed:
-        cost = Cost(policy.hits_cost_requests, 0)
+    turns = services.turns
+    bound_ms = _longest_wait_ms(exchange, turns) if turns is not None else 0
+    if turns is None or not bound_ms:
+        decision = await _reserve(exchange, services, exchange.at_ms)
+    elif turns.has_line(exchange.principal.team.name) and _can_fit(exchange, services.policy):
+        decision = await _wait(exchange, services, turns, None, bound_ms)
     else:
-        prompt = exchange.kind.estimate(asked)
-        capacity = _smallest_token_capacity(scopes, exchange.at_ms)
-        room = None if capacity is None else capacity - prompt
-        answer = estimate_output(asked, policy.default_output_reservation_tokens, room)
-        exchange.reserved_input_tokens, exchange.reserved_output_tokens = prompt, answer
-        cost = Cost(1, prompt + answer)
-        if principal.team.budgets or principal.key.budgets:
-            spend = _spend(exchange, policy)
-    match await services.limiter.reserve(principal.team.name, scopes, cost, spend):
+        decision = await _reserve(exchange, services, exchange.at_ms)
+        if isinstance(decision, Refused):
+            decision = await _wait(exchange, services, turns, decision, bound_ms)
+    principal, model = exchange.principal, exchange.asked.model
+    match decision:
         case Admitted() as admitted:
             exchange.admitted = admitted
-            for cap in admitted.reached:
-                reached = BudgetReached(principal.team.name, owner_of(cap.scope), cap, exchange.at_ms)
-                services.budget_reached(reached)
         case Refused() as refused:
-            raise LimitReached(principal.team.name, asked.model, refused, principal.key.name)
+            raise LimitReached(principal.team.name, model, refused, principal.key.name)
         case NeverFits() as never:
-            raise NeverAdmissible(principal.team.name, asked.model, never, principal.key.name)
+            raise NeverAdmissible(principal.team.name, model, never, principal.key.name)
         case OverBudget() as over:
-            raise BudgetUsedUp(principal.team.name, asked.model, over, principal.key.name)
+            raise BudgetUsedUp(principal.team.name, model, over, principal.key.name)
+
+
+def _longest_wait_ms(exchange: Exchange, turns: Turns) -> int:
+    """How long the request is ready to wait: as it says itself, or else its key."""
+    said = exchange.headers.get(MAX_WAIT_HEADER)
+    wait_ms = exchange.principal.key.max_wait_ms if said is None else parse_max_wait(said)
+    return min(wait_ms or 0, turns.longest_wait_ms)
+
+
+async def _wait(
+    exchange: Exchange, services: Services, turns: Turns, refused: Refused | None, bound_ms: int
+) -> Decision:
+    async def ask_again() -> Decision:
+        # A key may have been revoked meanwhile, and its limits or its team's may be others.
+        await authenticate(exchange, services)
+        if not exchange.principal.may_use(exchange.asked.model):
+            raise ModelNotFound(exchange.asked.model)
+        return await _reserve(exchange, services, services.clock.now_ms())
+
+    team, clock = exchange.principal.team, services.clock
+    scopes, cost = _price_of_passing(exchange, services.policy, exchange.at_ms)
+    begun_ns = clock.monotonic_ns()
+    try:
+        return await turns.wait(Asking(team.name, team.weight, scopes, cost, ask_again), refused, bound_ms)
+    finally:
+        exchange.queued_ns += clock.monotonic_ns() - begun_ns
+
+
+async def _reserve(exchange: Exchange, services: Services, now_ms: int) -> Decision:
+    principal = exchange.principal
+    scopes, cost = _price_of_passing(exchange, services.policy, now_ms)
+    spend = None
+    if _costs_money(exchange) and (principal.team.budgets or principal.key.budgets):
+        spend = _spend(exchange, services.policy)
+    decision = await services.limiter.reserve(principal.team.name, scopes, cost, spend)
+    if isinstance(decision, Admitted):
+        for cap in decision.reached:
+            services.budget_reached(BudgetReached(principal.team.name, owner_of(cap.scope), cap, exchange.at_ms))
+    return decision
+
+
+def _price_of_passing(exchange: Exchange, policy: Policy, now_ms: int) -> tuple[tuple[Scope, ...], Cost]:
+    """The buckets it has to pass, and what it takes of each; notes what is reserved for which part."""
+    asked = exchange.asked
+    scopes = scopes_of(exchange.principal, asked.model, policy, now_ms)
+    if not _costs_money(exchange):
+        return scopes, Cost(policy.hits_cost_requests, 0)
+    prompt = exchange.kind.estimate(asked)
+    capacity = _smallest_token_capacity(scopes, now_ms)
+    room = None if capacity is None else capacity - prompt
+    answer = estimate_output(asked, policy.default_output_reservation_tokens, room)
+    exchange.reserved_input_tokens, exchange.reserved_output_tokens = prompt, answer
+    return scopes, Cost(1, prompt + answer)
+
+
+def _costs_money(exchange: Exchange) -> bool:
+    return exchange.hit is None and not exchange.collapsed
+
+
+def _can_fit(exchange: Exchange, policy: Policy) -> bool:
+    """Whether waiting may help; where it cannot the limiter is asked at once, and says so."""
+    scopes, cost = _price_of_passing(exchange, policy, exchange.at_ms)
+    limits = [scope.schedule.limits_at(exchange.at_ms) for scope in scopes]
+    return all(
+        cost.tokens <= (each.effective_token_capacity or cost.tokens)
+        and cost.requests <= (each.effective_request_capacity or cost.requests)
+        for each in limits
+    )
 
 
 def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> tuple[Scope, ...]:

@@ -16,6 +16,7 @@ from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.shutdown import Shutdown
 from proxy.pipeline.team_usage import TeamUsage
+from proxy.pipeline.turns import Turns
 from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer
 
@@ -79,4 +80,6 @@ class Services:
     """Is told of each warning of a budget that is reached; does not wait, and does not raise."""
     team_usage: TeamUsage | None = None
     """What teams are shown of their own usage; None: nothing."""
+    turns: Turns | None = None
+    """Where requests wait for limits to have room; None: none does."""
     shutdown: Shutdown = field(default_factory=Shutdown)

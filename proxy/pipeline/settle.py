@@ -182,7 +182,12 @@ def _settle_limits(exchange: Exchange, services: Services, actual: Cost, counted
     Budgets are given the cost as it is for the ledger.
     """
     actual = Cost(actual.requests, max(actual.tokens, counted_tokens))
-    services.limiter.settle(exchange.admitted.reservation, actual, nano_usd(exchange.cost_pico_usd))
+    reservation = exchange.admitted.reservation
+    services.limiter.settle(reservation, actual, nano_usd(exchange.cost_pico_usd))
+    if exchange.turn is not None:
+        exchange.turn.settle(actual.tokens)
+    if services.turns is not None:
+        services.turns.settled(reservation.team)
     if exchange.shadow is not None and isinstance(exchange.shadow.decision, Admitted):
         services.limiter.settle(exchange.shadow.decision.reservation, actual)
 

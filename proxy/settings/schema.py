@@ -22,12 +22,15 @@ from proxy.settings.sections import (
     LimitSettings,
     LogSettings,
     ModelSettings,
+    Name,
     PriceSettings,
+    QueueSettings,
     Section,
     ServerSettings,
     StreamSettings,
     UpstreamSettings,
 )
+from proxy.settings.upstreams import NamedUpstreamSettings
 
 __all__ = ["Settings"]
 
@@ -49,7 +52,10 @@ class Settings(Section, frozen=True, kw_only=True):
     """Secrets that keys are hashed under; machines that share a database share it; absent: made in data_dir."""
     server: ServerSettings = ServerSettings()
     upstream: UpstreamSettings = UpstreamSettings()
+    upstreams: dict[Name, NamedUpstreamSettings] = {}
+    """Several APIs to stand in front of, by name; empty: `upstream` alone."""
     limits: LimitSettings = LimitSettings()
+    queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
     models: ModelSettings = ModelSettings()
     prices: PriceSettings = PriceSettings()
@@ -75,6 +81,8 @@ class Settings(Section, frozen=True, kw_only=True):
         `demo`: without a key for the default upstream, the simulated one takes its place.
         """
         found = [*self._unshared_limits(), *self._unserved_stores()]
+        if self.upstreams:
+            return (*found, *([] if demo else self._keyless_upstreams()))
         if not demo and self.upstream.base_url == DEFAULT_UPSTREAM_URL and self.upstream.api_key is None:
             found.append(
                 Problem(
@@ -91,6 +99,18 @@ class Settings(Section, frozen=True, kw_only=True):
         problems = self.servability(demo=demo)
         if problems:
             raise SettingsError(problems)
+
+    def _keyless_upstreams(self) -> list[Problem]:
+        """Upstreams that are known to need a key, and have none."""
+        found = []
+        for name, upstream in self.upstreams.items():
+            variable = upstream.api_key_variable
+            needs_one = variable is not None or upstream.kind is not UpstreamKind.COMPATIBLE
+            if upstream.api_keys or not (needs_one and _is_elsewhere(upstream.base_url)) and variable is None:
+                continue
+            suggestion = f"set {variable}" if variable else f"name one with upstreams.{name}.api_key_file or .api_key_variable"
+            found.append(Problem(f"upstreams.{name}", "calls to it need a key", suggestion=suggestion))
+        return found
 
     def _unshared_limits(self) -> list[Problem]:
         """Processes that would each count limits for themselves: N times what a team was given."""

@@ -33,6 +33,7 @@ __all__ = [
     "OnDisconnect",
     "PhaseSettings",
     "PriceSettings",
+    "QueueSettings",
     "Section",
     "ServerSettings",
     "StreamSettings",
@@ -51,6 +52,8 @@ Bytes = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=86_400)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
 
 class HitsCount(StrEnum):
@@ -131,7 +134,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):
-    """`[upstream]`: the API Tollgate stands in front of."""
+    """`[upstream]`: the API Tollgate stands in front of, and how calls are made to it, or to all of `[upstreams]`."""
 
     name: Name = "openai"
     """Its name in metrics, logs and the ledger."""
@@ -157,10 +160,20 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
     """Longest wait between two calls."""
     requests_per_minute: Count | None = None
     """Pace of calls under this key; absent: not paced."""
+    tokens_per_minute: Count | None = None
+    """Tokens of calls under this key; absent: not paced."""
     pacing_queue: Count = 1_000
     """Requests that may wait for their turn under the pace; more are answered 503."""
     pacing_deadline_seconds: Seconds = 10.0
     """Longest wait for a turn; then 503."""
+    retry_budget_percent: Annotated[int, Meta(ge=0, le=100)] = 20
+    """Calls that may be made again, of a hundred requests of the last ten seconds."""
+    retry_budget_floor: Annotated[int, Meta(ge=0, le=1_000)] = 5
+    """Calls a second, per worker, that may be made again whatever the number of requests."""
+    breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    """Calls in a row without an answer, or with a 5xx, after which an upstream is left alone for a while; 0: never."""
+    breaker_rest_seconds: Annotated[float, Meta(gt=0, le=3_600)] = 1.0
+    """For how long; then one request tries it, and it rests twice as long if that fails, up to ten times as long."""
 
 
 class PhaseSettings(Section, frozen=True, kw_only=True):
@@ -208,6 +221,15 @@ class LimitSettings(Section, frozen=True, kw_only=True):
         return {**DEFAULT_TIERS, **own}
 
 
+class QueueSettings(Section, frozen=True, kw_only=True):
+    """`[queue]`: requests that wait for limits to have room where they, or their keys, ask for it."""
+
+    max_waiting: Count = 1_000
+    """Requests of a worker that may wait at once; more are answered 429."""
+    longest_wait_seconds: SecondsOrNone = 60.0
+    """Longest wait, whatever is asked for; 0: nobody waits."""
+
+
 class CacheSettings(Section, frozen=True, kw_only=True):
     """`[cache]`: answers kept for the team that paid for them."""
 
@@ -236,8 +258,10 @@ class ModelSettings(Section, frozen=True, kw_only=True):
 
     unknown: UnknownModels = UnknownModels.REFUSE
     """What becomes of a request for an unknown model."""
-    extra: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ()
+    extra: tuple[ModelName, ...] = ()
     """Names that are taken beside those of the price table."""
+    aliases: dict[ModelName, ModelName] = {}
+    """Other names of models: alias -> the model that is asked, limited, priced and accounted for."""
 
 
 class PriceSettings(Section, frozen=True, kw_only=True):
