@@ -16,6 +16,7 @@ from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
 from proxy.adapters.prometheus_queue import QueueMetrics
 from proxy.adapters.prometheus_stores import StoreMetrics
+from proxy.adapters.prometheus_streams import StreamMetrics
 from proxy.adapters.prometheus_text import written
 from proxy.adapters.prometheus_upstreams import UpstreamMetrics
 from proxy.core.bucket import Dimension
@@ -37,6 +38,8 @@ _USUAL_REASONS = {
 }
 """Those most teams will see. There are some twenty more, all names of ours for what a request asks for."""
 _USUAL_STATUSES = tuple(f"status_{status}" for status in (401, 403, 408, 429, 500, 502, 503, 504))
+_OUTCOMES = tuple(each for each in Outcome if each is not Outcome.INTERRUPTED)
+"""Those of requests that were seen to their end."""
 _TO_BE_LOOKED_INTO = frozenset({Outcome.UPSTREAM_ERROR, Outcome.UNAVAILABLE, Outcome.FAILED})
 _CHILDREN = 10_000
 """Label sets kept at hand; more are made anew each time, slower and just as right."""
@@ -56,6 +59,7 @@ class Metrics(StoreMetrics):
         self.budgets = BudgetMetrics(self.registry)
         self.upstreams = UpstreamMetrics(self.registry)
         self.queues = QueueMetrics(self.registry)
+        self.streams = StreamMetrics(self.registry)
         self.budgets.unpriced_requests_total.labels(OTHER)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
@@ -291,7 +295,7 @@ class Metrics(StoreMetrics):
         self._ahead.used(model, endpoint)
         for kind in ("input", "cached_input", "output", "reasoning"):
             self._tokens(team, model, kind)
-        for outcome in (Outcome.OK, Outcome.CACHED, Outcome.LIMITED, Outcome.UPSTREAM_ERROR, Outcome.CLIENT_GONE):
+        for outcome in _OUTCOMES:
             self._request(team, model, endpoint, outcome.value)
         self._spend(team, model)
         self._saved(team, model)

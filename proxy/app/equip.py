@@ -98,7 +98,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     metrics = Metrics(known_models.__contains__)
     metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
     metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)
-    streams = StreamMetrics(metrics.registry)
+    streams = metrics.streams
     log = _log(settings, streams, stack)
     telemetry = Telemetry(metrics, log)
     ledger = _ledger(settings, engine, prices, telemetry, clock)
