@@ -22,6 +22,7 @@ _COMMANDS = {
     "admin": ("proxy.cli.admin:admin", "Show and change the token of the admin API."),
     "prices": ("proxy.cli.prices:prices", "List, check and import prices."),
     "reconcile": ("proxy.cli.reconcile:reconcile", "Compare the ledger with OpenAI's usage and costs export."),
+    "metrics": ("proxy.cli.metrics:metrics", "Print every metric with its labels."),
     "simulate-openai": ("proxy.cli.simulate:simulate_openai", "Run the simulated OpenAI upstream alone."),
     "completion": ("proxy.cli.completion:completion", "Print a completion script for your shell."),
 }
