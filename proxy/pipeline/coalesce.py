@@ -11,36 +11,32 @@ that has brought nothing: tokens given back while others hold some of the same b
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from dataclasses import replace
-from traceback import format_tb
 
 from proxy.core.errors import Overloaded, TollgateError
-from proxy.core.event import Outcome
 from proxy.core.fingerprint import EXCLUDED_MEMBERS
 from proxy.core.record import CacheResult
 from proxy.pipeline.admit import admit
 from proxy.pipeline.call import call
+from proxy.pipeline.drain import give_up, goes_on, report_if_left
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.flight import Flight, Landing, Seat
 from proxy.pipeline.keep import stream_room_bytes, tell
+from proxy.pipeline.keep_alive import KeepAlive, is_between_events
 from proxy.pipeline.lookup import find, too_old, wants_new
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.relay import replay
-from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
-from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST, settle_broken, settle_collapsed, settle_hit, step_back
+from proxy.pipeline.settle import settle_broken, settle_collapsed, settle_hit, step_back
 from proxy.pipeline.shadow import decide_shadow
 from proxy.ports import CacheAddress, CachedAnswer, Downstream
 
-__all__ = ["give_up_drains", "travel_apart", "travel_together"]
+__all__ = ["travel_apart", "travel_together"]
 
 _MOST_FOLLOWED = 3
 """Flights that may leave a follower without an answer; after them it goes alone. One for each form there is."""
 _MOST_WAITS = 8
 """Fills of other processes that are waited for, however short each was."""
-_log = logging.getLogger(__name__)
 
 
 async def travel_together(exchange: Exchange, client: Downstream, services: Services) -> Reply:
@@ -73,13 +69,6 @@ async def travel_apart(exchange: Exchange, client: Downstream, services: Service
         return await _lead(flight, seat, client, services)
     finally:
         _leave(flight, seat, exchange, services)
-
-
-def give_up_drains(services: Services) -> None:
-    """Stop every call that nobody listens to: there is no more time."""
-    for flight in services.flights.draining:
-        if not flight.heard:
-            _give_up(flight, services)
 
 
 async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Services) -> Reply:
@@ -140,42 +129,10 @@ def _leave(flight: Flight, seat: Seat, exchange: Exchange, services: Services) -
         services.flights.end(flight, Landing())
     elif flight.heard:
         leader.outlives = leader.outlives or exchange is leader
-    elif _is_drained(flight, services):
+    elif goes_on(flight, services):
         leader.outlives = leader.drained = True
     else:
-        _give_up(flight, services)
-
-
-def _is_drained(flight: Flight, services: Services) -> bool:
-    """Whether a call goes on that nobody listens to: upstream is at work, and there is time and room for it."""
-    leader, policy, flights = flight.leader, services.policy, services.flights
-    if not policy.max_draining or not leader.running or services.shutdown.over:
-        return False
-    gone_ns = services.clock.monotonic_ns() - leader.started_ns
-    left_seconds = policy.retry.total_deadline_ms / 1_000 - gone_ns / 1e9
-    if left_seconds <= 0:
-        flights.on_given_up("deadline")
-        return False
-    if not flights.drain(flight, policy.max_draining):
-        return False
-    if flight.deadline is None:
-        flight.deadline = asyncio.get_running_loop().call_later(left_seconds, _end_drain, flight, services)
-    return True
-
-
-def _end_drain(flight: Flight, services: Services) -> None:
-    if flight.landing is None and not flight.heard:
-        services.flights.on_given_up("deadline")
-        _give_up(flight, services)
-
-
-def _give_up(flight: Flight, services: Services) -> None:
-    """End a call that nobody listens to where it is, the account first."""
-    leader = flight.leader
-    settle_broken(leader, services, asyncio.CancelledError())
-    services.flights.end(flight, Landing())
-    flight.stop()
-    _report_if_left(leader, services)
+        give_up(flight, services)
 
 
 async def _fly(flight: Flight, services: Services) -> None:
@@ -203,7 +160,7 @@ async def _fly(flight: Flight, services: Services) -> None:
             if landing.error is not None:
                 settle_broken(leader, services, landing.error)
             services.flights.end(flight, landing)
-            _report_if_left(leader, services, landing.error)
+            report_if_left(leader, services, landing.error)
         await _let_go(leader)
 
 
@@ -223,19 +180,6 @@ async def _refused_in_full(leader: Exchange, services: Services) -> Landing | No
     except TollgateError as error:
         return Landing(error=error, place=error.__traceback__, refused=True)
     return None
-
-
-def _report_if_left(leader: Exchange, services: Services, error: Exception | None = None) -> None:
-    """Count a request whose client has left before its call ended; a fault of ours that ended it is still one."""
-    if not leader.outlives:
-        return
-    ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
-    if error is not None and not isinstance(error, TollgateError | ConnectionResetError):
-        ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.FAILED, error=error)
-        if leader.drained:
-            # Nobody is left to raise it to.
-            _log.error("unexpected %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
-    report(leader, ending, services)
 
 
 async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnswer | None:
@@ -291,7 +235,23 @@ async def _listen(
             return await _whole(flight, landing, seat, exchange, services)
         if landing.broken and follows:
             return None
-    return await _read_along(flight, seat, exchange, client, services)
+    if not services.policy.keep_alive_seconds:
+        return await _read_along(flight, seat, exchange, client, services)
+    return await _read_kept_alive(flight, seat, exchange, client, services)
+
+
+async def _read_kept_alive(
+    flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services
+) -> Reply:
+    def may_speak() -> bool:
+        stream = flight.leader.stream
+        return flight.is_read_up(seat) and stream is not None and is_between_events(stream)
+
+    kept = KeepAlive(client, services.policy.keep_alive_seconds, may_speak, services.spawn)
+    try:
+        return await _read_along(flight, seat, exchange, kept, services)
+    finally:
+        kept.end()
 
 
 async def _read_along(flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services) -> Reply:

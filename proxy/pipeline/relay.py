@@ -14,6 +14,7 @@ from proxy.core.headers import returnable
 from proxy.core.sse import EventTooLongError
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.keep import Copy, keep, keep_stream, stream_room_bytes
+from proxy.pipeline.keep_alive import KeepAlive, is_between_events
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
@@ -39,7 +40,10 @@ async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, 
             raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
         listen = exchange.kind.listen if exchange.asked.stream else None
         if listen is not None and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
-            return await _relay_stream(exchange, answer, listen(exchange.asked), client, services)
+            relay_stream = _relay_stream
+            if services.policy.keep_alive_seconds and not exchange.shared:
+                relay_stream = _relay_kept_alive
+            return await relay_stream(exchange, answer, listen(exchange.asked), client, services)
         return await _relay_plain(exchange, answer, services)
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(exchange.upstream, failure.fault)
@@ -92,6 +96,17 @@ async def _relay_plain(exchange: Exchange, answer: UpstreamAnswer, services: Ser
     kept = returnable(answer.headers.items(), error=False)
     stored = completion.storable and await keep(exchange, services, answer.status, kept, body)
     return Reply(answer.status, (*kept, *_PLAIN_HEADERS, *_own(exchange, stored=stored)), body)
+
+
+async def _relay_kept_alive(
+    exchange: Exchange, answer: UpstreamAnswer, stream: AnswerStream, client: Downstream, services: Services
+) -> Reply:
+    seconds = services.policy.keep_alive_seconds
+    kept = KeepAlive(client, seconds, lambda: is_between_events(stream), services.spawn)
+    try:
+        return await _relay_stream(exchange, answer, stream, kept, services)
+    finally:
+        kept.end()
 
 
 async def _relay_stream(
