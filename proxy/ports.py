@@ -28,6 +28,7 @@ __all__ = [
     "Clock",
     "Downstream",
     "Fill",
+    "Holding",
     "KeyStore",
     "Ledger",
     "Limiter",
@@ -279,6 +280,34 @@ class Body(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Patch:
+    """Bytes of a body that others take the place of."""
+
+    start: int
+    end: int
+    data: bytes = field(repr=False)
+
+
+class Holding(Protocol):
+    """Where one body is kept until upstream has answered: in memory while it is small, then on disk.
+
+    Full or failing: `take` raises `Overloaded`.
+    """
+
+    async def take(self, data: bytes) -> None:
+        """Keep what comes next."""
+        ...
+
+    def body(self, patch: Patch | None = None) -> Body:
+        """All of it, to be read any number of times until it is closed; with `patch` instead of what that names."""
+        ...
+
+    def close(self) -> None:
+        """Forget it. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """One call to make upstream."""
 
@@ -290,6 +319,8 @@ class UpstreamRequest:
     body: bytes | Body = field(repr=False, default=b"")
     as_it_is: bool = False
     """The answer is wanted in whatever encoding it comes; `headers` say which ones the client takes."""
+    model: str = ""
+    """What upstream calls the model; empty where the request names none."""
 
 
 class UpstreamAnswer(Protocol):
@@ -333,7 +364,7 @@ class QueueWatch(Protocol):
 
 
 class Upstream(Protocol):
-    """The API we stand in front of.
+    """An API we stand in front of, called under one key.
 
     Away: `UpstreamFailure`, for `pipeline/forward.py` to retry or to give up. An error answer is an answer, not an
     exception.
@@ -342,6 +373,11 @@ class Upstream(Protocol):
     name: str
     identity: str
     """What tells its answers from another's: the base URL. Holds no secret."""
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their turn."""
+        ...
 
     async def turn(
         self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
@@ -378,6 +414,18 @@ class Telemetry(Protocol):
 
     def upstream_failed(self, upstream: str, kind: str) -> None:
         """Count a call that gave no usable answer; `kind` is an `UpstreamFault` or `status_<code>`."""
+        ...
+
+    def retry_refused(self, upstream: str) -> None:
+        """Count a call that was not made again, for the sake of the upstream's retry budget."""
+        ...
+
+    def key_refused(self, upstream: str, key: int, reason: str) -> None:
+        """Count a call that was refused to one of our keys, by its number: `refused`, `quota` or `rate`."""
+        ...
+
+    def upstream_remaining(self, upstream: str, key: int, dimension: str, remaining: int) -> None:
+        """Note what is left of an upstream's own limit, `requests` or `tokens`, for one of our keys, by its number."""
         ...
 
     def store_failed(self, store: str, operation: str) -> None:

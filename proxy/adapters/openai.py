@@ -50,13 +50,18 @@ class OpenAIUpstream:
         pacer: Pacer | None = None,
     ) -> None:
         self.name = name
-        self.identity = base_url.rstrip("/")
-        self._authorization = f"Bearer {api_key}" if api_key else None
+        self._base_url = self.identity = base_url.rstrip("/")
+        self._api_key = api_key or None
         self._session = session
         self._pacer = pacer
 
     def __repr__(self) -> str:
         return f"OpenAIUpstream({self.name!r}, {self.identity!r})"
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their turn."""
+        return self._pacer.waiting if self._pacer is not None else 0
 
     async def turn(
         self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
@@ -68,11 +73,9 @@ class OpenAIUpstream:
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""
-        headers = [*request.headers]
+        headers = self._headers(request)
         if not request.as_it_is:
             headers.append(("Accept-Encoding", "identity"))
-        if self._authorization is not None:
-            headers.append(("Authorization", self._authorization))
         sent = None
         if not isinstance(request.body, bytes):
             sent = _Sent(request.body)
@@ -82,7 +85,7 @@ class OpenAIUpstream:
             response = await self._session.request(
                 request.method,
                 # As the client wrote it: decoding and encoding again could name another thing.
-                URL(self.identity + request.path_qs, encoded=True),
+                URL(self._url(request), encoded=True),
                 headers=headers,
                 data=(request.body or None) if sent is None else sent.chunks(),
                 allow_redirects=False,
@@ -95,6 +98,15 @@ class OpenAIUpstream:
         if self._pacer is not None:
             self._pacer.observe(response.status, response.headers)
         return AiohttpAnswer(response, self.name)
+
+    def _url(self, request: UpstreamRequest) -> str:
+        return self._base_url + request.path_qs
+
+    def _headers(self, request: UpstreamRequest) -> list[tuple[str, str]]:
+        """The client's, and the one that our key is told in."""
+        if self._api_key is None:
+            return [*request.headers]
+        return [*request.headers, ("Authorization", f"Bearer {self._api_key}")]
 
 
 class _Sent:

@@ -16,6 +16,9 @@ class Telemetry:
         self.started = metrics.started
         self.retried = metrics.retried
         self.upstream_failed = metrics.upstream_failed
+        self.retry_refused = metrics.upstreams.retry_refused
+        self.key_refused = metrics.upstreams.key_refused
+        self.upstream_remaining = metrics.upstreams.remaining
         self.store_failed = metrics.store_failed
         self._count = metrics.finished
         self._write = log.write

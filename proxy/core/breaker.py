@@ -91,6 +91,15 @@ class Breaker:
         self.until_ms = now_ms + self.policy.probe_ms
         return True
 
+    def would_admit(self, now_ms: int) -> bool:
+        """Whether `admits` would say yes; nothing is moved."""
+        return self.state is _CLOSED or now_ms >= self.until_ms
+
+    def withdrawn(self, now_ms: int) -> None:
+        """Note that the probe was given up before it could tell anything: the next to ask is the probe."""
+        if self.state is _HALF_OPEN:
+            self.until_ms = now_ms
+
     def succeeded(self) -> None:
         """Note an answer."""
         self._move(BreakerEvent.SUCCEEDED)

@@ -33,7 +33,7 @@ class Catalogue:
 
     async def models(self, upstreams: Upstreams, clock: Clock, deadline_ms: int) -> list[Model]:
         """Return upstream's models. Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused`; none is kept."""
-        upstream = next(iter(upstreams)).keys[0]
+        upstream = next(iter(upstreams)).keys[0].call
         now_ms = clock.monotonic_ns() // 1_000_000
         if self._fetched_ms is None or now_ms - self._fetched_ms >= _KEPT_MS:
             await self._fetches.join(upstream.name, lambda: self._renew(upstream, now_ms, deadline_ms))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
+from proxy.core.breaker import BreakerState
 from proxy.core.chat import ask_for_usage
-from proxy.core.errors import UpstreamFailure, UpstreamFault
+from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
 from proxy.core.headers import as_it_is, forwardable
 from proxy.core.pricing import service_tier_of
-from proxy.core.retry import asked_wait_ms, is_retryable, next_wait_ms
+from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
+from proxy.core.splice import with_model
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
+from proxy.pipeline.tour import Stop, Tour
 from proxy.pipeline.upstream_turn import take_turn
+from proxy.pipeline.upstreams import KEY_REFUSED_REST_MS, Site
 from proxy.ports import Body, UpstreamAnswer, UpstreamRequest
 
 __all__ = ["dispatch", "forward"]
@@ -48,95 +51,181 @@ def dispatch(exchange: Exchange, services: Services) -> None:
 
 
 async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
-    """Return an answer whose head has come; its body is unread. Raises `UpstreamFailure`, `Overloaded`.
+    """Return an answer whose head has come; its body is unread. Raises `UpstreamFailure`, `Overloaded`, `StoreAway`.
 
     No byte has gone to the client yet, which is what makes trying again safe for it.
     """
-    asked, policy, clock = exchange.asked, services.policy.retry, services.clock
-    asking = asked.stream and not asked.include_usage and services.policy.ask_for_stream_usage
-    headers = forwardable(exchange.headers.items())
-    if exchange.as_it_is:
-        headers += as_it_is(exchange.headers)
-    body: bytes | Body = ask_for_usage(asked) if asking else asked.raw
-    request = UpstreamRequest(
-        method=exchange.method,
-        path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
-        headers=headers,
-        body=exchange.body(asked.model) if exchange.body is not None else body,
-        as_it_is=exchange.as_it_is,
-    )
+    policy, clock = services.policy.retry, services.clock
+    calls = _Calls(exchange, services)
     begun_ns = clock.monotonic_ns()
     try:
         # An upload takes as long as its client does; silence has a bound of its own.
         async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000) as deadline:
-            while True:
-                await take_turn(exchange, exchange.route[0].keys[0], services, deadline)
-                exchange.attempts += 1
-                elapsed_ms = (clock.monotonic_ns() - begun_ns) // 1_000_000
-                came = await _attempt(exchange, services, request, elapsed_ms)
-                if not isinstance(came, _Wait):
-                    return came
-                await asyncio.sleep(came.wait_ms / 1_000)
+            return await calls.until_answered(begun_ns, deadline)
     except TimeoutError:
         services.telemetry.upstream_failed(exchange.upstream, UpstreamFault.TIMEOUT)
+        calls.timed_out()
         raise UpstreamFailure(exchange.upstream, UpstreamFault.TIMEOUT) from None
     finally:
         exchange.upstream_ns += clock.monotonic_ns() - begun_ns
 
 
 @dataclass(frozen=True, slots=True)
-class _Wait:
-    wait_ms: int
+class _Failed:
+    """A call that did not bring what was asked for: an error of upstream's, or none."""
+
+    came: UpstreamAnswer | UpstreamFailure
+    reason: str
+    remedy: Remedy | None
+    asked_ms: int | None = None
+
+    def give_up(self) -> UpstreamAnswer:
+        """The client is given what came."""
+        if isinstance(self.came, UpstreamFailure):
+            raise self.came
+        return self.came
+
+    def let_go(self) -> None:
+        """Another call is made in its place."""
+        if not isinstance(self.came, UpstreamFailure):
+            self.came.close()
 
 
-async def _attempt(
-    exchange: Exchange, services: Services, request: UpstreamRequest, elapsed_ms: int
-) -> UpstreamAnswer | _Wait:
-    """Call once: an answer to give to the client, or the wait before the next call."""
-    name, telemetry = exchange.upstream, services.telemetry
-    exchange.running = True
-    try:
-        answer = await exchange.route[0].keys[0].send(request)
-        exchange.running = answer.status < 300
-        code = await _error_code(answer) if answer.status >= 400 else None
-    except UpstreamFailure as failure:
-        # One that kept silent is likely still at work; one that broke off before it answered is not.
-        exchange.running = failure.fault is UpstreamFault.TIMEOUT and exchange.running
-        telemetry.upstream_failed(name, failure.fault)
-        wait_ms = _wait(exchange, services, failure.fault, elapsed_ms, {}, None)
-        if wait_ms is None or not _can_be_sent_again(request):
+class _Calls:
+    """The calls of one request."""
+
+    __slots__ = ("_calling", "_exchange", "_headers", "_requests", "_services", "_tour")
+
+    def __init__(self, exchange: Exchange, services: Services) -> None:
+        self._exchange = exchange
+        self._services = services
+        self._tour = Tour(exchange.route, services.policy.retry, services.telemetry.retry_refused)
+        headers = forwardable(exchange.headers.items())
+        self._headers = headers + as_it_is(exchange.headers) if exchange.as_it_is else headers
+        self._requests: dict[Site, UpstreamRequest] = {}
+        self._calling: Site | None = None
+
+    async def until_answered(self, begun_ns: int, deadline: asyncio.Timeout) -> UpstreamAnswer:
+        """Call until an answer came that is the client's, or no further call would help."""
+        exchange, services, tour = self._exchange, self._services, self._tour
+        failed: _Failed | None = None
+        while True:
+            elapsed_ms = (services.clock.monotonic_ns() - begun_ns) // _NS_PER_MS
+            jitter = random.random()  # noqa: S311 - spreads retries out, guards nothing
+            stop = tour.next(self._now_ms(), elapsed_ms, jitter)
+            if stop is None:
+                if failed is None:
+                    raise tour.nobody(self._now_ms())
+                return failed.give_up()
+            if stop.wait_ms:
+                await asyncio.sleep(stop.wait_ms / 1_000)
+            try:
+                await take_turn(exchange, stop.key.call, services, deadline)
+            except Overloaded as error:
+                tour.full(stop, error)
+                continue
+            if not stop.site.breaker.admits(self._now_ms()):
+                continue
+            if failed is not None:
+                failed.let_go()
+                services.telemetry.retried(exchange.upstream, failed.reason)
+            request = self._request(stop.site)
+            came = await self._call(stop, request)
+            if not isinstance(came, _Failed):
+                return came
+            tour.failed(stop, came.remedy, came.asked_ms, self._now_ms())
+            if not (isinstance(request.body, bytes) or request.body.replayable):
+                return came.give_up()
+            failed = came
+
+    def timed_out(self) -> None:
+        """The deadline of all calls has passed in the middle of one."""
+        if self._calling is not None:
+            self._calling.breaker.failed(self._now_ms())
+
+    async def _call(self, stop: Stop, request: UpstreamRequest) -> UpstreamAnswer | _Failed:
+        exchange, breaker, telemetry = self._exchange, stop.site.breaker, self._services.telemetry
+        is_probe = breaker.state is BreakerState.HALF_OPEN
+        self._tour.called(stop, self._now_ms())
+        exchange.attempts += 1
+        exchange.upstream, exchange.running, self._calling = stop.site.name, True, stop.site
+        try:
+            answer = await stop.key.call.send(request)
+            exchange.running = answer.status < 300
+            code = await _error_code(answer) if answer.status >= 400 else None
+        except UpstreamFailure as failure:
+            # One that kept silent is likely still at work; one that broke off before it answered is not.
+            exchange.running = failure.fault is UpstreamFault.TIMEOUT and exchange.running
+            self._calling = None
+            breaker.failed(self._now_ms())
+            telemetry.upstream_failed(stop.site.name, failure.fault)
+            return _Failed(failure, failure.fault, remedy_for(failure.fault, {}))
+        except BaseException:
+            if is_probe:
+                breaker.withdrawn(self._now_ms())
             raise
-        telemetry.retried(name, failure.fault)
-        return _Wait(wait_ms)
-    if answer.status < 400:
-        return answer
-    if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
-        telemetry.upstream_failed(name, f"status_{answer.status}")
-    wait_ms = _wait(exchange, services, answer.status, elapsed_ms, answer.headers, code)
-    if wait_ms is None or not _can_be_sent_again(request):
-        return answer
-    answer.close()
-    telemetry.retried(name, f"status_{answer.status}")
-    return _Wait(wait_ms)
+        self._calling = None
+        self._note_remaining(stop, answer)
+        if is_outage(answer.status):
+            breaker.failed(self._now_ms())
+        else:
+            breaker.succeeded()
+        return answer if answer.status < 400 else self._refused(stop, answer, code)
 
+    def _refused(self, stop: Stop, answer: UpstreamAnswer, code: str | None) -> _Failed:
+        """Upstream answered with an error: what may mend it, and whose fault it is."""
+        telemetry, reason = self._services.telemetry, f"status_{answer.status}"
+        if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
+            telemetry.upstream_failed(stop.site.name, reason)
+        asked_ms = asked_wait_ms(answer.headers, self._services.clock.now_ms())
+        refusal = _KEY_REFUSALS.get(answer.status)
+        if refusal is not None:
+            wait_ms = KEY_REFUSED_REST_MS
+            if is_quota_used_up(answer.status, code):
+                refusal = "quota"
+            elif refusal == "rate":
+                wait_ms = asked_ms or 0
+            stop.key.rest(self._now_ms(), wait_ms)
+            telemetry.key_refused(stop.site.name, stop.key.number, refusal)
+        return _Failed(answer, reason, remedy_for(answer.status, answer.headers, code), asked_ms)
 
-def _can_be_sent_again(request: UpstreamRequest) -> bool:
-    return isinstance(request.body, bytes) or request.body.replayable
+    def _note_remaining(self, stop: Stop, answer: UpstreamAnswer) -> None:
+        for dimension, header in _REMAINING:
+            text = answer.headers.get(header)
+            if text is not None and len(text) < _DIGITS and text.isdecimal() and text.isascii():
+                self._services.telemetry.upstream_remaining(stop.site.name, stop.key.number, dimension, int(text))
 
+    def _request(self, site: Site) -> UpstreamRequest:
+        """What is sent there: the model by its name there, and the usage of a stream asked for where it may be."""
+        request = self._requests.get(site)
+        if request is not None:
+            return request
+        exchange, asked = self._exchange, self._exchange.asked
+        model = site.candidate.name_of(asked.model) or asked.model
+        body: bytes | Body
+        if exchange.body is not None:
+            body = exchange.body(model)
+        else:
+            may_ask = site.ask_for_usage
+            if may_ask is None:
+                may_ask = self._services.policy.ask_for_stream_usage
+            asking = asked.stream and not asked.include_usage and may_ask
+            body = ask_for_usage(asked) if asking else asked.raw
+            if model != asked.model:
+                body = with_model(body, model)
+        request = UpstreamRequest(
+            method=exchange.method,
+            path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
+            headers=self._headers,
+            body=body,
+            as_it_is=exchange.as_it_is,
+            model=model,
+        )
+        self._requests[site] = request
+        return request
 
-def _wait(
-    exchange: Exchange,
-    services: Services,
-    failure: int | UpstreamFault,
-    elapsed_ms: int,
-    headers: Mapping[str, str],
-    code: str | None,
-) -> int | None:
-    if not is_retryable(failure, headers, code):
-        return None
-    asked_ms = asked_wait_ms(headers, services.clock.now_ms())
-    jitter = random.random()  # noqa: S311 - spreads retries out, guards nothing
-    return next_wait_ms(services.policy.retry, exchange.attempts, elapsed_ms, asked_ms, jitter)
+    def _now_ms(self) -> int:
+        return self._services.clock.monotonic_ns() // _NS_PER_MS
 
 
 class _Error(msgspec.Struct):
@@ -147,6 +236,10 @@ class _ErrorBody(msgspec.Struct):
     error: _Error | None = None
 
 
+_NS_PER_MS = 1_000_000
+_DIGITS = 16
+_REMAINING = tuple((dimension, f"x-ratelimit-remaining-{dimension}") for dimension in ("requests", "tokens"))
+_KEY_REFUSALS = {401: "refused", 429: "rate"}
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _UPSTREAM_TO_BLAME = frozenset({401, 403, 408, 429})
 """Of the 4xx, those that say something about our account or about upstream, not about the client's request."""

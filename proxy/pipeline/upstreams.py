@@ -1,61 +1,144 @@
-"""The upstreams there are: who serves a model, and in which order they are asked."""
+"""The upstreams there are, how each of them is, and in which order they are asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from proxy.core.errors import ModelNotFound
+from proxy.core.breaker import Breaker, BreakerPolicy, BreakerState
+from proxy.core.errors import ModelNotFound, Overloaded
+from proxy.core.retry_budget import RetryBudget
 from proxy.core.routing import Candidate, identity_of, ordered, serving
 from proxy.ports import Upstream
 
-__all__ = ["Site", "Upstreams"]
+__all__ = ["KEY_REFUSED_REST_MS", "Site", "SiteKey", "Upstreams", "breaker_policy", "nobody_answers"]
+
+KEY_REFUSED_REST_MS = 60_000
+"""How long a key that upstream refuses, or whose quota is used up, is passed over where there is another."""
+_LONGEST_REST_MS = 60_000
+_SHORTEST_REST_MS = 1_000
+_NEVER = 2**62
+_PROBE_MS = 30_000
+"""A probe is a request like any other: that its head takes a while says nothing yet."""
 
 
-@dataclass(slots=True)
+def breaker_policy(failures: int, rest_ms: int) -> BreakerPolicy:
+    """Open after so many outages in a row, 0: never; rest so long, and up to ten times as long while probes fail."""
+    return BreakerPolicy(failures or _NEVER, rest_ms, rest_ms * 10, _PROBE_MS)
+
+
+@dataclass(slots=True, eq=False)
+class SiteKey:
+    """A way to call an upstream under one of its keys."""
+
+    number: int
+    """From 1, in the order in which they were configured."""
+    call: Upstream
+    rests_until_ms: int = 0
+
+    def rest(self, now_ms: int, wait_ms: int) -> None:
+        """Pass it over for a while, a bounded one: nobody asks for it in the meantime what would show it mended."""
+        self.rests_until_ms = now_ms + min(max(wait_ms, _SHORTEST_REST_MS), _LONGEST_REST_MS)
+
+
+@dataclass(slots=True, eq=False)
 class Site:
-    """One upstream: what routing knows of it, and a way to call it under each of its keys."""
+    """One upstream: what routing knows of it, its keys, and how it has been of late. Times are monotonic."""
 
     candidate: Candidate
-    keys: tuple[Upstream, ...]
+    keys: tuple[SiteKey, ...]
+    ask_for_usage: bool | None = None
+    """Whether it is asked for the usage of a stream where the client did not; None: as the policy says."""
+    breaker: Breaker = field(default_factory=lambda: Breaker(breaker_policy(20, 1_000)))
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    _latest: int = 0
 
     @property
     def name(self) -> str:
         """Its name in metrics, logs and the ledger."""
         return self.candidate.name
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their turn under one of its keys."""
+        return sum(key.call.waiting for key in self.keys)
+
+    def resting(self, now_ms: int) -> int:
+        """Keys that are passed over."""
+        return sum(now_ms < key.rests_until_ms for key in self.keys)
+
+    def key(self, now_ms: int, tried: Collection[SiteKey] = ()) -> SiteKey | None:
+        """The key to call under: of those that neither rest nor were tried, the least waited for, in turn."""
+        if len(self.keys) == 1:
+            key = self.keys[0]
+            return key if now_ms >= key.rests_until_ms and key not in tried else None
+        count = len(self.keys)
+        best = None
+        for step in range(1, count + 1):
+            key = self.keys[(self._latest + step) % count]
+            if now_ms < key.rests_until_ms or key in tried:
+                continue
+            if best is None or key.call.waiting < best.call.waiting:
+                best = key
+        if best is not None:
+            self._latest = best.number - 1
+        return best
+
+    def soonest(self) -> SiteKey:
+        """Of keys that all rest, the one that has rested most."""
+        return min(self.keys, key=lambda key: key.rests_until_ms)
+
 
 class Upstreams:
     """All of them; there is at least one."""
 
-    __slots__ = ("_sites",)
+    __slots__ = ("_candidates", "_keeper", "_only", "_sites")
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = {site.name: site for site in sites}
+        self._candidates = tuple(site.candidate for site in sites)
+        plain = len(sites) == 1 and sites[0].candidate.models is None
+        self._only = tuple(sites) if plain else None
+        whole = [site for site in sites if site.candidate.models is None] or sites
+        self._keeper = min(whole, key=lambda site: site.candidate.priority)
 
     @classmethod
     def single(cls, upstream: Upstream) -> Upstreams:
         """One upstream with one key, which serves every model."""
-        return cls([Site(Candidate(upstream.name, upstream.identity), (upstream,))])
+        return cls([Site(Candidate(upstream.name, upstream.identity), (SiteKey(1, upstream),))])
 
     def __iter__(self) -> Iterator[Site]:
         """Go through them as they were configured."""
         return iter(self._sites.values())
 
     def serve(self, model: str) -> bool:
-        """Whether any of them has this model."""
-        return any(site.candidate.name_of(model) is not None for site in self._sites.values())
+        """Whether any of them has this model; one that is not named, they have."""
+        return not model or self._only is not None or any(each.name_of(model) is not None for each in self._candidates)
 
     def identity(self, model: str) -> str:
         """What tells answers for a model from those of other upstreams."""
-        return identity_of(serving(self._candidates(), model), model)
+        if self._only is not None:
+            return self._only[0].candidate.identity
+        return identity_of(serving(self._candidates, model), model)
 
     def route(self, model: str, draw: float) -> tuple[Site, ...]:
-        """Who is asked for a model, in this order; `draw` is in [0, 1). Raises `ModelNotFound`."""
-        order = ordered(serving(self._candidates(), model), draw)
+        """Who is asked for a model, in this order; `draw` is in [0, 1). Raises `ModelNotFound`.
+
+        What names no model is about something that is kept upstream: it is asked of one alone, always the same.
+        """
+        if self._only is not None:
+            return self._only
+        if not model:
+            return (self._keeper,)
+        order = ordered(serving(self._candidates, model), draw)
         if not order:
             raise ModelNotFound(model)
         return tuple(self._sites[each.name] for each in order)
 
-    def _candidates(self) -> tuple[Candidate, ...]:
-        return tuple(site.candidate for site in self._sites.values())
+
+def nobody_answers(route: Sequence[Site], now_ms: int) -> Overloaded:
+    """Say that every upstream of a route rests after a run of failures, and when the first is asked again."""
+    opens_ms = min(
+        (site.breaker.until_ms for site in route if site.breaker.state is not BreakerState.CLOSED), default=0
+    )
+    return Overloaded("the upstream API has failed many times in a row", max(1, opens_ms - now_ms))

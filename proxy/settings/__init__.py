@@ -28,6 +28,7 @@ from proxy.settings.sections import (
     UpstreamSettings,
     WhenRedisIsAway,
 )
+from proxy.settings.upstreams import NamedUpstreamSettings, UpstreamKind
 
 __all__ = [
     "DEFAULT_UPSTREAM_URL",
@@ -42,6 +43,7 @@ __all__ = [
     "LogFormat",
     "LogSettings",
     "ModelSettings",
+    "NamedUpstreamSettings",
     "OnDisconnect",
     "PhaseSettings",
     "PriceSettings",
@@ -53,6 +55,7 @@ __all__ = [
     "SettingsError",
     "StreamSettings",
     "UnknownModels",
+    "UpstreamKind",
     "UpstreamSettings",
     "WhenRedisIsAway",
     "load",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ _NOT_IN_THE_FILE = {
 _READ_AT_THE_START = (_API_KEY, _CACHE_KEY, _WEBHOOK_SECRET)
 """Secrets whose `<name>_file` is read with the settings; the others are followed as they change."""
 _LEAVES = dict(leaves(Settings))
-_VARIABLES = {variable_of(path): path for path in _LEAVES if path != ("limits", "tiers")}
+_VARIABLES = {variable_of(path): path for path, kind in _LEAVES.items() if typing.get_origin(kind) is not dict}
+"""All but tables of things that are named in the file: tiers, upstreams, aliases."""
+_NAMED_KEYS = ("api_key", "api_keys")
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
 _NO_SERVICE_LINKS = "a Kubernetes service link? set enableServiceLinks: false in the pod's spec"
 
@@ -71,6 +74,7 @@ def load(
     origins |= {path: Origin(COMMAND_LINE, flag_of(path)) for path in from_options}
     for path in _READ_AT_THE_START:
         _read_key_file(path, tree, origins, file, problems)
+    _read_keys_of_upstreams(tree, environ, file, problems)
     if problems:
         raise SettingsError(problems)
     upstream = tree.get("upstream", {})
@@ -112,6 +116,14 @@ class _File:
             if isinstance(table := document.get(str(path[0])), dict) and path[1] in table:
                 del table[path[1]]
                 found.append(Finding(path, "keys do not belong in this file", remedy))
+        named = document.get("upstreams")
+        for name, table in named.items() if isinstance(named, dict) else ():
+            for key in _NAMED_KEYS if isinstance(table, dict) else ():
+                if table.pop(key, None) is not None:
+                    remedy = (
+                        f"name a file of keys with upstreams.{name}.api_key_file, or a variable with api_key_variable"
+                    )
+                    found.append(Finding(("upstreams", name, key), "keys do not belong in this file", remedy))
         tree = decode_table(document, Settings, (), self.path.parent.absolute(), found)
         located = [Problem.at(self.origin(finding.path), finding.message, finding.suggestion) for finding in found]
         problems += sorted(located, key=lambda problem: problem.line or 0)
@@ -181,6 +193,29 @@ def _read_key_file(
             problems.append(Problem.at(origin, "the file is empty"))
         table[name] = Secret(key)
         origins.setdefault(key_path, origin)
+
+
+def _read_keys_of_upstreams(
+    tree: dict[str, Any], environ: Mapping[str, str], file: _File, problems: list[Problem]
+) -> None:
+    """Give each of several upstreams the keys that its variable holds, or else its file."""
+    upstreams = tree.get("upstreams", {})
+    for name, upstream in upstreams.items():
+        text = environ.get(upstream.api_key_variable or "", "")
+        if not text and upstream.api_key_file is not None:
+            origin = file.origin(("upstreams", name, "api_key_file"))
+            try:
+                text = upstream.api_key_file.read_text("ascii")
+            except OSError as error:
+                problems.append(Problem.at(origin, f"cannot read the file: {error.strerror}"))
+                continue
+            except UnicodeDecodeError:
+                problems.append(Problem.at(origin, "the file holds more than keys: it is not ASCII"))
+                continue
+            if not text.strip():
+                problems.append(Problem.at(origin, "the file is empty"))
+        keys = tuple(Secret(key) for key in text.split())
+        upstreams[name] = msgspec.structs.replace(upstream, base_url=upstream.base_url.rstrip("/"), api_keys=keys)
 
 
 def _built(kind: type[_Table], tree: dict[str, Any]) -> _Table:

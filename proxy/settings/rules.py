@@ -13,6 +13,7 @@ from proxy.core.pricing import PricesInvalid
 from proxy.settings.decode import Finding
 from proxy.settings.problem import nearest
 from proxy.settings.schema import Settings
+from proxy.settings.upstream_rules import alias_findings, upstreams_findings, url_findings
 
 __all__ = ["findings"]
 
@@ -39,25 +40,18 @@ def _admin_token(settings: Settings) -> Iterator[Finding]:
 
 
 def _upstream_url(settings: Settings) -> Iterator[Finding]:
-    path = ("upstream", "base_url")
-    try:
-        url = urlsplit(settings.upstream.base_url)
-        host, _ = url.hostname, url.port
-    except ValueError:
-        yield Finding(path, "not a URL")
-        return
-    if url.scheme not in {"http", "https"} or not host:
-        yield Finding(path, "expected an http:// or https:// URL")
-    elif "@" in url.netloc:
-        yield Finding(path, "must not carry credentials", "set OPENAI_API_KEY or upstream.api_key_file")
-    elif url.query or url.fragment:
-        yield Finding(path, "must not carry a query or fragment")
+    remedy = "set OPENAI_API_KEY or upstream.api_key_file"
+    yield from url_findings(("upstream", "base_url"), settings.upstream.base_url, remedy)
 
 
 def _upstream_key(settings: Settings) -> Iterator[Finding]:
     key = settings.upstream.api_key
     if key is not None and not all("!" <= letter <= "~" for letter in key.reveal()):
-        yield Finding(("upstream", "api_key"), "must be printable ASCII without spaces or line breaks")
+        yield Finding(
+            ("upstream", "api_key"),
+            "must be printable ASCII without spaces or line breaks",
+            "several keys are for [upstreams.NAME]",
+        )
 
 
 def _upstream_backoff(settings: Settings) -> Iterator[Finding]:
@@ -181,6 +175,8 @@ _RULES = (
     _upstream_url,
     _upstream_key,
     _upstream_backoff,
+    upstreams_findings,
+    alias_findings,
     _tiers,
     _capacities,
     _default_tier,

@@ -52,7 +52,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """Secrets that keys are hashed under; machines that share a database share it; absent: made in data_dir."""
     server: ServerSettings = ServerSettings()
     upstream: UpstreamSettings = UpstreamSettings()
-    upstreams: dict[Name, NamedUpstreamSettings] = {}
+    upstreams: dict[Name, NamedUpstreamSettings] = msgspec.field(default_factory=dict)
     """Several APIs to stand in front of, by name; empty: `upstream` alone."""
     limits: LimitSettings = LimitSettings()
     queue: QueueSettings = QueueSettings()
@@ -102,15 +102,17 @@ class Settings(Section, frozen=True, kw_only=True):
 
     def _keyless_upstreams(self) -> list[Problem]:
         """Upstreams that are known to need a key, and have none."""
-        found = []
-        for name, upstream in self.upstreams.items():
-            variable = upstream.api_key_variable
-            needs_one = variable is not None or upstream.kind is not UpstreamKind.COMPATIBLE
-            if upstream.api_keys or not (needs_one and _is_elsewhere(upstream.base_url)) and variable is None:
-                continue
-            suggestion = f"set {variable}" if variable else f"name one with upstreams.{name}.api_key_file or .api_key_variable"
-            found.append(Problem(f"upstreams.{name}", "calls to it need a key", suggestion=suggestion))
-        return found
+        return [
+            Problem(
+                f"upstreams.{name}",
+                "calls to it need a key",
+                suggestion=f"set {upstream.api_key_variable}"
+                if upstream.api_key_variable
+                else f"name a file of keys with upstreams.{name}.api_key_file, or a variable with api_key_variable",
+            )
+            for name, upstream in self.upstreams.items()
+            if upstream.wants_key and not upstream.api_keys
+        ]
 
     def _unshared_limits(self) -> list[Problem]:
         """Processes that would each count limits for themselves: N times what a team was given."""

@@ -143,7 +143,7 @@ async def performed(steps: Sequence[Step]):
 class Upstream:
     """Gives its plays in order, the last one over and over; a function is told whether a stream is asked for."""
 
-    name, identity = "stage", "http://stage/v1"
+    name, identity, waiting = "stage", "http://stage/v1", 0
 
     def __init__(self, plays: Sequence[Play | Callable[[bool], Play]]) -> None:
         self.plays = list(plays)
@@ -269,6 +269,12 @@ class Books:
     def retried(self, upstream: str, reason: str) -> None: ...
 
     def upstream_failed(self, upstream: str, kind: str) -> None: ...
+
+    def retry_refused(self, upstream: str) -> None: ...
+
+    def key_refused(self, upstream: str, key: int, reason: str) -> None: ...
+
+    def upstream_remaining(self, upstream: str, key: int, dimension: str, remaining: int) -> None: ...
 
     def store_failed(self, store: str, operation: str) -> None: ...
 

@@ -3,54 +3,72 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import UpstreamFault
-from proxy.core.retry import RetryPolicy, asked_wait_ms, is_retryable, next_wait_ms
+from proxy.core.retry import Remedy, RetryPolicy, asked_wait_ms, is_outage, next_wait_ms, remedy_for
 
 POLICY = RetryPolicy(max_attempts=4, first_backoff_ms=500, max_backoff_ms=8_000, total_deadline_ms=60_000)
 jitters = st.floats(0, 1, exclude_max=True)
 
 
+AGAIN = Remedy(again=True)
+OUT_OF_RATE = Remedy(again=True, other_key=True)
+OTHER_KEY = Remedy(other_key=True)
+
+
 @pytest.mark.parametrize(
-    ("failure", "headers", "code", "retried"),
+    ("failure", "headers", "code", "remedy"),
     [
-        (408, {}, None, True),
-        (429, {}, None, True),
-        (429, {}, "rate_limit_exceeded", True),
-        (429, {}, "insufficient_quota", False),
-        (500, {}, None, True),
-        (502, {}, None, True),
-        (503, {}, None, True),
-        (529, {}, None, True),
-        (400, {}, None, False),
-        (401, {}, None, False),
-        (404, {}, None, False),
-        (409, {}, None, False),
-        (503, {"x-should-retry": "false"}, None, False),
-        (400, {"x-should-retry": "true"}, None, True),
-        (UpstreamFault.UNREACHABLE, {}, None, True),
-        (UpstreamFault.BROKEN, {}, None, True),
-        (UpstreamFault.TIMEOUT, {}, None, False),
-        (UpstreamFault.CONTENT, {}, None, False),
+        (408, {}, None, AGAIN),
+        (429, {}, None, OUT_OF_RATE),
+        (429, {}, "rate_limit_exceeded", OUT_OF_RATE),
+        (429, {}, "insufficient_quota", OTHER_KEY),
+        (401, {}, None, OTHER_KEY),
+        (401, {}, "invalid_api_key", OTHER_KEY),
+        (500, {}, None, AGAIN),
+        (502, {}, None, AGAIN),
+        (503, {}, None, AGAIN),
+        (529, {}, None, AGAIN),
+        (500, {}, "insufficient_quota", AGAIN),
+        (400, {}, None, None),
+        (403, {}, None, None),
+        (404, {}, None, None),
+        (409, {}, None, None),
+        (422, {}, None, None),
+        (503, {"x-should-retry": "false"}, None, None),
+        (429, {"x-should-retry": "false"}, None, None),
+        (401, {"x-should-retry": "false"}, None, None),
+        (400, {"x-should-retry": "true"}, None, AGAIN),
+        (401, {"x-should-retry": "true"}, None, OUT_OF_RATE),
+        (429, {"x-should-retry": "true"}, "insufficient_quota", OUT_OF_RATE),
+        (503, {"x-should-retry": "maybe"}, None, AGAIN),
+        (UpstreamFault.UNREACHABLE, {}, None, AGAIN),
+        (UpstreamFault.BROKEN, {}, None, AGAIN),
+        (UpstreamFault.TIMEOUT, {}, None, None),
+        (UpstreamFault.CONTENT, {}, None, None),
     ],
 )
-def test_what_is_tried_again(failure, headers, code, retried):
-    assert is_retryable(failure, headers, code) is retried
+def test_what_mends_a_failure(failure, headers, code, remedy):
+    assert remedy_for(failure, headers, code) == remedy
 
 
-@given(st.integers(1, 3), jitters)
-def test_backoff_is_full_jitter_under_a_doubling_ceiling(attempts, jitter):
-    wait_ms = next_wait_ms(POLICY, attempts, 0, None, jitter)
-    assert 0 <= wait_ms <= 500 * 2 ** (attempts - 1)
-    assert next_wait_ms(POLICY, attempts, 0, None, 0.999_999) == 500 * 2 ** (attempts - 1)
+@pytest.mark.parametrize(
+    ("failure", "outage"),
+    [(500, True), (503, True), (599, True), (200, False), (400, False), (401, False), (408, False), (429, False),
+     *((fault, True) for fault in UpstreamFault)],
+)  # fmt: skip
+def test_an_outage_is_no_refusal(failure, outage):
+    assert is_outage(failure) is outage
+
+
+@given(st.integers(0, 4), jitters)
+def test_backoff_is_full_jitter_under_a_doubling_ceiling(waits, jitter):
+    wait_ms = next_wait_ms(POLICY, waits, 0, None, jitter)
+    assert 0 <= wait_ms <= 500 * 2**waits
+    assert next_wait_ms(POLICY, waits, 0, None, 0.999_999) == 500 * 2**waits
 
 
 def test_the_ceiling_stops_growing():
     patient = RetryPolicy(max_attempts=30, max_backoff_ms=8_000)
     assert next_wait_ms(patient, 29, 0, None, 0.999_999_9) == 8_000
-
-
-@given(jitters)
-def test_attempts_are_bounded(jitter):
-    assert next_wait_ms(POLICY, 4, 0, None, jitter) is None
 
 
 @given(st.integers(1, 8_000), st.integers(1, 3), jitters)
