@@ -6,6 +6,7 @@ from proxy.core.event import Outcome
 from proxy.core.headers import rate_limit_headers
 from proxy.core.money import PICO_DIGITS, format_usd
 from proxy.core.own_headers import ATTEMPTS, CACHE, COST, QUEUE_WAIT, SAVED, SHADOW, UPSTREAM, UPSTREAM_REQUEST_ID
+from proxy.core.record import CacheResult
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.lookup import cache_status, cache_status_of_error
 from proxy.pipeline.shadow import shadow_status
@@ -29,19 +30,18 @@ def own_headers(exchange: Exchange, *, stored: bool = False) -> Headers:
 
 
 def own_headers_of_error(exchange: Exchange) -> Headers:
-    """The same for an error of ours, as far as the request came; none for what never was looked up."""
+    """The same for an error of ours, as far as the request came; none before it was looked up, waited or was sent."""
     told: list[tuple[str, str]] = []
     said = cache_status_of_error(exchange)
     if said is not None:
         told.append(("Cache-Status", said))
-    if exchange.cache is not None:
+    if exchange.cache is not None or exchange.queued_ns or exchange.dispatched:
         _tell_way(exchange, told)
     return tuple(told)
 
 
 def _tell_way(exchange: Exchange, told: list[tuple[str, str]]) -> None:
-    if exchange.cache is not None:
-        told.append((CACHE, exchange.cache.value))
+    told.append((CACHE, (exchange.cache or CacheResult.BYPASS).value))
     told.append((QUEUE_WAIT, str(exchange.queued_ns // _NS_PER_MS)))
     if exchange.attempts:
         told += ((UPSTREAM, exchange.upstream), (ATTEMPTS, str(exchange.attempts)))
