@@ -15,6 +15,7 @@ from proxy.ports import Downstream, Spawn
 __all__ = ["COMMENT", "KeepAlive", "is_between_events"]
 
 COMMENT = b": keep-alive\n\n"
+_NOT_WORTH_WAITING_SECONDS = 0.001
 
 
 def is_between_events(stream: AnswerStream) -> bool:
@@ -91,7 +92,7 @@ class KeepAlive:
 
     def _look(self) -> None:
         left_seconds = self._written_at + self._every_seconds - self._loop.time()
-        if left_seconds > 0 and not self._writes:
+        if left_seconds > _NOT_WORTH_WAITING_SECONDS and not self._writes:
             self._wait(left_seconds)
             return
         if self._is_silent():
