@@ -96,10 +96,10 @@ def list_body() -> bytes:
 def model_body(model: str) -> bytes:
     """The body of `GET /v1/models/{model}`. Raises `Refusal` 404."""
     if _kind(model) is None:
-        raise _not_found(model)
+        raise _not_found(model, "model")
     return msgspec.json.encode(_entry(model))
 
 
-def _not_found(model: str) -> Refusal:
+def _not_found(model: str, param: str | None = None) -> Refusal:
     message = f"The model `{model}` does not exist or you do not have access to it."
-    return Refusal(404, message, code="model_not_found")
+    return Refusal(404, message, param=param, code="model_not_found")

@@ -104,7 +104,7 @@ class Routes:
         for asked_with, pattern, operation in self._patterns:
             if asked_with == method and (match := pattern.fullmatch(path)):
                 return operation, match.groups()
-        raise Refusal(404, f"Unknown request URL: {method} {path}.", code="unknown_url")
+        raise Refusal(404, f"Invalid URL ({method} {path})")
 
     def note(self, path: str, asked: Asked, answer: Answer) -> None:
         """Keep an answer, where the API keeps such answers."""

@@ -84,7 +84,8 @@ async def test_other_paths_are_not_found_in_the_shape_of_openai(simulate, method
         method, harness.simulator.base_url + path, headers={"Authorization": "Bearer x"}
     )
     assert answer.status == 404
-    assert (await answer.json())["error"]["code"] == "unknown_url"
+    error = (await answer.json())["error"]
+    assert (error["message"], error["code"]) == (f"Invalid URL ({method} /v1{path})", None)
 
 
 async def test_models(simulate):
