@@ -7,7 +7,8 @@ have caught up, so that asking one at a time gains nothing either.
 
 The bound: over any span in which two teams wait all the time, what they are served, each divided by its weight, differs
 by at most one request of each: `|a / wa - b / wb| <= 1 / wa + 1 / wb`. A single request of a team that has not been
-served waits for one request of each other team at most. Tags are whole numbers: nothing is ever rounded.
+served waits for one request of each other team at most, and any request for as many of another as their weights say,
+and one. Tags are whole numbers: nothing is ever rounded.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ class FairQueue(Generic[T]):
             return None
         line = self._lines.get(team)
         if line is None:
-            line = self._lines[team] = _Line(team, self._now)
             self._sweep()
+            line = self._lines[team] = _Line(team, self._now)
         line.weight = min(HEAVIEST_WEIGHT, max(1, weight))
         entry = Entry(item, line)
         line.entries.append(entry)
