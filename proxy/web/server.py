@@ -71,6 +71,12 @@ class OpenAIServer(web.Server):
         """Connections that are open, those included that are one too many."""
         return len(self._watched)
 
+    def cancel_requests(self) -> None:
+        """Cancel all that are being served; one whose answer has not begun can still be told why."""
+        for connection in self._watched:
+            if isinstance(connection, Connection):
+                connection.cancel_request()
+
     def pre_shutdown(self) -> None:
         """Let go of the idle, and tell the others that the answer they wait for is the last."""
         self.draining = True
