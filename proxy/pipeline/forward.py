@@ -62,8 +62,12 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
         # An upload takes as long as its client does; silence has a bound of its own.
         async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000) as deadline:
             return await calls.until_answered(begun_ns, deadline)
+    except asyncio.CancelledError:
+        calls.let_go()
+        raise
     except TimeoutError:
         services.telemetry.upstream_failed(exchange.upstream, UpstreamFault.TIMEOUT)
+        calls.let_go()
         calls.timed_out()
         raise UpstreamFailure(exchange.upstream, UpstreamFault.TIMEOUT) from None
     finally:
@@ -94,7 +98,7 @@ class _Failed:
 class _Calls:
     """The calls of one request."""
 
-    __slots__ = ("_calling", "_exchange", "_headers", "_requests", "_services", "_tour")
+    __slots__ = ("_calling", "_exchange", "_failed", "_headers", "_requests", "_services", "_tour")
 
     def __init__(self, exchange: Exchange, services: Services) -> None:
         self._exchange = exchange
@@ -104,6 +108,7 @@ class _Calls:
         self._headers = headers + as_it_is(exchange.headers) if exchange.as_it_is else headers
         self._requests: dict[Site, UpstreamRequest] = {}
         self._calling: Site | None = None
+        self._failed: _Failed | None = None
 
     async def until_answered(self, begun_ns: int, deadline: asyncio.Timeout) -> UpstreamAnswer:
         """Call until an answer came that is the client's, or no further call would help."""
@@ -134,9 +139,15 @@ class _Calls:
             if not isinstance(came, _Failed):
                 return came
             tour.failed(stop, came.remedy, came.asked_ms, self._now_ms())
-            if not (isinstance(request.body, bytes) or request.body.replayable):
+            # Nobody is there to have another answer, or it cannot be asked for.
+            if exchange.drained or not (isinstance(request.body, bytes) or request.body.replayable):
                 return came.give_up()
-            failed = came
+            self._failed = failed = came
+
+    def let_go(self) -> None:
+        """Nobody is given what came last."""
+        if self._failed is not None:
+            self._failed.let_go()
 
     def timed_out(self) -> None:
         """The deadline of all calls has passed in the middle of one."""

@@ -362,3 +362,37 @@ def test_what_is_cut_when_the_process_has_no_more_time_is_our_doing(body, most):
         stage.ties_out()
 
     on_stage(play)
+
+
+@pytest.mark.parametrize("body", [SHARED, ALONE], ids=NAMES)
+def test_what_fails_is_not_called_again_for_nobody(body):
+    async def play():
+        stage = draining(answer_after(5, b"{}", status=503), answer_after(5))
+        object.__setattr__(stage.services.policy, "retry", RetryPolicy(max_attempts=5))
+        await left(stage, body, 2)
+        await stage.all()
+        assert len(stage.upstream.requests) == 1
+        (event,) = stage.books.ended
+        assert (event.outcome, event.status, event.attempts) == (Outcome.CLIENT_GONE, 503, 1)
+        assert await stage.charged() == (1, 0)
+        stage.ties_out()
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("body", [SHARED, ALONE], ids=NAMES)
+def test_between_two_calls_nothing_is_at_work_and_none_is_made(body):
+    async def play():
+        stage = draining(answer_after(1, b"{}", status=503), answer_after(5))
+        wait = RetryPolicy(max_attempts=5, first_backoff_ms=10**6, max_backoff_ms=10**6, total_deadline_ms=10**8)
+        object.__setattr__(stage.services.policy, "retry", wait)
+        await left(stage, body, 1.01)
+        assert len(stage.books.records) == 1
+        await stage.all()
+        assert len(stage.upstream.requests) == 1
+        (event,) = stage.books.ended
+        assert (event.outcome, event.estimated, event.usage.total_tokens) == (Outcome.CLIENT_GONE, False, 0)
+        assert await stage.charged() == (1, 0)
+        stage.ties_out()
+
+    on_stage(play)
