@@ -1,0 +1,176 @@
+"""Give the client upstream's answer piece by piece, unheld and untouched; settled before its last byte goes out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
+from proxy.core.event import Outcome
+from proxy.core.headers import returnable, returned_as_it_is
+from proxy.core.media_answer import Media, MediaAnswer
+from proxy.core.usage import NO_USAGE
+from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.own_headers import own_headers
+from proxy.pipeline.services import Services
+from proxy.pipeline.settle import settle, settle_broken, settle_refused
+from proxy.ports import Downstream, UpstreamAnswer
+
+__all__ = ["pass_as_it_is", "pass_media"]
+
+_SSE = "text/event-stream"
+_MAX_ID_CHARACTERS = 128
+_NOT_MODIFIED = 304
+_STREAM_HEADERS = (("Cache-Control", "no-cache, no-store"), ("X-Accel-Buffering", "no"))
+_PLAIN_HEADERS = (("Cache-Control", "private, no-store"),)
+
+
+async def pass_media(
+    exchange: Exchange, media: Media, answer: UpstreamAnswer, client: Downstream, services: Services
+) -> Reply:
+    """Pass images or audio on, and settle with the usage that is found in it. Raises `UpstreamFailure`."""
+    try:
+        _note_id(exchange, answer)
+        following = media.follow(answer.headers.get("Content-Type", ""))
+        chunks = _timed(exchange, answer, services)
+        first = await anext(chunks, b"")
+        following.feed(first)
+        if not following.acceptable:
+            raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
+        streamed = _is_stream(answer)
+        headers = returnable(answer.headers.items(), error=False)
+        if "Content-Length" in answer.headers and "Content-Encoding" not in answer.headers and not streamed:
+            headers += (("Content-Length", answer.headers["Content-Length"]),)
+        exchange.status = answer.status
+        await client.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
+        passing = _Passing(exchange, client, services, holds=not streamed)
+        return await passing.run(first, chunks, following)
+    except UpstreamFailure as failure:
+        services.telemetry.upstream_failed(exchange.upstream, failure.fault)
+        raise
+    finally:
+        answer.close()
+
+
+async def pass_as_it_is(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, services: Services) -> Reply:
+    """Pass on what is kept upstream, whatever it is and however encoded.
+
+    Raises `UpstreamFailure`, `UpstreamKeyRefused`.
+    """
+    try:
+        _note_id(exchange, answer)
+        if answer.status == 401:
+            raise UpstreamKeyRefused(exchange.upstream)
+        if 300 <= answer.status < 400 and answer.status != _NOT_MODIFIED:
+            # Redirects are not followed: they could lead our key anywhere.
+            raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
+        headers = returned_as_it_is(answer.headers.items())
+        if answer.status >= 400:
+            body = await answer.read()
+            settle_refused(exchange, services, answer.status)
+            kept = tuple(header for header in headers if header[0].lower() != "content-length")
+            return Reply(answer.status, (*kept, *_common(exchange, streamed=False)), body)
+        streamed = _is_stream(answer)
+        exchange.status = answer.status
+        await client.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
+        passing = _Passing(exchange, client, services, holds=not streamed)
+        return await passing.run(b"", _timed(exchange, answer, services), None)
+    except UpstreamFailure as failure:
+        services.telemetry.upstream_failed(exchange.upstream, failure.fault)
+        raise
+    finally:
+        answer.close()
+
+
+class _Passing:
+    """One answer on its way to the client, once its head is sent."""
+
+    __slots__ = ("_client", "_exchange", "_held", "_holds", "_services")
+
+    def __init__(self, exchange: Exchange, client: Downstream, services: Services, *, holds: bool) -> None:
+        """`holds`: its last byte waits for the account. A stream's end is told by its own last event instead."""
+        self._exchange = exchange
+        self._client = client
+        self._services = services
+        self._holds = holds
+        self._held = b""
+
+    async def run(self, first: bytes, chunks: AsyncIterator[bytes], following: MediaAnswer | None) -> Reply:
+        """Pass `first` and all that follows it on, and end the answer as what it is: whole, or broken off."""
+        exchange, client = self._exchange, self._client
+        try:
+            await self._pass(first, following)
+            async for chunk in chunks:
+                if following is not None:
+                    following.feed(chunk)
+                await self._pass(chunk, following)
+        except UpstreamFailure as failure:
+            return self._break_off(failure.fault)
+        if following is not None and not following.whole:
+            return self._break_off(UpstreamFault.CONTENT)
+        self._settle(following)
+        if self._held:
+            await client.write(self._held)
+        await client.close()
+        return Reply(exchange.status, body=None)
+
+    async def _pass(self, chunk: bytes, following: MediaAnswer | None) -> None:
+        if following is not None and following.done:
+            self._settle(following)
+        if not chunk:
+            return
+        exchange = self._exchange
+        exchange.first_byte_ns = exchange.first_byte_ns or self._services.clock.monotonic_ns()
+        if self._holds and not exchange.settled:
+            held, self._held = self._held, chunk[-1:]
+            chunk = held + chunk[:-1]
+        elif self._held:
+            chunk, self._held = self._held + chunk, b""
+        if chunk:
+            await self._client.write(chunk)
+
+    def _settle(self, following: MediaAnswer | None) -> None:
+        exchange = self._exchange
+        if exchange.settled:
+            return
+        metered = following.metered if following is not None else None
+        if metered is None or not metered.priceable:
+            # No figure of ours would be right.
+            exchange.price = None
+        usage = NO_USAGE if metered is None else metered.usage
+        settle(exchange, self._services, status=exchange.status, outcome=Outcome.OK, usage=usage)
+
+    def _break_off(self, fault: UpstreamFault) -> Reply:
+        """End an answer that upstream did not finish so that no client can take it for whole."""
+        exchange, failure = self._exchange, UpstreamFailure(self._exchange.upstream, fault)
+        self._services.telemetry.upstream_failed(exchange.upstream, fault)
+        exchange.running = exchange.running and not exchange.as_it_is
+        settle_broken(exchange, self._services, failure)
+        self._client.abort()
+        return Reply(exchange.status, body=None)
+
+
+def _common(exchange: Exchange, *, streamed: bool) -> tuple[tuple[str, str], ...]:
+    # Where several may listen, each of them adds its own.
+    own = () if exchange.shared else own_headers(exchange)
+    return (*(_STREAM_HEADERS if streamed else _PLAIN_HEADERS), *own)
+
+
+def _is_stream(answer: UpstreamAnswer) -> bool:
+    return answer.headers.get("Content-Type", "").lower().startswith(_SSE)
+
+
+def _note_id(exchange: Exchange, answer: UpstreamAnswer) -> None:
+    theirs = answer.headers.get("x-request-id", "")
+    fits = theirs.isascii() and theirs.isprintable() and len(theirs) <= _MAX_ID_CHARACTERS
+    exchange.upstream_request_id = theirs if fits else ""
+
+
+async def _timed(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> AsyncIterator[bytes]:
+    """Pass the chunks, adding up the time spent waiting for them."""
+    clock = services.clock
+    waited_from_ns = clock.monotonic_ns()
+    async for chunk in answer.chunks():
+        exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
+        yield chunk
+        waited_from_ns = clock.monotonic_ns()
+    exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
