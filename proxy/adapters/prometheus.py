@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, valu
 
 from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
+from proxy.adapters.prometheus_http import HttpMetrics
 from proxy.adapters.prometheus_queue import QueueMetrics
 from proxy.adapters.prometheus_stores import StoreMetrics
 from proxy.adapters.prometheus_streams import StreamMetrics
@@ -60,6 +61,7 @@ class Metrics(StoreMetrics):
         self.upstreams = UpstreamMetrics(self.registry)
         self.queues = QueueMetrics(self.registry)
         self.streams = StreamMetrics(self.registry)
+        self.http = HttpMetrics(self.registry)
         self.budgets.unpriced_requests_total.labels(OTHER)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)

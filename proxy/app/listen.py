@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from aiohttp import web
 
-__all__ = ["AnyRunner", "listen", "runner_of", "url_of"]
+from proxy.settings import ServerSettings
+from proxy.web.bounds import Bounds
+
+__all__ = ["AnyRunner", "bounds_of", "listen", "runner_of", "url_of"]
 
 AnyRunner = web.AppRunner | web.ServerRunner
+
+
+def bounds_of(server: ServerSettings) -> Bounds:
+    """What a client of the public listener may take of us."""
+    return Bounds(
+        header_timeout_seconds=server.header_timeout_seconds,
+        body_timeout_seconds=server.body_timeout_seconds,
+        write_timeout_seconds=server.write_timeout_seconds,
+        idle_timeout_seconds=server.idle_timeout_seconds,
+        max_connections=server.max_connections,
+    )
 
 
 def runner_of(server: web.Application | web.Server, *, shutdown_seconds: float) -> AnyRunner:

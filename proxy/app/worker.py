@@ -17,7 +17,7 @@ from proxy.adapters.prometheus import Metrics
 from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
-from proxy.app.listen import AnyRunner, listen, runner_of
+from proxy.app.listen import AnyRunner, bounds_of, listen, runner_of
 from proxy.core.errors import StoreAway
 from proxy.pipeline.drain import give_up_all
 from proxy.pipeline.services import Services
@@ -66,7 +66,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
             worker.operations_url = await listen(operations, server.admin_host, server.admin_port)
         stack.push_async_callback(worker.ledger.close)
         stack.push_async_callback(worker.close_tokenizer)
-        listener = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes).server()
+        routes = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes)
+        worker.listener = listener = routes.server(bounds_of(server), worker.metrics.http)
         public = runner_of(listener, shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)
         port = server.port if seat is None else seat.port
@@ -96,6 +97,7 @@ class Worker:
         self.base_url = ""
         """What an SDK takes as its base URL."""
         self.operations_url = ""
+        self.listener: OpenAIServer | None = None
 
     @property
     def services(self) -> Services:
@@ -127,6 +129,7 @@ class Worker:
         What is not finished in time is cut here, as our doing: aiohttp would wait as long once more, and not say whose.
         """
         self.operations.draining = True
+        listener.draining = True
         _log.info("draining")
         await asyncio.sleep(server.ready_grace_seconds)
         for let_go in self.equipment.let_go:
@@ -168,6 +171,8 @@ class Worker:
         clock, metrics = self.equipment.services.clock, self.equipment.metrics
         while True:
             self.equipment.sample()
+            if self.listener is not None:
+                metrics.http.open_connections.set(self.listener.open_connections)
             due_ns = clock.monotonic_ns() + int(_LAG_EVERY_SECONDS * 1e9)
             await asyncio.sleep(_LAG_EVERY_SECONDS)
             metrics.event_loop_lag_seconds.set(max(0, clock.monotonic_ns() - due_ns) / 1e9)

@@ -131,6 +131,16 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Largest request body."""
     max_json_depth: Annotated[int, Meta(ge=1, le=512)] = 64
     """Deepest nesting of a JSON request body."""
+    header_timeout_seconds: Seconds = 30.0
+    """Longest time from the first byte of a request's head to its last."""
+    body_timeout_seconds: Seconds = 60.0
+    """Longest silence within a request's body."""
+    write_timeout_seconds: Seconds = 60.0
+    """Longest time in which a client takes nothing of its answer."""
+    idle_timeout_seconds: Seconds = 75.0
+    """Longest silence of a connection between two requests."""
+    max_connections: Count = 10_000
+    """Connections of clients open at once, per worker; those beyond it are answered 503."""
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from proxy.pipeline.own_headers import own_headers_of_error
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
+from proxy.web.bounds import Bounds, Watcher
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.errors import answer_of, fault, reply_of
 from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
@@ -52,9 +53,9 @@ class OpenAIRoutes:
         self._services = services
         self._max_body_bytes = max_body_bytes
 
-    def server(self) -> OpenAIServer:
+    def server(self, bounds: Bounds | None = None, watcher: Watcher | None = None) -> OpenAIServer:
         """Build the server of the public listener."""
-        return OpenAIServer(self.handle, max_body_bytes=self._max_body_bytes)
+        return OpenAIServer(self.handle, max_body_bytes=self._max_body_bytes, bounds=bounds, watcher=watcher)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Find the endpoint by the path as it was sent: another spelling of one is another path."""
