@@ -84,7 +84,6 @@ def test_models_need_a_key(get):
         ("GET", "/v1/organization/users", 403, "endpoint_not_allowed"),
         ("GET", "/openai/files?api-version=2024-10-21", 403, "endpoint_not_allowed"),
         ("POST", "/openai/v1/batches", 403, "endpoint_not_allowed"),
-        ("GET", "/openai/deployments/gpt-4o/files", 403, "endpoint_not_allowed"),
     ],
 )
 def test_other_paths_end_here_in_openais_shape(get, upstream, method, path, status, code):
@@ -94,7 +93,7 @@ def test_other_paths_end_here_in_openais_shape(get, upstream, method, path, stat
     error = answer.json()["error"]
     assert set(error) == ERROR_KEYS
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
-    assert path.partition("?")[0] in error["message"]
+    assert path.partition("?")[0].removeprefix("/openai").removeprefix("/v1") in error["message"]
     assert answer.headers["x-request-id"].startswith("req_")
     assert upstream.stats()["requests"] == 0
 
