@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from itertools import count
 
 import openai
 import pytest
 from openai import AsyncAzureOpenAI, AzureOpenAI, OpenAI
+
+from tests.support.tollgate_process import clean_environment
 
 MODEL = "gpt-4o-mini"
 VERSION = "2024-10-21"
@@ -91,6 +94,28 @@ async def test_asynchronously_and_with_a_bearer_token(gateway, team):
         async with AsyncAzureOpenAI(**place, **credentials) as client:
             answer = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
             assert answer.choices[0].message.content == "through another door"
+
+
+def test_from_node(node, gateway, team, upstream):
+    done = subprocess.run(
+        ["node", "client.mjs", "azure", gateway.base_url],
+        cwd=node,
+        env=clean_environment(TEAM_KEY=team.key),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    text = "žluť 🦔, and the lock next to it?"
+    refused = ["AuthenticationError", 401, "invalid_api_key"]
+    assert json.loads(done.stdout) == {"plain": text, "text": text, "embedded": 1, "refused": refused}
+    records = upstream.idle_stats()["records"]
+    assert [(record["path"], record["query"]) for record in records] == [
+        ("/v1/chat/completions", ""),
+        ("/v1/chat/completions", ""),
+        ("/v1/embeddings", ""),
+    ]
 
 
 def test_options_that_are_changed_on_the_way(gateway, azure, new_team):

@@ -1,6 +1,6 @@
 // One scenario of the official Node SDK; prints what it saw as one JSON object.
 // usage: TEAM_KEY=... node client.mjs SCENARIO BASE_URL
-import OpenAI from "openai";
+import OpenAI, { AzureOpenAI } from "openai";
 
 const [scenario, baseURL] = process.argv.slice(2);
 const apiKey = process.env.TEAM_KEY;
@@ -52,6 +52,19 @@ const scenarios = {
     const stream = client.chat.completions.stream({ model: "gpt-4o-mini", messages, tools, tool_choice: "required" });
     const final = await stream.finalChatCompletion();
     return final.choices[0].message.tool_calls[0].function;
+  },
+  async azure() {
+    const place = { endpoint: baseURL.replace(/\/v1$/, ""), apiVersion: "2024-10-21", maxRetries: 0 };
+    const azure = new AzureOpenAI({ ...place, apiKey });
+    const plain = await azure.chat.completions.create(conversation);
+    let text = "";
+    for await (const chunk of await azure.chat.completions.create({ ...conversation, stream: true })) {
+      text += chunk.choices[0]?.delta?.content ?? "";
+    }
+    const embedded = await azure.embeddings.create({ model: "text-embedding-3-small", input: "x" });
+    const nobody = new AzureOpenAI({ ...place, apiKey: "sk-tg_nobody" });
+    const refused = await refusal(() => nobody.chat.completions.create(conversation));
+    return { plain: plain.choices[0].message.content, text, embedded: embedded.data.length, refused };
   },
   async models() {
     const ids = [];
