@@ -1,0 +1,1 @@
+"""What the dashboards show, a module for each row, and how it is put together."""
