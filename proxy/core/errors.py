@@ -12,6 +12,7 @@ from enum import StrEnum
 from proxy.core.bucket import NeverFits, OverBudget, Refused
 
 __all__ = [
+    "BodyTimedOut",
     "BodyTooLarge",
     "BudgetUsedUp",
     "EndpointClosed",
@@ -60,6 +61,10 @@ class BodyTooLarge(TollgateError):
     """The body is over the limit."""
 
     limit_bytes: int
+
+
+class BodyTimedOut(TollgateError):
+    """The body stopped coming."""
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ class Malformed(StrEnum):
     REQUEST = "request"
     """The request line or a header is not HTTP."""
     FRAMING = "framing"
-    """Where the body ends cannot be told."""
+    """Where the body ends is told in two ways or in none, or it breaks off in the middle."""
     HEAD_TOO_LARGE = "head_too_large"
     TOO_MANY_HEADERS = "too_many_headers"
     EXPECTATION = "expectation"

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from aiohttp import ClientConnectionError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from proxy.core.errors import BodyTooLarge, InvalidRequest
+from proxy.core.errors import BodyTimedOut, BodyTooLarge, InvalidRequest
 from proxy.web.inflate import check_coding, inflate
+from proxy.web.refusals import BodyTimeout
 
 __all__ = ["AiohttpDownstream", "Incoming"]
 
@@ -161,6 +162,8 @@ def _broken_bodies() -> Iterator[None]:
     """Say what became of a body that did not come whole."""
     try:
         yield
+    except BodyTimeout:
+        raise BodyTimedOut from None
     except (web.RequestPayloadError, HttpProcessingError):
         raise InvalidRequest("The request body could not be read: its encoding or framing is broken.") from None
     except ClientConnectionError as error:

@@ -109,6 +109,10 @@ def _body_too_large(error: errors.BodyTooLarge) -> ErrorAnswer:
     return ErrorAnswer(413, f"The request body is larger than {error.limit_bytes} bytes.", code="request_too_large")
 
 
+def _body_timed_out(_: errors.BodyTimedOut) -> ErrorAnswer:
+    return ErrorAnswer(408, "The request body stopped coming.", code="request_timeout")
+
+
 def _model_not_found(error: errors.ModelNotFound) -> ErrorAnswer:
     return ErrorAnswer(
         404,
@@ -286,6 +290,7 @@ _TABLE: dict[type[errors.TollgateError], Callable[[Any], ErrorAnswer]] = {
     errors.InvalidKey: _invalid_key,
     errors.InvalidRequest: _invalid_request,
     errors.BodyTooLarge: _body_too_large,
+    errors.BodyTimedOut: _body_timed_out,
     errors.ModelNotFound: _model_not_found,
     errors.NotInCache: _not_in_cache,
     errors.EndpointClosed: _endpoint_closed,
