@@ -34,8 +34,8 @@ class Answer(StrEnum):
     THEIRS = "upstream's errors"
     FAILED = "502, 503, 504"
     """No usable answer of upstream, or no room for the request."""
-    REFUSED = "429"
-    """By a limit or a budget of ours."""
+    REFUSED = "refused"
+    """Looked up and not admitted: 429, seldom another 4xx."""
     OTHER = "all else"
 
 
@@ -67,8 +67,8 @@ OWN_HEADERS = (
     OwnHeader(ATTEMPTS, "calls made upstream, the first included", _SENT),
     OwnHeader(
         COST,
-        "dollars, exact, as the ledger has them; not on streams, nor while tokens are still being counted, nor for a "
-        "model without a price",
+        "dollars, exact, as the ledger has them; not on streams, images and audio, whose head goes out before that is "
+        "known, nor while tokens are still being counted, nor for a model without a price",
         (Answer.PLAIN, Answer.HIT, Answer.COLLAPSED, Answer.THEIRS, Answer.FAILED),
     ),
     OwnHeader(

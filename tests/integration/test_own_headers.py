@@ -160,6 +160,20 @@ def test_they_say_what_log_and_ledger_say(gateway, session, upstream):
     assert told[4].headers["x-tollgate-cost-usd"] == "0.000000000000"
 
 
+def test_a_wait_is_told_however_it_ends(gateway, session, upstream):
+    """One request passes at once; the next one is let in three seconds later, if it waits for that."""
+    team = gateway.add_team("waiting", requests_per_minute=20, request_capacity=1)
+    key = gateway.cli("keys", "issue", "--team", team.name, "--max-wait", "20s").strip()
+    patient = Asker(gateway, Team(team.name, key, ""), session)
+    at_once = patient.ask()
+    refused = patient.ask(headers={"x-tollgate-max-wait": "1ms"})
+    served = patient.ask()
+    assert [answer.status_code for answer in (at_once, refused, served)] == [200, 429, 200]
+    told = [int(answer.headers["x-tollgate-queue-wait-ms"]) for answer in (at_once, refused, served)]
+    assert told[:2] == [0, 0]
+    assert 0 < told[2] <= served.elapsed.total_seconds() * 1_000
+
+
 def test_one_who_shares_a_call_is_told_of_no_call_of_its_own(gateway, session, upstream):
     mine = asker(gateway, session, "together")
     follower, leader = together(mine, upstream, question())
