@@ -94,6 +94,8 @@ class Gateway:
     key: str
     settings: Settings
     log: io.StringIO
+    stop: Callable[[], Awaitable[None]]
+    """Drain the worker as at the end of its process."""
     answers: list[int] = field(default_factory=list)
 
     @property
@@ -239,15 +241,16 @@ async def open_gateway(tmp_path: Path, nothing_forgotten: None) -> AsyncIterator
             settings = load(environ={"OPENAI_API_KEY": UPSTREAM_KEY}, overrides=values)
             engine = stack.enter_context(open_database(settings))
             log = io.StringIO()
+            running = await stack.enter_async_context(contextlib.AsyncExitStack())
             with contextlib.redirect_stdout(log):
-                worker = await stack.enter_async_context(serving(settings, engine))
+                worker = await running.enter_async_context(serving(settings, engine))
             registry = SqlRegistry(engine, worker.services.clock, load_or_create_pepper(tmp_path))
             registry.add_team(TEAM, "free", **LIMITS)
             key = registry.issue_key(TEAM, label="test").key
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
             )
-            return Gateway(worker, engine, simulator, session, key, settings, log)
+            return Gateway(worker, engine, simulator, session, key, settings, log, running.aclose)
 
         yield go
 
