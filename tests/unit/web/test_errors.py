@@ -33,6 +33,7 @@ CASES = [
     (errors.InvalidKey(), 401, "invalid_request_error", "invalid_api_key"),
     (errors.InvalidRequest("no", "model", "c"), 400, "invalid_request_error", "c"),
     (errors.BodyTooLarge(10), 413, "invalid_request_error", "request_too_large"),
+    (errors.BodyTimedOut(), 408, "invalid_request_error", "request_timeout"),
     (errors.ModelNotFound("m"), 404, "invalid_request_error", "model_not_found"),
     (errors.NotInCache("uri-miss"), 504, "invalid_request_error", "not_in_cache"),
     (errors.EndpointClosed("/v1/files"), 403, "invalid_request_error", "endpoint_not_allowed"),
