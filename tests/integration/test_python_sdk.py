@@ -164,8 +164,8 @@ def test_endpoints_that_keep_state_are_closed(client):
 
 def test_endpoints_that_are_not_open_do_not_exist(client):
     with pytest.raises(openai.NotFoundError) as caught:
-        client.images.generate(model="gpt-image-1", prompt="x")
-    assert "Invalid URL (POST /v1/images/generations)" in caught.value.message
+        client.post("/images/paintings", cast_to=object)
+    assert "Invalid URL (POST /v1/images/paintings)" in caught.value.message
 
 
 @pytest.mark.parametrize("fault", ["cut-after", "error-event-after"])
