@@ -116,7 +116,7 @@ async def test_between_two_calls_upstream_nothing_is_running(open_gateway: Open)
     gateway = await open_gateway(**{"upstream.max_backoff_ms": 3_600_000})
     async with gateway.connection() as (_, writer):
         writer.write(gateway.request_bytes(CHAT, "x-simulate-status: 503", "x-simulate-retry-after: 300"))
-        await until(lambda: gateway.total("tollgate_retries_total") == 1)
+        await until(lambda: gateway.total("tollgate_upstream_errors_total") == 1)
     event = await gone(gateway)
     assert (event["status"], event["estimated"], event["attempts"]) == (499, False, 1)
     assert (event["input_tokens"], event["output_tokens"], event["cost_pico_usd"]) == (0, 0, 0)
@@ -127,10 +127,9 @@ async def test_between_two_calls_upstream_nothing_is_running(open_gateway: Open)
 async def test_while_waiting_for_a_turn_nothing_has_been_sent(open_gateway: Open) -> None:
     gateway = await open_gateway(**{"upstream.requests_per_minute": 1, "upstream.pacing_queue": 1})
     await gateway.works()
-    waiting = gateway.worker.metrics.queued_requests
     async with gateway.connection() as (_, writer):
         writer.write(gateway.request_bytes())
-        await until(lambda: waiting.collect()[0].samples[0].value == 1)
+        await until(lambda: gateway.total("tollgate_queued_requests") == 1)
         async with gateway.post() as response:
             assert response.status == 503
             assert (await response.json())["error"]["code"] == "server_is_overloaded"
