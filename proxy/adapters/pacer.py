@@ -333,6 +333,8 @@ class Pacer:
                 return
             turn = self._counted(got, waiter.tokens)
         if not entry.waits or waiter.answer.done():
+            # It has left, and may not have had the time to say so.
+            self._queue.remove(entry)
             self._give_back(turn)
             return
         self._gate.credit = False
