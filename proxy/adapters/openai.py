@@ -13,10 +13,12 @@ from proxy.adapters.pacer import FREE_TURN, Pacer
 from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault
 from proxy.ports import Body, Turn, UpstreamAnswer, UpstreamRequest
 
-__all__ = ["OpenAIUpstream", "open_session"]
+__all__ = ["CompatibleUpstream", "OpenAIUpstream", "open_session"]
 
 _NOT_OURS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """Headers aiohttp would add where the client sent none: its own are not the client's words."""
+_OF_OPENAI = ("openai-", "x-stainless-")
+"""How headers begin that no other API knows."""
 
 
 def open_session(*, max_connections: int, connect_seconds: float, idle_seconds: float) -> aiohttp.ClientSession:
@@ -48,6 +50,8 @@ class OpenAIUpstream:
         api_key: str | None,
         session: aiohttp.ClientSession,
         pacer: Pacer | None = None,
+        *,
+        api_version: str | None = None,  # noqa: ARG002 - of those kinds that have versions
     ) -> None:
         self.name = name
         self._base_url = self.identity = base_url.rstrip("/")
@@ -107,6 +111,13 @@ class OpenAIUpstream:
         if self._api_key is None:
             return [*request.headers]
         return [*request.headers, ("Authorization", f"Bearer {self._api_key}")]
+
+
+class CompatibleUpstream(OpenAIUpstream):
+    """Somebody else's API in OpenAI's words: what OpenAI's SDKs say to OpenAI alone is left out."""
+
+    def _headers(self, request: UpstreamRequest) -> list[tuple[str, str]]:
+        return [pair for pair in super()._headers(request) if not pair[0].lower().startswith(_OF_OPENAI)]
 
 
 class _Sent:

@@ -10,7 +10,11 @@ __all__ = ["with_model"]
 
 
 def with_model(raw: bytes, model: str) -> bytes:
-    """Return the JSON object `raw`, which has been parsed strictly, with the value of its `model` replaced."""
-    text = raw.decode("utf-8")
-    _, start, end = member_spans(text)["model"]
-    return f"{text[:start]}{json.dumps(model, ensure_ascii=False)}{text[end:]}".encode()
+    """Return the JSON object `raw`, which has been parsed strictly, with another value of `model`, or with one."""
+    text, name = raw.decode("utf-8"), json.dumps(model, ensure_ascii=False)
+    spans = member_spans(text)
+    if "model" not in spans:
+        inside = text.index("{") + 1
+        return f'{text[:inside]}"model":{name}{"," if spans else ""}{text[inside:]}'.encode()
+    _, start, end = spans["model"]
+    return f"{text[:start]}{name}{text[end:]}".encode()

@@ -1,15 +1,17 @@
-"""Upstream's models, asked for at most once a minute whatever the number of callers."""
+"""Upstreams' models, each of them asked for its own at most once a minute whatever the number of callers."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
+from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.pipeline.single_flight import SingleFlight
-from proxy.pipeline.upstreams import Upstreams
+from proxy.pipeline.upstreams import Site, Upstreams
 from proxy.ports import Clock, Upstream, UpstreamRequest
 
 __all__ = ["Catalogue", "Model"]
@@ -21,31 +23,75 @@ Model = dict[str, Any]
 """A model object as upstream wrote it, unknown members included."""
 
 
-class Catalogue:
-    """The list as last seen."""
+@dataclass(slots=True)
+class _Shelf:
+    models: list[Model] = field(default_factory=list)
+    fetched_ms: int | None = None
 
-    __slots__ = ("_fetched_ms", "_fetches", "_models")
+
+class Catalogue:
+    """The lists as last seen. An upstream with a map of models is not asked: it serves what the map names."""
+
+    __slots__ = ("_fetches", "_shelves")
 
     def __init__(self) -> None:
-        self._models: list[Model] = []
-        self._fetched_ms: int | None = None
+        self._shelves: dict[str, _Shelf] = {}
         self._fetches: SingleFlight[str, None] = SingleFlight()
 
-    async def models(self, upstreams: Upstreams, clock: Clock, deadline_ms: int) -> list[Model]:
-        """Return upstream's models. Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused`; none is kept."""
-        upstream = next(iter(upstreams)).keys[0].call
-        now_ms = clock.monotonic_ns() // 1_000_000
-        if self._fetched_ms is None or now_ms - self._fetched_ms >= _KEPT_MS:
-            await self._fetches.join(upstream.name, lambda: self._renew(upstream, now_ms, deadline_ms))
-        return self._models
+    async def models(
+        self, upstreams: Upstreams, clock: Clock, deadline_ms: int, on_failed: Callable[[str, str], None]
+    ) -> list[Model]:
+        """Return the models of all upstreams, each once, as the first of them tells of it.
 
-    async def _renew(self, upstream: Upstream, now_ms: int, deadline_ms: int) -> None:
-        try:
-            async with asyncio.timeout(deadline_ms / 1_000):
-                self._models = await _fetch(upstream)
-        except TimeoutError:
-            raise UpstreamFailure(upstream.name, UpstreamFault.TIMEOUT) from None
-        self._fetched_ms = now_ms
+        An upstream that cannot be asked has none for the moment, and `on_failed` is told its name and what is wrong.
+        Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused` where nobody can be asked; none is kept.
+        """
+        found: dict[object, Model] = {}
+        error: TollgateError | None = None
+        asked = await asyncio.gather(
+            *(self._of(site, clock, deadline_ms, on_failed) for site in upstreams), return_exceptions=True
+        )
+        for came in asked:
+            if isinstance(came, TollgateError):
+                error = error or came
+            elif isinstance(came, BaseException):
+                raise came
+            else:
+                for model in came:
+                    found.setdefault(model.get("id"), model)
+        if error is not None and all(isinstance(came, TollgateError) for came in asked):
+            raise error
+        return list(found.values())
+
+    async def _of(
+        self, site: Site, clock: Clock, deadline_ms: int, on_failed: Callable[[str, str], None]
+    ) -> list[Model]:
+        if site.candidate.models is not None:
+            return [_described(model) for model in site.candidate.models]
+        now_ms = clock.monotonic_ns() // 1_000_000
+        shelf = self._shelves.setdefault(site.name, _Shelf())
+        if shelf.fetched_ms is None or now_ms - shelf.fetched_ms >= _KEPT_MS:
+            try:
+                await self._fetches.join(site.name, lambda: _renew(shelf, site, now_ms, deadline_ms))
+            except UpstreamFailure as failure:
+                on_failed(failure.upstream, failure.fault)
+                raise
+        return shelf.models
+
+
+def _described(model: str) -> Model:
+    """A model as OpenAI would list it, for an upstream that has no such list."""
+    return {"id": model, "object": "model", "created": 0, "owned_by": "system"}
+
+
+async def _renew(shelf: _Shelf, site: Site, now_ms: int, deadline_ms: int) -> None:
+    upstream = (site.key(now_ms) or site.soonest()).call
+    try:
+        async with asyncio.timeout(deadline_ms / 1_000):
+            shelf.models = await _fetch(upstream)
+    except TimeoutError:
+        raise UpstreamFailure(upstream.name, UpstreamFault.TIMEOUT) from None
+    shelf.fetched_ms = now_ms
 
 
 async def _fetch(upstream: Upstream) -> list[Model]:

@@ -15,8 +15,10 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
     ("before", "after"),
     [
         (b'{"model":"gpt-4o","n":1}', b'{"model":"dep","n":1}'),
-        (b'\n { "a" : [1.50],\t"model" :\r\n "gpt-4o" , "z":null } ', b'\n { "a" : [1.50],\t"model" :\r\n "dep" , "z":null } '),
+        (b'\n{ "a" : [1.50],\t"model" :\r\n "gpt-4o" } ', b'\n{ "a" : [1.50],\t"model" :\r\n "dep" } '),
         (b'{"metadata":{"model":"gpt-4o"},"model":"gpt-4o"}', b'{"metadata":{"model":"gpt-4o"},"model":"dep"}'),
+        (b' {"input":"x"}', b' {"model":"dep","input":"x"}'),
+        (b"{ }", b'{"model":"dep" }'),
         (b'{"m\\u006fdel":"gpt-4o"}', b'{"m\\u006fdel":"dep"}'),
         ('{"é":"\\u00e9","model":"x"}'.encode(), '{"é":"\\u00e9","model":"dep"}'.encode()),
     ],

@@ -16,6 +16,10 @@ MODELS = [{"id": "m", "object": "model"}]
 DEADLINE_MS = 60_000
 
 
+def _unheard(*_: str) -> None:
+    """Of what other tests are about."""
+
+
 class Shelf:
     """An upstream with one list, given out when it is told to."""
 
@@ -52,34 +56,34 @@ async def upstreams(shelf):
 
 async def test_a_hundred_at_once_ask_once_and_again_after_a_minute(shelf, upstreams, clock):
     catalogue = Catalogue()
-    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(100)]
+    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS, _unheard)) for _ in range(100)]
     await shelf.arrived.wait()
     shelf.open.set()
     assert await asyncio.gather(*callers) == [MODELS] * 100
     clock.ms += 59_999
-    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS, _unheard) == MODELS
     assert shelf.asked == 1
     clock.ms += 1
-    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS, _unheard) == MODELS
     assert shelf.asked == 2
 
 
 async def test_a_failure_is_everyones_who_waits_and_nobodys_after(shelf, upstreams, clock):
     catalogue = Catalogue()
     shelf.status = 500
-    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(10)]
+    callers = [asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS, _unheard)) for _ in range(10)]
     await shelf.arrived.wait()
     shelf.open.set()
     failures = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(failure) for failure in failures] == [UpstreamFailure] * 10
     assert shelf.asked == 1
     shelf.status = 200
-    assert await catalogue.models(upstreams, clock, DEADLINE_MS) == MODELS
+    assert await catalogue.models(upstreams, clock, DEADLINE_MS, _unheard) == MODELS
 
 
 async def test_a_caller_that_leaves_does_not_take_the_others_along(shelf, upstreams, clock):
     catalogue = Catalogue()
-    first, second = (asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS)) for _ in range(2))
+    first, second = (asyncio.ensure_future(catalogue.models(upstreams, clock, DEADLINE_MS, _unheard)) for _ in range(2))
     await shelf.arrived.wait()
     first.cancel()
     shelf.open.set()
@@ -89,6 +93,8 @@ async def test_a_caller_that_leaves_does_not_take_the_others_along(shelf, upstre
 
 
 async def test_an_upstream_that_keeps_silent_is_left_at_the_deadline(shelf, upstreams, clock):
+    failures = []
     with pytest.raises(UpstreamFailure) as failed:
-        await Catalogue().models(upstreams, clock, 50)
+        await Catalogue().models(upstreams, clock, 50, lambda *told: failures.append(told))
     assert failed.value.fault is UpstreamFault.TIMEOUT
+    assert failures == [("openai", "timeout")]
