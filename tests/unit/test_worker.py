@@ -90,6 +90,12 @@ def events_in(engine: Engine) -> int:
         return connection.execute(select(func.count()).select_from(usage_events)).scalar_one()
 
 
+def requests_by_outcome(worker) -> dict[str, float]:
+    samples = [sample for family in worker.metrics.registry.collect() for sample in family.samples]
+    counted = [each for each in samples if each.name == "tollgate_requests_total" and each.value]
+    return {each.labels["outcome"]: each.value for each in counted}
+
+
 async def until(met) -> None:
     async with asyncio.timeout(10):
         while not await met():  # noqa: ASYNC110 - what is waited for has no event
@@ -296,7 +302,10 @@ async def test_a_stream_that_outlasts_the_drain_is_cut_and_accounted_for(tmp_pat
             await stack.aclose()
             with pytest.raises(aiohttp.ClientPayloadError):
                 await response.content.read()
-    assert events_in(engine) == 1
+    with reading(engine, "ledger", "test") as connection:
+        (event,) = connection.execute(select(usage_events)).mappings()
+    assert (event["outcome"], event["status"], event["estimated"]) == ("unavailable", 200, True)
+    assert requests_by_outcome(worker) == {"unavailable": 1}
     assert worker.metrics.registry.get_sample_value("tollgate_in_flight_requests") == 0
 
     async def stopped() -> bool:
@@ -304,6 +313,63 @@ async def test_a_stream_that_outlasts_the_drain_is_cut_and_accounted_for(tmp_pat
 
     await until(stopped)
     assert simulator.stats.cut_by_client == 1
+
+
+@pytest.mark.parametrize("how", ["cancel", "drain"])
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_who_waits_when_the_time_to_drain_is_up_is_told_so(
+    tmp_path, simulator, engine, key, session, how, temperature
+):
+    more = {"server.drain_seconds": 0.2, "streams.on_disconnect": how}
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(serving(settings_of(tmp_path, simulator, **more), engine))
+        headers = bearer(key) | {"x-simulate-delay-ms": "600000"}
+        body = {**CHAT, "temperature": temperature}
+        asking = asyncio.create_task(session.post(f"{worker.base_url}/chat/completions", json=body, headers=headers))
+
+        async def is_asked() -> bool:
+            return simulator.stats.in_flight == 1
+
+        await until(is_asked)
+        await stack.aclose()
+        async with await asking as response:
+            assert response.status == 503
+            assert (await response.json())["error"]["code"] == "server_is_overloaded"
+    with reading(engine, "ledger", "test") as connection:
+        (event,) = connection.execute(select(usage_events)).mappings()
+    assert (event["outcome"], event["status"], event["estimated"]) == ("unavailable", 503, True)
+    assert event["output_tokens"] == 1_024, "upstream was at work: it is charged what was reserved"
+    assert requests_by_outcome(worker) == {"unavailable": 1}
+    assert worker.metrics.registry.get_sample_value("tollgate_in_flight_requests") == 0
+
+    async def stopped() -> bool:
+        return simulator.stats.in_flight == 0
+
+    await until(stopped)
+    assert simulator.stats.cut_by_client == 1
+
+
+async def test_a_client_that_leaves_during_the_drain_is_no_doing_of_ours(settings, engine, key, simulator):
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(serving(settings, engine))
+        headers = bearer(key) | {"x-simulate-delay-ms": "600000"}
+        async with aiohttp.ClientSession() as own:
+            asking = asyncio.create_task(own.post(f"{worker.base_url}/chat/completions", json=CHAT, headers=headers))
+
+            async def is_asked() -> bool:
+                return simulator.stats.in_flight == 1
+
+            await until(is_asked)
+            leaving = asyncio.create_task(stack.aclose())
+
+            async def draining() -> bool:
+                return worker.operations.draining
+
+            await until(draining)
+            asking.cancel()
+            await asyncio.wait([asking])
+        await leaving
+    assert requests_by_outcome(worker) == {"client_gone": 1}
 
 
 async def test_what_a_dead_worker_left_is_charged_at_the_next_start(settings, engine, key):
