@@ -21,14 +21,28 @@ _OF_OPENAI = ("openai-", "x-stainless-")
 """How headers begin that no other API knows."""
 
 
-def open_session(*, max_connections: int, connect_seconds: float, idle_seconds: float) -> aiohttp.ClientSession:
+def open_session(
+    *,
+    max_connections: int,
+    connect_seconds: float,
+    idle_seconds: float,
+    tls: ssl.SSLContext | None = None,
+    proxy: str | None = None,
+) -> aiohttp.ClientSession:
     """Open the pool of connections upstream. `idle_seconds` is the longest silence between two reads.
+
+    `tls`: what verifies certificates; None: the system's authorities. `proxy`: the URL of the proxy that all calls go
+    through, with its password if it has one. The environment is not asked: aiohttp would ask it for every call, and
+    take passwords for upstream from `~/.netrc` with it.
 
     Nothing of upstream's is followed or remembered: no redirects, no cookies. Answers are asked for as they are; one
     that comes compressed all the same is undone here, because its encoding is not told to the client.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60),
+        connector=aiohttp.TCPConnector(
+            limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60, ssl=True if tls is None else tls
+        ),
+        proxy=proxy,
         timeout=aiohttp.ClientTimeout(
             total=None, connect=None, sock_connect=connect_seconds, sock_read=idle_seconds, ceil_threshold=3_600
         ),

@@ -33,12 +33,13 @@ def signature(secret: bytes, at_seconds: int, body: bytes) -> str:
     return f"t={at_seconds},v1={signed}"
 
 
-def open_webhook_session() -> aiohttp.ClientSession:
-    """Connections to whoever takes notices: certificates are verified, no cookies, no proxies of the environment."""
+def open_webhook_session(proxy: str | None = None) -> aiohttp.ClientSession:
+    """Connections to whoever takes notices, through a proxy or none: certificates are verified, no cookies."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=_AT_ONCE),
         timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=proxy,
     )
 
 

@@ -175,7 +175,9 @@ async def _budget_alerts(
     url, secret = settings.budgets.webhook_url, settings.budgets.webhook_secret
     webhook = None
     if url is not None and secret is not None:
-        session = await stack.enter_async_context(open_webhook_session())
+        session = await stack.enter_async_context(
+            open_webhook_session(settings.outgoing.proxies().proxy_of(url.reveal()))
+        )
         webhook = Webhook(url.reveal(), secret.reveal(), session, clock, metrics.budgets.notice_sent)
         stack.push_async_callback(webhook.close, _LAST_NOTICES_SECONDS)
     told, ledger = SqlToldWarnings(engine), SqlSpendLedger(engine)

@@ -44,12 +44,14 @@ async def serving_fleet(
     """
     server = settings.server
     admin = admin_api(settings, engine)
+    secure = server.tls_cert_file is not None
     with own_figures(settings.data_dir) as metrics_dir:
         supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
         operations = Operations(
             render_metrics=partial(render_shared, metrics_dir),
             checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
             admin=admin,
+            allowed_hosts=(server.admin_host, *server.admin_allowed_hosts),
         )
         runner = runner_of(operations.server(), shutdown_seconds=1.0)
         try:
@@ -60,7 +62,7 @@ async def serving_fleet(
                     spawn(_stop_at(stop, supervisor))
                 try:
                     await supervisor.until_ready()
-                    base_url = f"{url_of(server.host, supervisor.port)}{VERSION_PREFIX}"
+                    base_url = f"{url_of(server.host, supervisor.port, secure=secure)}{VERSION_PREFIX}"
                     yield Fleet(supervisor, base_url, operations_url)
                 finally:
                     operations.draining = True

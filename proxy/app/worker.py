@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from proxy.adapters.prometheus import Metrics
 from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
-from proxy.app.listen import AnyRunner, bounds_of, listen, runner_of
+from proxy.app.listen import AnyRunner, bounds_of, certificate_of, follow_certificate, listen, runner_of
 from proxy.core.errors import StoreAway
 from proxy.pipeline.drain import give_up_all
 from proxy.pipeline.services import Services
@@ -58,7 +58,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
     async with AsyncExitStack() as stack:
         spawn = await stack.enter_async_context(in_background())
         admin = admin_api(settings, engine) if seat is None else None
-        worker = Worker(engine, await equip(settings, engine, spawn, stack), admin)
+        hosts = (server.admin_host, *server.admin_allowed_hosts)
+        worker = Worker(engine, await equip(settings, engine, spawn, stack), admin, hosts)
         # Closed in the opposite order: the last events are in the ledger before metrics and health go dark.
         if seat is None:
             operations = runner_of(worker.operations.server(), shutdown_seconds=1.0)
@@ -71,9 +72,13 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
         public = runner_of(listener, shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)
         port = server.port if seat is None else seat.port
-        worker.base_url = f"{await listen(public, server.host, port, shared=seat is not None)}{VERSION_PREFIX}"
+        certificate = certificate_of(server)
+        tls = None if certificate is None else certificate.context
+        worker.base_url = f"{await listen(public, server.host, port, shared=seat is not None, tls=tls)}{VERSION_PREFIX}"
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(work) for work in worker.background()]
+            if certificate is not None:
+                tasks.append(background.create_task(follow_certificate(certificate)))
             _log.info("serving %s", worker.base_url)
             try:
                 yield worker
@@ -86,13 +91,16 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
 class Worker:
     """What one process serves with, and where."""
 
-    def __init__(self, engine: Engine, equipment: Equipment, admin: AdminApi | None) -> None:
+    def __init__(
+        self, engine: Engine, equipment: Equipment, admin: AdminApi | None, allowed_hosts: Sequence[str] = ()
+    ) -> None:
         self.engine = engine
         self.equipment = equipment
         self.operations = Operations(
             render_metrics=equipment.metrics.render,
             checks={"database": equipment.key_store.revision},
             admin=admin,
+            allowed_hosts=allowed_hosts,
         )
         self.base_url = ""
         """What an SDK takes as its base URL."""

@@ -2,6 +2,7 @@
 
 from proxy.settings.duration import parse_duration_ms
 from proxy.settings.layers import load
+from proxy.settings.outgoing import OutgoingSettings
 from proxy.settings.packages import INSTALL_SERVER, missing_for_cache
 from proxy.settings.problem import Problem, SettingsError
 from proxy.settings.schema import Settings
@@ -45,6 +46,7 @@ __all__ = [
     "ModelSettings",
     "NamedUpstreamSettings",
     "OnDisconnect",
+    "OutgoingSettings",
     "PhaseSettings",
     "PriceSettings",
     "Problem",

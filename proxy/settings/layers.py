@@ -39,6 +39,7 @@ _LEAVES = dict(leaves(Settings))
 _VARIABLES = {variable_of(path): path for path, kind in _LEAVES.items() if typing.get_origin(kind) is not dict}
 """All but tables of things that are named in the file: tiers, upstreams, aliases."""
 _NAMED_KEYS = ("api_key", "api_keys")
+_IN_SMALL_LETTERS = ("https_proxy", "http_proxy", "no_proxy")
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
 _NO_SERVICE_LINKS = "a Kubernetes service link? set enableServiceLinks: false in the pod's spec"
 
@@ -59,6 +60,8 @@ def load(
     """
     environ = os.environ if environ is None else environ  # noqa: TID251  # the one place that reads it
     environ = {name: value for name, value in environ.items() if value}
+    # Other programs read these in small letters first.
+    environ |= {name.upper(): environ[name] for name in _IN_SMALL_LETTERS if name in environ}
     problems: list[Problem] = []
     file = _File(config_path or environ.get(CONFIG_VARIABLE))
     tree = file.read(problems)

@@ -21,6 +21,9 @@ CONFIG_VARIABLE = "TOLLGATE_CONFIG"
 _VARIABLES: dict[KeyPath, str] = {
     ("upstream", "base_url"): "TOLLGATE_UPSTREAM",
     ("upstream", "api_key"): "OPENAI_API_KEY",
+    ("outgoing", "https_proxy"): "HTTPS_PROXY",
+    ("outgoing", "http_proxy"): "HTTP_PROXY",
+    ("outgoing", "no_proxy"): "NO_PROXY",
 }
 _FLAGS: dict[KeyPath, str] = {("upstream", "base_url"): "--upstream"}
 

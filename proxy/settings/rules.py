@@ -14,6 +14,7 @@ from proxy.settings.decode import Finding
 from proxy.settings.problem import nearest
 from proxy.settings.schema import Settings
 from proxy.settings.upstream_rules import alias_findings, upstreams_findings, url_findings
+from proxy.settings.wire_rules import wire_findings
 
 __all__ = ["findings"]
 
@@ -187,4 +188,5 @@ _RULES = (
     _webhook,
     _headers,
     _stores,
+    wire_findings,
 )

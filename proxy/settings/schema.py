@@ -10,7 +10,9 @@ import msgspec
 import platformdirs
 
 from proxy.settings.names import variable_of
+from proxy.settings.outgoing import OutgoingSettings
 from proxy.settings.packages import INSTALL_SERVER, missing_for_cache
+from proxy.settings.parser import INSTALL_PARSER, has_compiled_parser
 from proxy.settings.problem import Problem, SettingsError
 from proxy.settings.secret import Secret
 from proxy.settings.sections import (
@@ -54,6 +56,7 @@ class Settings(Section, frozen=True, kw_only=True):
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[Name, NamedUpstreamSettings] = msgspec.field(default_factory=dict)
     """Several APIs to stand in front of, by name; empty: `upstream` alone."""
+    outgoing: OutgoingSettings = OutgoingSettings()
     limits: LimitSettings = LimitSettings()
     queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
@@ -80,7 +83,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
         `demo`: without a key for the default upstream, the simulated one takes its place.
         """
-        found = [*self._unshared_limits(), *self._unserved_stores()]
+        found = [*self._unshared_limits(), *self._unserved_stores(), *_lenient_parser()]
         if self.upstreams:
             return (*found, *([] if demo else self._keyless_upstreams()))
         if not demo and self.upstream.base_url == DEFAULT_UPSTREAM_URL and self.upstream.api_key is None:
@@ -148,6 +151,13 @@ class Settings(Section, frozen=True, kw_only=True):
         if self.database_url is not None:
             found += _database_problems(self.database_url.reveal())
         return found
+
+
+def _lenient_parser() -> list[Problem]:
+    if has_compiled_parser():
+        return []
+    message = "its compiled HTTP parser is missing, and the one in its place is too lenient to stand before an upstream"
+    return [Problem("aiohttp", message, suggestion=INSTALL_PARSER)]
 
 
 def _redis_problems(name: str, url: str) -> list[Problem]:

@@ -141,6 +141,13 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Longest silence of a connection between two requests."""
     max_connections: Count = 10_000
     """Connections of clients open at once, per worker; those beyond it are answered 503."""
+    tls_cert_file: Path | None = None
+    """Certificate of the public listener, and those that vouch for it, in PEM; it then speaks HTTPS alone. Followed as
+    it changes."""
+    tls_key_file: Path | None = None
+    """The key of that certificate, in PEM, without a password."""
+    admin_allowed_hosts: tuple[str, ...] = ()
+    """Names the operations listener answers to beside addresses, `admin_host` and names without a dot."""
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):
@@ -154,6 +161,8 @@ class UpstreamSettings(Section, frozen=True, kw_only=True):
     """The key sent to it; from OPENAI_API_KEY or `api_key_file`, never in the settings file."""
     api_key_file: Path | None = None
     """A file that holds the key, and nothing else; OPENAI_API_KEY wins over it."""
+    ca_file: Path | None = None
+    """Certificates of authorities that are trusted beside the system's, in PEM, by calls to any upstream."""
     connect_timeout_seconds: Seconds = 5.0
     """Longest wait for a connection."""
     read_timeout_seconds: Seconds = 120.0

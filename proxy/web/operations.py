@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 
 from proxy.web.admin.api import AdminApi, error_response
 from proxy.web.errors import ErrorAnswer
+from proxy.web.hosts import is_our_name
 from proxy.web.server import OpenAIServer
 
 __all__ = ["Operations"]
@@ -21,7 +22,8 @@ _MAX_BODY_BYTES = 8 * 1024 * 1024
 class Operations:
     """Handlers of the operations listener. `checks` are the stores that must answer for us to be ready.
 
-    `render_metrics` is given what a scraper accepts, and returns the metrics and their content type.
+    `render_metrics` is given what a scraper accepts, and returns the metrics and their content type. The listener goes
+    by addresses, names without a dot, and `allowed_hosts`.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Operations:
         render_metrics: Callable[[str], tuple[bytes, str]],
         checks: Mapping[str, Callable[[], Awaitable[object]]],
         admin: AdminApi | None,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         self._render_metrics = render_metrics
         self._checks = checks
         self._admin = admin
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self._pages: Mapping[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             "/healthz": self.healthz,
             "/readyz": self.readyz,
@@ -47,6 +51,14 @@ class Operations:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Find the page by its path."""
+        if not is_our_name(request.headers.get("Host"), self._allowed_hosts):
+            return error_response(
+                ErrorAnswer(
+                    421,
+                    "This listener does not go by that name: use an address, or name it in server.admin_allowed_hosts.",
+                    code="unknown_host",
+                )
+            )
         path = request.raw_path.partition("?")[0]
         if self._admin is not None and self._admin.serves(path):
             return await self._admin.answer(request)
