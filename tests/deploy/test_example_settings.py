@@ -13,8 +13,10 @@ from proxy.settings import Settings, load
 from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
+CERTIFICATES = Path(__file__).parents[1] / "support/tls"
 EXPLAINED = {"data_dir", "database_url", "pepper_file", "redis_url", "cache_redis_url", "requests_per_minute"}
 EXPLAINED |= {"file", "api_key_file", "key_file", "admin_token_file", "webhook_url", "webhook_secret_file"}
+EXPLAINED |= {"tls_cert_file", "tls_key_file", "ca_file", "https_proxy", "http_proxy"}
 """Settings without a default that could be written down; the example shows a value."""
 
 
@@ -52,6 +54,8 @@ def test_the_example_is_accepted_with_every_setting_in_force(tmp_path):
     (tmp_path / "cache.key").write_text(f"{'A' * 43}\n{'B' * 42}A=\n")
     (tmp_path / "webhook.secret").write_text("a-secret")
     (tmp_path / "prices.json").write_text('{"models": {}}')
+    for name, source in (("tls.crt", "server.pem"), ("tls.key", "server.pem"), ("ca.pem", "ca.pem")):
+        (tmp_path / name).write_bytes((CERTIFICATES / source).read_bytes())
     file = tmp_path / "tollgate.toml"
     file.write_text(uncommented())
     settings = load(file, {})
