@@ -404,19 +404,31 @@ async def test_a_chunk_that_is_not_json_passes_and_is_not_kept(gateway: Gateway)
     assert "fwd=" in again.headers["cache-status"]
 
 
-async def test_a_fault_of_ours_in_mid_stream_breaks_the_connection(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@BOTH
+@pytest.mark.parametrize("how", ["cancel", "drain"])
+async def test_a_fault_of_ours_after_the_account_was_written(
+    open_gateway: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, body: dict, how: str
 ) -> None:
+    gateway = await open_gateway(**{"streams.on_disconnect": how})
+
     async def fall_over(*_: object) -> bool:
         raise RuntimeError(gateway.key)
 
     monkeypatch.setattr(MemoryFill, "store", fall_over)
-    answer = await told(gateway, {**STREAM, "temperature": 0})
-    assert answer.status == 200
-    assert not answer.clean
+    answer = await told(gateway, {**body, "temperature": 0})
+    streamed = body is STREAM
+    assert (answer.status, answer.clean) == (200 if streamed else 500, not streamed)
     assert b"[DONE]" not in answer.data
     assert not answer.data.endswith(b"0\r\n\r\n")
-    await ended(gateway, Expected("ok", 200, 1, None))
+    (event,) = await gateway.events()
+    used = gateway.stats.records[-1]
+    assert (event["outcome"], event["estimated"]) == ("ok", False), "upstream did what it was asked for, and is paid"
+    assert (event["input_tokens"], event["output_tokens"]) == (used.input_tokens, used.output_tokens)
+    assert await gateway.charged() == (1, used.input_tokens + used.output_tokens)
+    assert gateway.total("tollgate_requests_total", outcome="failed") == gateway.total("tollgate_requests_total") == 1
+    (record,) = gateway.records()
+    assert (record["status"], record["outcome"]) == (answer.status, "failed")
+    assert record["cost_pico_usd"] == event["cost_pico_usd"]
     assert "unexpected RuntimeError" in caplog.text
     assert gateway.key not in caplog.text
     caplog.clear()
