@@ -33,6 +33,7 @@ _PERIOD_SECONDS = 2.0
 """Short, so that a burst is at most two seconds' worth of calls."""
 _LOOK_SECONDS = 1.0
 """Longest sleep of the pump: after it, the number of workers and what others gave back are looked at again."""
+_AT_ONCE_SECONDS = 0.0001
 _MARGIN = 30
 """The shared bucket holds less than upstream's by one in so many, two seconds' worth: calls do not all take equally
 long to arrive, and upstream counts them when they do."""
@@ -310,7 +311,7 @@ class Pacer:
         try:
             while (entry := self._queue.first()) is not None:
                 left = max(self.pace.held_ms(self._now_ms()) / 1_000, entry.item.ask_at - _time())
-                if left > 0:
+                if left > _AT_ONCE_SECONDS:
                     await self._sleep(left)
                 elif await self._take_unit() and entry is self._queue.first():
                     await self._serve(entry)

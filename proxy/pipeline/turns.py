@@ -31,6 +31,7 @@ __all__ = ["MAX_WAIT_HEADER", "Asking", "Turns", "parse_max_wait"]
 MAX_WAIT_HEADER = "x-tollgate-max-wait"
 _LOOK_MS = 1_000
 """Longest time between two questions of the first."""
+_AT_ONCE_SECONDS = 0.0001
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -166,7 +167,7 @@ class Turns:
         while waiter.let_go is None:
             if self._queue.first_of(team) is not entry:
                 await waiter.news.wait()
-            elif (left := waiter.ask_at - _time()) > 0:
+            elif (left := waiter.ask_at - _time()) > _AT_ONCE_SECONDS:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await waiter.news.wait()
