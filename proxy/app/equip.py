@@ -14,13 +14,12 @@ from sqlalchemy import Engine
 
 from proxy.adapters.budget_alerts import BudgetAlerts, watch_budgets
 from proxy.adapters.clock import SystemClock
+from proxy.adapters.held_bodies import HeldBodies
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.logs import RequestLog, console_line, json_line
 from proxy.adapters.memory.budgets import MemoryBudgets
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import ClockSteps, MemoryLimiter
-from proxy.adapters.openai import OpenAIUpstream, open_session
-from proxy.adapters.pacer import Pacer, PacerOptions
 from proxy.adapters.price_file import load_prices
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.prometheus_streams import StreamMetrics
@@ -36,6 +35,7 @@ from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.adapters.webhook import Webhook, open_webhook_session
 from proxy.app.database import SPOOL_DIRECTORY, peppers_of
 from proxy.app.pacing import Pacing
+from proxy.app.upstreams import open_upstreams, show_upstreams
 from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
@@ -51,13 +51,14 @@ from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.turns import Turns
-from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, OnDisconnect, Settings, UnknownModels
 from proxy.web.errors import status_of
 
 __all__ = ["Equipment", "equip"]
 
+_UPLOADS_AT_ONCE = 4
+"""Forms of the largest size that there is room for; with it, the disk has a bound."""
 _LAST_NOTICES_SECONDS = 3.0
 """How long warnings that are being delivered are waited for at shutdown."""
 _LAST_LINES_SECONDS = 2.0
@@ -116,12 +117,13 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         limiter=limits.limiter,
         cache=answers.cache,
         ledger=ledger,
-        upstreams=Upstreams.single(await _upstream(settings, _pacer(settings, pacing), stack)),
+        upstreams=await open_upstreams(settings, pacing, stack),
         telemetry=telemetry,
         catalogue=Catalogue(),
         flights=Flights(streams.draining_requests.set, streams.drain_given_up),
         spawn=spawn,
         status_of=status_of,
+        hold=HeldBodies(settings.data_dir, _UPLOADS_AT_ONCE * settings.server.max_upload_bytes).hold,
         tokenizer=BpeTokenizer(telemetry),
         team_usage=TeamUsage(SqlUsageReports(engine), clock, telemetry),
         budgets_spent=BudgetsSpent(SqlRegistry(engine, clock, peppers).budgets_spent, clock, telemetry),
@@ -129,9 +131,10 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         turns=turns,
     )
     sample = partial(
-        _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing), limits, ClockSteps()
+        _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing, services), limits, ClockSteps()
     )
     metrics.prepare_upstreams(site.name for site in services.upstreams)
+    metrics.upstreams.prepare((site.name, key.number) for site in services.upstreams for key in site.keys)
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)
@@ -282,19 +285,15 @@ def _policy(settings: Settings) -> Policy:
         cache_fill_wait_ms=int(settings.cache.fill_wait_seconds * 1_000),
         allow_unknown_models=settings.models.unknown is UnknownModels.ALLOW,
         extra_models=frozenset(settings.models.extra),
+        aliases=settings.models.aliases,
         max_json_depth=settings.server.max_json_depth,
+        max_upload_bytes=settings.server.max_upload_bytes,
         headers_left_out=left_out(settings.headers.off),
         ask_for_stream_usage=settings.streams.ask_for_usage,
         max_draining=settings.streams.max_draining if settings.streams.on_disconnect is OnDisconnect.DRAIN else 0,
         keep_alive_seconds=settings.streams.keep_alive_seconds,
         unpriced=settings.prices.unpriced,
     )
-
-
-def _pacer(settings: Settings, pacing: Pacing) -> Pacer:
-    upstream = settings.upstream
-    options = PacerOptions(upstream.requests_per_minute, upstream.pacing_queue, upstream.pacing_deadline_seconds)
-    return pacing.pacer(upstream.name, options)
 
 
 def _turns(settings: Settings, limits: _Limits, clock: Clock, spawn: Spawn, metrics: Metrics) -> Turns:
@@ -309,21 +308,9 @@ def _turns(settings: Settings, limits: _Limits, clock: Clock, spawn: Spawn, metr
     )
 
 
-def _show_queues(metrics: Metrics, turns: Turns, pacing: Pacing) -> None:
+def _show_queues(metrics: Metrics, turns: Turns, pacing: Pacing, services: Services) -> None:
     metrics.queues.show(len(turns), pacing.waiting)
-
-
-async def _upstream(settings: Settings, pacer: Pacer, stack: AsyncExitStack) -> OpenAIUpstream:
-    upstream = settings.upstream
-    session = await stack.enter_async_context(
-        open_session(
-            max_connections=upstream.max_connections,
-            connect_seconds=upstream.connect_timeout_seconds,
-            idle_seconds=upstream.read_timeout_seconds,
-        )
-    )
-    key = upstream.api_key.reveal() if upstream.api_key is not None else None
-    return OpenAIUpstream(upstream.name, upstream.base_url, key, session, pacer)
+    show_upstreams(services.upstreams, metrics, services.clock)
 
 
 def _log(settings: Settings, streams: StreamMetrics, stack: AsyncExitStack) -> RequestLog:

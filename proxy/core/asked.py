@@ -11,7 +11,7 @@ __all__ = ["Asked"]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A checked request; `body` is the parsed object, `raw` the bytes it came as."""
+    """A checked request; `body` is the parsed object, `raw` the bytes it came as; of a form its texts, and nothing."""
 
     body: JsonObject
     raw: bytes
@@ -28,5 +28,7 @@ class Asked:
     max_output_param: str = "max_tokens"
     """The parameter that bounds it."""
     service_tier: str | None = None
+    billed: bool = True
+    """Whether upstream may bill it."""
     state: str | None = None
     """The parameter that refers to something kept at OpenAI, where all teams share one account."""

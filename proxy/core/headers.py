@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
-__all__ = ["as_it_is", "forwardable", "rate_limit_headers", "returnable"]
+__all__ = ["as_it_is", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is"]
 
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -29,6 +29,10 @@ _NEVER_FORWARDED_PREFIXES = ("x-forwarded-", "x-tollgate-")
 
 _RETURNED = frozenset({"content-type", "openai-processing-ms", "openai-version", "openai-model"})
 _RETURNED_WITH_ERRORS = _RETURNED | frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+_RETURNED_AS_IT_IS = _RETURNED_WITH_ERRORS | frozenset(
+    {"accept-ranges", "content-disposition", "content-encoding", "content-language", "content-length", "content-range",
+     "etag", "last-modified", "vary"}
+)  # fmt: skip
 
 
 def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -60,6 +64,11 @@ def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tupl
     kept = _RETURNED_WITH_ERRORS if error else _RETURNED
     # An HTTP library has a class of its own for names, which no format that an answer is kept in has a place for.
     return tuple((str(name), str(value)) for name, value in headers if name.lower() in kept)
+
+
+def returned_as_it_is(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Keep upstream's headers of an answer whose body passes untouched: with those, what says how to read it."""
+    return tuple((str(name), str(value)) for name, value in headers if name.lower() in _RETURNED_AS_IT_IS)
 
 
 def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:

@@ -22,8 +22,33 @@ from proxy.core.embeddings import (
     prompt_of_embeddings,
     read_embeddings,
 )
-from proxy.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSE_INPUT, RESPONSES
+from proxy.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    IMAGE_EDITS,
+    IMAGE_VARIATIONS,
+    IMAGES,
+    MODERATIONS,
+    RESPONSE_INPUT,
+    RESPONSES,
+    SPEECH,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+)
 from proxy.core.estimate import estimate_input
+from proxy.core.media import (
+    estimate_media,
+    form_only,
+    parse_audio_form,
+    parse_image,
+    parse_image_edit,
+    parse_image_edit_form,
+    parse_speech,
+    parse_variation_form,
+    prompt_of_media,
+)
+from proxy.core.media_answer import Media, image_usage, speech_usage, transcript_usage
 from proxy.core.moderations import (
     estimate_moderation,
     moderation_nondeterminism,
@@ -31,6 +56,7 @@ from proxy.core.moderations import (
     prompt_of_moderation,
     read_moderation,
 )
+from proxy.core.multipart import Form
 from proxy.core.replay import AS_IT_CAME, BOTH_FORMS, EACH_FORM, Telling
 from proxy.core.responses import (
     estimate_response,
@@ -44,7 +70,7 @@ from proxy.core.responses import (
 from proxy.core.responses_answer import ResponsesStream, read_input_tokens, read_response
 from proxy.core.strict_json import JsonObject
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "PASSED", "Kind"]
 
 
 def _chat_stream(asked: Asked) -> AnswerStream:
@@ -71,6 +97,32 @@ class Kind:
     """Follow a streamed answer; None: there are none."""
     telling: Telling = BOTH_FORMS
     """How an answer is told again from the cache."""
+    parse_form: Callable[[Form], Asked] | None = None
+    """Check a request that comes as a form; None: none does."""
+    media: Media | None = None
+    """Its answers are passed on without being held, and followed by this."""
+
+
+def _media(
+    path: str,
+    media: Media,
+    parse: Callable[[JsonObject, bytes], Asked] = form_only,
+    parse_form: Callable[[Form], Asked] | None = None,
+) -> Kind:
+    return Kind(
+        path=path,
+        parse=parse,
+        estimate=estimate_media,
+        prompt=prompt_of_media,
+        nondeterminism=no_cache,
+        read=_unread,
+        parse_form=parse_form,
+        media=media,
+    )
+
+
+def _unread(_: bytes) -> Completion:
+    return Completion(None, None, storable=False, counted_output_tokens=0)
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -128,5 +180,21 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             nondeterminism=no_cache,
             read=read_input_tokens,
         ),
+        IMAGES: _media("/images/generations", Media(image_usage), parse_image),
+        IMAGE_EDITS: _media("/images/edits", Media(image_usage), parse_image_edit, parse_image_edit_form),
+        IMAGE_VARIATIONS: _media("/images/variations", Media(image_usage), parse_form=parse_variation_form),
+        SPEECH: _media("/audio/speech", Media(speech_usage), parse_speech),
+        TRANSCRIPTIONS: _media("/audio/transcriptions", Media(transcript_usage), parse_form=parse_audio_form),
+        TRANSLATIONS: _media("/audio/translations", Media(transcript_usage), parse_form=parse_audio_form),
     }
 )
+
+PASSED = Kind(
+    path="",
+    parse=form_only,
+    estimate=nothing,
+    prompt=lambda _: Said(),
+    nondeterminism=no_cache,
+    read=_unread,
+)
+"""Of what is passed on unread, to and from what is kept at OpenAI: it is one request, and no more is known."""

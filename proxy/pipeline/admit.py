@@ -8,7 +8,7 @@ from proxy.core.bucket import Admitted, Cost, Decision, NeverFits, OverBudget, R
 from proxy.core.budget import Spend, nano_usd
 from proxy.core.caps import BudgetReached, caps_of, key_scope, owner_of
 from proxy.core.decision import TEAM_SCOPE
-from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotFound, ModelNotPriced, NeverAdmissible
+from proxy.core.errors import BudgetUsedUp, EndpointClosed, LimitReached, ModelNotFound, ModelNotPriced, NeverAdmissible
 from proxy.core.estimate import estimate_output
 from proxy.core.pricing import may_go_unpriced, worst_case
 from proxy.core.principal import Principal
@@ -66,8 +66,11 @@ async def _wait(
     async def ask_again() -> Decision:
         # A key may have been revoked meanwhile, and its limits or its team's may be others.
         await authenticate(exchange, services)
-        if not exchange.principal.may_use(exchange.asked.model):
-            raise ModelNotFound(exchange.asked.model)
+        model = exchange.asked.model
+        if model and not exchange.may_use_model:
+            raise ModelNotFound(exchange.named or model)
+        if not model and not exchange.principal.team.allow_stateful:
+            raise EndpointClosed(f"/v1{exchange.path}")
         return await _reserve(exchange, services, services.clock.now_ms())
 
     team, clock = exchange.principal.team, services.clock
@@ -139,9 +142,11 @@ def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> 
 def _spend(exchange: Exchange, policy: Policy) -> Spend | None:
     """What the request may cost at worst, and the budgets of team and key that it has to pass. Raises `ModelNotPriced`.
 
-    None: it has no price, and may go without; or it is free, which an overspent budget is no reason to refuse.
+    None: it has no price, and may go without; or it costs nothing, which an overspent budget is no reason to refuse.
     """
     principal, at_ms, price = exchange.principal, exchange.at_ms, exchange.price
+    if not exchange.asked.billed:
+        return None
     if price is None:
         if not may_go_unpriced(policy.unpriced, has_budget=True):
             raise ModelNotPriced(principal.team.name, exchange.asked.model)

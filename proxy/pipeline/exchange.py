@@ -11,7 +11,7 @@ from proxy.core.asked import Asked
 from proxy.core.bucket import Admitted, NeverFits, Refused
 from proxy.core.cache_control import NO_WISHES, CacheWishes
 from proxy.core.event import Outcome
-from proxy.core.kinds import KINDS, Kind
+from proxy.core.kinds import KINDS, PASSED, Kind
 from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
@@ -68,9 +68,13 @@ class Exchange:
     principal: Principal = field(init=False, repr=False)
     # interpret
     asked: Asked = field(init=False, repr=False)
+    named: str = ""
+    """What the client calls the model: that, or an alias of it."""
     price: Price | None = None
     body: Callable[[str], Body] | None = field(default=None, repr=False)
     """What goes upstream where that is not `asked.raw`, told what upstream calls the model."""
+    let_go: Callable[[], None] | None = field(default=None, repr=False)
+    """Forgets what `body` reads, once there is no call left to make."""
     as_it_is: bool = False
     """It passes in both directions as it comes, in whatever encoding, for as long as it takes."""
     # look up
@@ -112,6 +116,8 @@ class Exchange:
     """Name of the one that was asked last."""
     upstream_request_id: str = ""
     attempts: int = 0
+    tried: list[str] = field(default_factory=list)
+    """Names of the upstreams that were called, one for each attempt."""
     running: bool = False
     """Upstream is at work on it, or may have been, and has not said what that used."""
     upstream_ns: int = 0
@@ -137,6 +143,11 @@ class Exchange:
     saved_pico_usd: int = 0
 
     @property
+    def may_use_model(self) -> bool:
+        """Whether team and key are open to the model that is asked, by either of its names."""
+        return self.principal.may_use(self.asked.model) or (self.named != "" and self.principal.may_use(self.named))
+
+    @property
     def kind(self) -> Kind:
-        """How requests to its endpoint are read and answered; only of a metered one."""
-        return KINDS[self.endpoint]
+        """How requests to its endpoint are read and answered; only of a metered one, and of what is passed on."""
+        return PASSED if self.as_it_is else KINDS[self.endpoint]

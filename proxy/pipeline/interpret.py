@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from proxy.core.asked import Asked
 from proxy.core.deployment import with_deployment
 from proxy.core.errors import EndpointClosed, InvalidRequest, ModelNotFound
+from proxy.core.media import MEDIA_MODELS
+from proxy.core.multipart import Form
 from proxy.core.principal import Principal
+from proxy.core.splice import with_model
 from proxy.core.strict_json import parse_object
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.services import Policy, Services
+from proxy.pipeline.services import Services
 
-__all__ = ["interpret", "is_open_model"]
+__all__ = ["interpret", "interpret_form", "is_open_model"]
 
 
-def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
+_PARSED_AT_ONCE_BYTES = 1024 * 1024
+"""What takes longer is parsed on a thread: between two of its strings, others have their turn."""
+
+
+async def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
     """Read the body into `asked` and find the model's `price`.
 
     Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
     """
-    parsed = parse_object(body, services.policy.max_json_depth)
+    parse = partial(parse_object, body, services.policy.max_json_depth)
+    parsed = parse() if len(body) <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(parse)
     if exchange.deployment:
         parsed, body = with_deployment(parsed, body, exchange.deployment)
-    asked = exchange.kind.parse(parsed, body)
-    exchange.asked = asked
+    _take(exchange, exchange.kind.parse(parsed, body), services)
+
+
+def interpret_form(exchange: Exchange, form: Form, services: Services) -> None:
+    """Do the same for a form. Raises the same."""
+    kind = exchange.kind
+    if kind.parse_form is None:
+        raise LookupError("its endpoint takes no form")
+    _take(exchange, kind.parse_form(form.naming(exchange.deployment) if exchange.deployment else form), services)
+
+
+def _take(exchange: Exchange, asked: Asked, services: Services) -> None:
+    named = exchange.named = asked.model
+    asked = exchange.asked = _by_its_own_name(asked, services.policy.aliases)
     if asked.state is not None and not exchange.principal.team.allow_stateful:
         raise EndpointClosed(f"/v1{exchange.path}", asked.state)
     price = services.prices.price(asked.model, exchange.at_ms)
     exchange.price = price
-    open_here = is_open_model(asked.model, exchange.principal, services.policy, priced=price is not None)
-    if not (open_here and services.upstreams.serve(asked.model)):
-        raise ModelNotFound(asked.model)
+    if not is_open_model(named, exchange.principal, services, priced=price is not None):
+        raise ModelNotFound(named)
     maximum, tokens, name = price.max_output_tokens if price else None, asked.max_output_tokens, asked.max_output_param
     if maximum is not None and tokens is not None and tokens > maximum:
         raise InvalidRequest(
@@ -36,7 +61,25 @@ def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
         )
 
 
-def is_open_model(model: str, principal: Principal, policy: Policy, *, priced: bool) -> bool:
-    """Whether `model` exists for this caller: known by its price or by name, and allowed to team and key."""
-    known = priced or policy.allow_unknown_models or model in policy.extra_models
-    return known and principal.may_use(model)
+def is_open_model(name: str, principal: Principal, services: Services, *, priced: bool) -> bool:
+    """Whether `name`, or the model it is an alias of, exists for this caller.
+
+    The model is known by its price or by name, and served by an upstream; team and key are open to it, or to the alias.
+    `priced` is the model's.
+    """
+    policy = services.policy
+    model = policy.aliases.get(name, name)
+    known = priced or policy.allow_unknown_models or model in policy.extra_models or model in MEDIA_MODELS
+    if not known or not services.upstreams.serve(model):
+        return False
+    return principal.may_use(name) or (model is not name and principal.may_use(model))
+
+
+def _by_its_own_name(asked: Asked, aliases: Mapping[str, str]) -> Asked:
+    """The request as if it had named the model itself: nothing behind this knows of aliases."""
+    model = aliases.get(asked.model)
+    if model is None:
+        return asked
+    # A form has no bytes here: they are put together when it is known what upstream calls the model.
+    raw = with_model(asked.raw, model) if asked.raw else asked.raw
+    return replace(asked, model=model, body={**asked.body, "model": model}, raw=raw)

@@ -77,17 +77,24 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         cache=exchange.cache,
         cache_reason=exchange.cache_reason,
         attempts=exchange.attempts,
+        tried=tuple(exchange.tried),
         usage=exchange.usage,
         cost_pico_usd=exchange.cost_pico_usd,
         saved_pico_usd=exchange.saved_pico_usd,
         estimated=exchange.estimated,
-        unpriced=(exchange.dispatched and exchange.price is None) or isinstance(ending.error, ModelNotPriced),
+        unpriced=_is_unpriced(exchange, ending),
         limited_scope=scope,
         limited_dimension=dimension,
         shadow_limited=shadow.decision.dimension.value if shadow and not isinstance(shadow.decision, Admitted) else "",
         request_use_ratio=_use_ratio(standing.requests, limits.effective_request_capacity) if standing else None,
         token_use_ratio=_use_ratio(standing.tokens, limits.effective_token_capacity) if standing else None,
     )
+
+
+def _is_unpriced(exchange: Exchange, ending: Ending) -> bool:
+    """Whether it was sent, or would have been, at a price that nobody here knows."""
+    sent = exchange.dispatched and exchange.price is None and exchange.asked.billed
+    return sent or isinstance(ending.error, ModelNotPriced)
 
 
 def _limited(error: Exception | None) -> tuple[str, str]:

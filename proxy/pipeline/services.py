@@ -18,7 +18,7 @@ from proxy.pipeline.shutdown import Shutdown
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.turns import Turns
 from proxy.pipeline.upstreams import Upstreams
-from proxy.ports import Cache, Clock, Ledger, Limiter, Spawn, Telemetry, Tokenizer
+from proxy.ports import Cache, Clock, Holding, Ledger, Limiter, Spawn, Telemetry, Tokenizer
 
 __all__ = ["Policy", "Services"]
 
@@ -41,7 +41,11 @@ class Policy:
     """How long an answer that another process is fetching is waited for."""
     allow_unknown_models: bool = False
     extra_models: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of models: alias -> the model that is asked, limited, priced and accounted for."""
     max_json_depth: int = 64
+    max_upload_bytes: int = 512 * 1024 * 1024
+    """Largest body of what is not held in memory: forms, and what is passed on."""
     headers_left_out: frozenset[str] = frozenset()
     """Headers of our own that no answer has, by their names in lower case."""
     ask_for_stream_usage: bool = True
@@ -80,6 +84,8 @@ class Services:
     """Is told of each warning of a budget that is reached; does not wait, and does not raise."""
     team_usage: TeamUsage | None = None
     """What teams are shown of their own usage; None: nothing."""
+    hold: Callable[[], Holding] | None = None
+    """Makes a place for a form; None: none is taken."""
     turns: Turns | None = None
     """Where requests wait for limits to have room; None: none does."""
     shutdown: Shutdown = field(default_factory=Shutdown)

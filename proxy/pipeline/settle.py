@@ -9,7 +9,7 @@ from functools import partial
 from proxy.core.bucket import Admitted, Cost
 from proxy.core.budget import nano_usd
 from proxy.core.count import Said
-from proxy.core.errors import Overloaded, TollgateError
+from proxy.core.errors import BodyTooLarge, InvalidRequest, Overloaded, TollgateError
 from proxy.core.event import Outcome, UsageEvent
 from proxy.core.pricing import cost_pico_usd
 from proxy.core.usage import NO_USAGE, Usage
@@ -105,6 +105,9 @@ def _ending(error: BaseException, services: Services) -> tuple[Outcome, int]:
             return Outcome.UNAVAILABLE, services.status_of(Overloaded("shutting down"))
         case ConnectionResetError() | asyncio.CancelledError():
             return Outcome.CLIENT_GONE, CLIENT_CLOSED_REQUEST
+        case BodyTooLarge() | InvalidRequest():
+            # A body that was on its way upstream as it came.
+            return Outcome.REJECTED, services.status_of(error)
         case Overloaded():
             return Outcome.UNAVAILABLE, services.status_of(error)
         case TollgateError():

@@ -128,7 +128,9 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     ready_grace_seconds: SecondsOrNone = 0.0
     """How long `/readyz` says 503 at shutdown before the listener closes: what a load balancer needs to notice."""
     max_body_bytes: Bytes = 64 * 1024 * 1024
-    """Largest request body."""
+    """Largest request body that is read whole: JSON."""
+    max_upload_bytes: Bytes = 512 * 1024 * 1024
+    """Largest form, and largest body of what is passed on to what is kept at OpenAI: neither is held in memory."""
     max_json_depth: Annotated[int, Meta(ge=1, le=512)] = 64
     """Deepest nesting of a JSON request body."""
     header_timeout_seconds: Seconds = 30.0

@@ -166,14 +166,14 @@ def _limit_reached(error: errors.LimitReached) -> ErrorAnswer:
         headers += (("x-should-retry", "false"),)
     if refusal.dimension is Dimension.PARALLEL:
         message = (
-            f"Too many requests at one time for {error.model} of {_holder(error)}: Limit {refusal.limit}, "
+            f"Too many requests at one time for {error.model or _KEPT} of {_holder(error)}: Limit {refusal.limit}, "
             f"In flight {refusal.used}. Please try again when one of them has ended."
         )
         type_ = "requests"
     else:
         short, type_ = _DIMENSIONS[refusal.dimension]
         message = (
-            f"Rate limit reached for {error.model} of {_holder(error)} on {short}: Limit {refusal.limit}, "
+            f"Rate limit reached for {error.model or _KEPT} of {_holder(error)} on {short}: Limit {refusal.limit}, "
             f"Used {refusal.used}, Requested {refusal.requested}. Please try again in {format_duration(wait_ms)}."
         )
     return ErrorAnswer(429, message, type_, code="rate_limit_exceeded", headers=headers, outcome=Outcome.LIMITED)
@@ -184,7 +184,7 @@ def _never_admissible(error: errors.NeverAdmissible) -> ErrorAnswer:
     short, type_ = _DIMENSIONS[refusal.dimension]
     return ErrorAnswer(
         429,
-        f"Request too large for {error.model} of {_holder(error)} on {short}: Limit {refusal.limit}, "
+        f"Request too large for {error.model or _KEPT} of {_holder(error)} on {short}: Limit {refusal.limit}, "
         f"Requested {refusal.requested}. Shorten the input or lower the maximum of output tokens; "
         "waiting does not help.",
         type_,
@@ -219,6 +219,12 @@ def _budget_used_up(error: errors.BudgetUsedUp) -> ErrorAnswer:
 
 
 def _model_not_priced(error: errors.ModelNotPriced) -> ErrorAnswer:
+    if not error.model:
+        return ErrorAnswer(
+            403,
+            f"What upstream bills for this is not known here, and requests of team {error.team} are held to a budget.",
+            code="model_not_priced",
+        )
     return ErrorAnswer(
         403,
         f"The model `{error.model}` has no price here, and requests of team {error.team} are held to a budget, which "
@@ -279,6 +285,8 @@ def _store_away(_: errors.StoreAway) -> ErrorAnswer:
     return _overloaded(errors.Overloaded("a store it needs does not answer"))
 
 
+_KEPT = "what is kept at OpenAI"
+"""Stands where a model would, for requests that name none."""
 _SPANS = {Period.DAY: "a day", Period.MONTH: "a month", Period.TOTAL: "in total"}
 _DIMENSIONS = {
     Dimension.REQUESTS: ("requests per min (RPM)", "requests"),

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from proxy.core.endpoints import ME, MODELS, is_stateful
+from proxy.core.endpoints import ME, MODELS, Passed, never_open, passed
 from proxy.core.errors import EndpointClosed, MethodNotAllowed, Overloaded, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
@@ -24,6 +24,7 @@ from proxy.pipeline.line import travel
 from proxy.pipeline.me import show_caller
 from proxy.pipeline.models import list_models, one_model
 from proxy.pipeline.own_headers import own_headers_of_error
+from proxy.pipeline.pass_through import pass_through
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
@@ -71,11 +72,16 @@ class OpenAIRoutes:
                 return await self._answer(request, place, MODELS, self._model)
             case "GET", (path, "") if path == _ME_PATH:
                 return await self._answer(request, place, ME, self._me)
+            case method, (path, "") if (family := passed(method, path)) is not None:
+                return await self._answer(request, place, family.endpoint, partial(self._passed, family))
             case _:
                 return await self._answer(request, place, "_other", partial(self._other, sent, known))
 
     async def _metered(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
         return await travel(exchange, client, self._services)
+
+    async def _passed(self, family: Passed, exchange: Exchange, client: AiohttpDownstream) -> Reply:
+        return await pass_through(exchange, family, client, self._services)
 
     async def _models(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         return await list_models(exchange, self._services)
@@ -90,7 +96,7 @@ class OpenAIRoutes:
     async def _other(self, sent: str, known: Place | None, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         """Every path that is not open, and every method that an open one does not have."""
         shown = sent[:_SHOWN_CHARACTERS]
-        if known is not None and is_stateful(known.path):
+        if known is not None and never_open(known.path):
             await authenticate(exchange, self._services)
             raise EndpointClosed(shown)
         method = None if known is None else _method_of(known)

@@ -94,6 +94,10 @@ class Child:
         return self._stderr.read_text()
 
     @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
     def exit_status(self) -> int | None:
         return self._child.poll()
 

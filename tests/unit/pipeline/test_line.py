@@ -3,12 +3,16 @@ import inspect
 
 import pytest
 
-from proxy.pipeline import call, coalesce, line
+from proxy.pipeline import call, coalesce, line, pass_through
 
 ORDERS = {
-    line.travel: ["authenticate", "receive", "interpret", "look_up", "travel_together", "travel_apart", "admit",
-                  "decide_shadow", "settle_hit", "replay", "call", "settle_broken"],
-    call.call: ["dispatch", "forward", "relay"],
+    line.travel: ["authenticate", "comes_as_form", "received", "interpret_form", "_travel_on", "receive", "interpret",
+                  "_travel_on"],
+    line._travel_on: ["look_up", "travel_together", "travel_apart", "admit", "decide_shadow", "settle_hit", "replay",
+                      "call", "settle_broken"],
+    pass_through.pass_through: ["authenticate", "EndpointClosed", "stream", "Asked", "admit", "decide_shadow",
+                                "dispatch", "forward", "pass_as_it_is", "settle_broken"],
+    call.call: ["dispatch", "forward", "pass_media", "relay", "let_go"],
     coalesce._admit: ["admit", "decide_shadow", "settle_broken"],
     coalesce._lead: ["claim", "wants_new", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
 }  # fmt: skip
