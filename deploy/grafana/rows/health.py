@@ -159,9 +159,29 @@ def _beside() -> list[Panel]:
             "short",
             empty="No warnings",
         ),
+        lines(
+            "Connections",
+            "Connections of clients that are open now.",
+            [("sum by (instance) (tollgate_open_connections)", "{{instance}}")],
+            "short",
+            empty=_NOT_SCRAPED,
+            width=12,
+        ),
+        lines(
+            "What was no request",
+            "What clients sent in a minute that never became a request, and connections that were cut for being too "
+            "slow or one too many.",
+            [
+                (per_minute("tollgate_malformed_requests_total", "reason"), "no request: {{reason}}"),
+                (per_minute("tollgate_connections_cut_total", "reason"), "cut: {{reason}}"),
+            ],
+            "short",
+            empty=_NOT_SCRAPED,
+            width=12,
+        ),
         table(
             "Versions",
-            "What runs where.",
+            "Which version runs where.",
             [("Running", "count by (instance, version) (tollgate_build_info)", "short")],
             "short",
             empty=_NOT_SCRAPED,
