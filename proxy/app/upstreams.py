@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from proxy.adapters.azure import AzureUpstream
+from proxy.adapters.certificates import client_context
 from proxy.adapters.openai import CompatibleUpstream, OpenAIUpstream, open_session
 from proxy.adapters.pacer import PacerOptions
 from proxy.adapters.prometheus import Metrics
@@ -56,6 +57,8 @@ async def _site(
             max_connections=upstream.max_connections or every.max_connections,
             connect_seconds=upstream.connect_timeout_seconds or every.connect_timeout_seconds,
             idle_seconds=upstream.read_timeout_seconds or every.read_timeout_seconds,
+            tls=None if every.ca_file is None else client_context(every.ca_file),
+            proxy=settings.outgoing.proxies().proxy_of(upstream.base_url),
         )
     )
     options = PacerOptions(upstream.requests_per_minute, every.pacing_queue, every.pacing_deadline_seconds)
