@@ -116,6 +116,17 @@ const scenarios = {
     const texts = [plain.output_text, streamed.output_text];
     return { texts, usage: [plain.usage, streamed.usage], kinds, counted: counted.input_tokens };
   },
+  async slowStreams() {
+    const headers = { "x-simulate-ttft-ms": "200", "x-simulate-chunk-ms": "70" };
+    const ask = { ...conversation, stream: true, stream_options: { include_usage: true } };
+    const chat = { text: "", usage: null };
+    for await (const { choices, usage } of await client.chat.completions.create(ask, { headers })) {
+      chat.text += choices[0]?.delta?.content ?? "";
+      chat.usage = usage ?? chat.usage;
+    }
+    const stream = client.responses.stream({ model: "gpt-4o-mini", input: "Hi" }, { headers });
+    return [chat, (await stream.finalResponse()).status];
+  },
   async responseErrors() {
     const ask = (changes, headers) =>
       client.responses.create({ model: "gpt-4o-mini", input: "Hi", ...changes }, { headers });
