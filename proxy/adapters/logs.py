@@ -47,6 +47,7 @@ def json_line(record: RequestRecord) -> str:
         "shadow_limited": record.shadow_limited or None,
         "cache": record.cache,
         "attempts": record.attempts,
+        "tried": record.tried if len(record.tried) > 1 else None,
         "upstream": record.upstream or None,
         "upstream_request_id": record.upstream_request_id or None,
         "input_tokens": record.usage.input_tokens,

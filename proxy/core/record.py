@@ -36,6 +36,8 @@ class RequestRecord:
     overhead_ms: float
     """Part of the duration that was ours: not spent waiting for upstream."""
     upstream_ms: float = 0.0
+    queued_ms: float = 0.0
+    """Part of `overhead_ms`: spent waiting for a turn, under limits or the pace of an upstream."""
     ttft_ms: float | None = None
     """Time to the first byte of a streamed answer."""
     team: str = ""
@@ -50,6 +52,8 @@ class RequestRecord:
     cache_reason: str = ""
     """Why it was no hit: one of a fixed set of names."""
     attempts: int = 0
+    tried: tuple[str, ...] = ()
+    """Names of the upstreams that were called, one for each attempt."""
     usage: Usage = NO_USAGE
     cost_pico_usd: int = 0
     saved_pico_usd: int = 0

@@ -159,6 +159,7 @@ class _Calls:
         is_probe = breaker.state is BreakerState.HALF_OPEN
         self._tour.called(stop, self._now_ms())
         exchange.attempts += 1
+        exchange.tried.append(stop.site.name)
         exchange.upstream, exchange.running, self._calling = stop.site.name, True, stop.site
         try:
             answer = await stop.key.call.send(request)

@@ -66,6 +66,7 @@ def record_of(exchange: Exchange, ending: Ending, services: Services) -> Request
         duration_ms=total_ns / _NS_PER_MS,
         overhead_ms=max(0, total_ns - exchange.upstream_ns) / _NS_PER_MS,
         upstream_ms=exchange.upstream_ns / _NS_PER_MS,
+        queued_ms=exchange.queued_ns / _NS_PER_MS,
         ttft_ms=(first - exchange.started_ns) / _NS_PER_MS if first is not None else None,
         team=principal.team.name if principal else "",
         key_id=principal.key.kid if principal else "",
