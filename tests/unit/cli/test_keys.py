@@ -54,10 +54,10 @@ def test_keys_are_imported_and_never_shown(growth, told, done, tmp_path, source,
     path = tmp_path / "keys.txt"
     path.write_bytes(text.encode())
     given = ("--file", str(path)) if source == "file" else ("--file", "-")
-    stdin = None if source == "file" else text
-    imported = told("keys", "import", "--team", "growth", "--label", "legacy", "--rpm", "7", *given, stdin=stdin)
+    stdin, more = (None if source == "file" else text), (*given, "--max-wait", "20s")
+    imported = told("keys", "import", "--team", "growth", "--label", "legacy", "--rpm", "7", *more, stdin=stdin)
     assert [(row["team"], row["label"], row["imported"]) for row in imported] == [("growth", "legacy", True)] * 3
-    assert [row["requests_per_minute"] for row in imported] == [7] * 3
+    assert [(row["requests_per_minute"], row["max_wait_ms"]) for row in imported] == [(7, 20_000)] * 3
     assert [row["created_by"] for row in imported] == [OS_USER] * 3
     assert {row["id"] for row in told("keys", "list")} == {row["id"] for row in imported}
     for shown in (json.dumps(imported), done("keys", "list"), done("keys", "list", "--json"), done("audit")):

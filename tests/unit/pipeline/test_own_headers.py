@@ -134,6 +134,17 @@ async def test_a_refusal_says_how_long_it_waited_and_nothing_of_a_call(bench):
     }
 
 
+async def test_one_that_the_cache_was_not_asked_for_says_the_same(bench):
+    exchange = await bench.exchange(json.dumps(REQUEST).encode())
+    exchange.queued_ns = 3_000_000
+    assert own_headers_of_error(exchange) == (("x-tollgate-cache", "bypass"), ("x-tollgate-queue-wait-ms", "3"))
+    exchange.queued_ns = 0
+    await admit(exchange, bench.services)
+    dispatch(exchange, bench.services)
+    exchange.attempts = 1
+    assert dict(own_headers_of_error(exchange)).keys() >= CALLED
+
+
 async def test_what_came_to_nothing_of_it_is_told_nothing(bench):
     exchange = await bench.exchange(json.dumps(REQUEST).encode())
     assert own_headers_of_error(exchange) == ()
