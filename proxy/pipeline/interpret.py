@@ -18,11 +18,11 @@ from proxy.core.strict_json import parse_object
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
 
-__all__ = ["interpret", "interpret_form", "is_open_model"]
+__all__ = ["AT_ONCE_BYTES", "interpret", "interpret_form", "is_open_model"]
 
 
-_PARSED_AT_ONCE_BYTES = 1024 * 1024
-"""What takes longer is parsed on a thread: between two of its strings, others have their turn."""
+AT_ONCE_BYTES = 1024 * 1024
+"""A body that is larger is worked on in a thread: between two of its strings, others have their turn."""
 
 
 async def interpret(exchange: Exchange, body: bytes, services: Services) -> None:
@@ -30,11 +30,8 @@ async def interpret(exchange: Exchange, body: bytes, services: Services) -> None
 
     Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
     """
-    parse = partial(parse_object, body, services.policy.max_json_depth)
-    parsed = parse() if len(body) <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(parse)
-    if exchange.deployment:
-        parsed, body = with_deployment(parsed, body, exchange.deployment)
-    _take(exchange, exchange.kind.parse(parsed, body), services)
+    parse = partial(_parse, exchange, body, services.policy.max_json_depth)
+    _take(exchange, parse() if len(body) <= AT_ONCE_BYTES else await asyncio.to_thread(parse), services)
 
 
 def interpret_form(exchange: Exchange, form: Form, services: Services) -> None:
@@ -43,6 +40,13 @@ def interpret_form(exchange: Exchange, form: Form, services: Services) -> None:
     if kind.parse_form is None:
         raise LookupError("its endpoint takes no form")
     _take(exchange, kind.parse_form(form.naming(exchange.deployment) if exchange.deployment else form), services)
+
+
+def _parse(exchange: Exchange, body: bytes, max_depth: int) -> Asked:
+    parsed = parse_object(body, max_depth)
+    if exchange.deployment:
+        parsed, body = with_deployment(parsed, body, exchange.deployment)
+    return exchange.kind.parse(parsed, body)
 
 
 def _take(exchange: Exchange, asked: Asked, services: Services) -> None:

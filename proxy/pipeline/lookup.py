@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
 from proxy.core.replay import Form
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.interpret import AT_ONCE_BYTES
 from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
 from proxy.ports import CacheAddress, CachedAnswer
@@ -34,7 +36,10 @@ async def look_up(exchange: Exchange, services: Services) -> None:
     if reason is not None:
         exchange.cache, exchange.cache_reason = CacheResult.BYPASS, reason
     else:
-        exchange.address = _address(exchange, services)
+        # A digest of tens of megabytes takes its time.
+        large = len(exchange.asked.raw) > AT_ONCE_BYTES
+        address = await asyncio.to_thread(_address, exchange, services) if large else _address(exchange, services)
+        exchange.address = address
         exchange.cache, exchange.cache_reason = CacheResult.MISS, UNSEEN
         if wants_new(exchange.wishes):
             exchange.cache_reason = "no-cache" if exchange.wishes.no_cache else "max-age"
