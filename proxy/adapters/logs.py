@@ -61,6 +61,7 @@ def json_line(record: RequestRecord) -> str:
         "duration_ms": round(record.duration_ms, _DECIMALS),
         "upstream_ms": round(record.upstream_ms, _DECIMALS),
         "overhead_ms": round(record.overhead_ms, _DECIMALS),
+        "queued_ms": round(record.queued_ms, _DECIMALS),
     }
     return msgspec.json.encode(fields).decode()
 
