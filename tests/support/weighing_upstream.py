@@ -42,6 +42,8 @@ class WeighingUpstream:
     """Where it is, what it has seen, and what it answers by path; what is not there is answered `{}`."""
 
     base_url: str = ""
+    arrived: list[str] = field(default_factory=list)
+    """Paths of requests whose heads have come."""
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
     early: dict[str, Answer] = field(default_factory=dict)
@@ -63,6 +65,7 @@ def weighing_upstream() -> Iterator[WeighingUpstream]:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
+        upstream.arrived.append(path)
         if path in upstream.early:
             return await upstream.early[path](request)
         digest, length, head, whole = hashlib.sha256(), 0, b"", True
