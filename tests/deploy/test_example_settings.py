@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 
 from proxy.core.tiers import DEFAULT_TIERS
-from proxy.settings import Settings, load
+from proxy.settings import NamedUpstreamSettings, Settings, load
 from proxy.settings.names import leaves
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/tollgate.example.toml"
 CERTIFICATES = Path(__file__).parents[1] / "support/tls"
 EXPLAINED = {"data_dir", "database_url", "pepper_file", "redis_url", "cache_redis_url", "requests_per_minute"}
+EXPLAINED |= {"tokens_per_minute", "aliases"}
 EXPLAINED |= {"file", "api_key_file", "key_file", "admin_token_file", "webhook_url", "webhook_secret_file"}
 EXPLAINED |= {"tls_cert_file", "tls_key_file", "ca_file", "https_proxy", "http_proxy"}
 """Settings without a default that could be written down; the example shows a value."""
@@ -37,7 +38,19 @@ def test_the_example_names_every_setting():
         for key in (document[table] if isinstance(document[table], dict) else [None])
     }
     secrets = {("upstream", "api_key"), ("cache", "key"), ("server", "admin_token"), ("budgets", "webhook_secret")}
-    assert named == {path for path, _ in leaves(Settings)} - secrets
+    assert named == {path for path, _ in leaves(Settings)} - secrets - {("upstreams",)}
+
+
+def test_the_example_names_every_setting_of_one_of_several_upstreams(tmp_path):
+    block = re.search(r"^#   \[upstreams\..*\n(?:#   .*\n)+", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#   ", "", block[0], flags=re.MULTILINE)
+    named = {key for upstream in tomllib.loads(text)["upstreams"].values() for key in upstream}
+    assert named == {field.name for field in msgspec.structs.fields(NamedUpstreamSettings)} - {"api_keys"}
+    (tmp_path / "openai.keys").write_text("sk-one\nsk-two\n")
+    (tmp_path / "tollgate.toml").write_text(text)
+    settings = load(tmp_path / "tollgate.toml", {"AZURE_OPENAI_API_KEY": "sk-three"})
+    assert [len(upstream.api_keys) for upstream in settings.upstreams.values()] == [2, 1]
+    assert settings.servability() == ()
 
 
 def test_values_in_the_example_are_the_defaults():

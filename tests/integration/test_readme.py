@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from proxy.adapters.webhook import signature
+from proxy.settings import load
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import ROOT, clean_environment, run_tollgate
 from tests.support.workers import ask, has_ended, until_all_serve, workers_of
@@ -113,6 +114,16 @@ def run_budget_commands(text, server, team, node):
     ]
 
 
+def load_several_upstreams(text, server, team, node):
+    """The settings that are shown are whole, and say what the words beside them do."""
+    file = server.data_dir / "several.toml"
+    file.write_text(text)
+    settings = load(file, {"OPENAI_KEYS": "sk-one sk-two", "AZURE_OPENAI_API_KEY": "sk-three"})
+    assert settings.servability() == ()
+    assert {name: len(each.api_keys) for name, each in settings.upstreams.items()} == {"openai": 2, "azure": 1}
+    assert settings.models.aliases == {"fast": "gpt-4o-mini"}
+
+
 def run_js(text, server, team, node):
     assert BASE_URL in text
     assert KEY in text
@@ -178,6 +189,7 @@ RUNNERS = [
     ("sh", r"token=\$\(tollgate admin token\)\n", run_admin_calls),
     ("sh", r"tollgate check --config deploy/", run_commands),
     ("sh", r"tollgate serve --workers ", serve_with_workers),
+    ("toml", r"\[upstreams\.", load_several_upstreams),
     ("python", r"from openai import OpenAI\n", run_python),
     ("js", r'import OpenAI from "openai";\n', run_js),
     ("json", r'\{"error": ', meet_the_refusal),
