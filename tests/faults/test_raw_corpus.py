@@ -7,87 +7,19 @@ client asks, and gets its own answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Self
 
 import pytest
 import pytest_asyncio
 
-from tests.faults.conftest import Gateway, Open, until
+from tests.faults.conftest import Gateway, Open
 from tests.support.raw_corpus import Case, Then, ask, corpus
+from tests.support.recording_upstream import Recorder
 
 KEY_OF_CORPUS = "sk-tg_" + "0" * 40
 NAMES = sorted(corpus(KEY_OF_CORPUS))
-
-
-class Recorder:
-    """An upstream that keeps every byte, and answers a chat with what it asks."""
-
-    def __init__(self) -> None:
-        self.heads: list[bytes] = []
-        self.bodies: list[bytes] = []
-        self.strays = b""
-        """What came and was no request in canonical form."""
-        self.connections = 0
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        return tuple(json.loads(body)["messages"][0]["content"] for body in self.bodies)
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.close()
-        await until(lambda: not self._writers)
-
-    def forget(self) -> None:
-        self.heads.clear()
-        self.bodies.clear()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        self.connections += 1
-        data = b""
-        try:
-            while more := await reader.read(65_536):
-                data = self._take(data + more, writer)
-        except ConnectionError:
-            pass
-        finally:
-            self.strays += data
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            self._writers.discard(writer)
-
-    def _take(self, data: bytes, writer: asyncio.StreamWriter) -> bytes:
-        head, end, rest = data.partition(b"\r\n\r\n")
-        length = re.findall(rb"\r\nContent-Length: (\d+)(?=\r\n|$)", head)
-        if not end or len(length) != 1 or len(rest) < int(length[0]):
-            return data
-        body, rest = rest[: int(length[0])], rest[int(length[0]) :]
-        self.heads.append(head)
-        self.bodies.append(body)
-        message = {"role": "assistant", "content": json.loads(body)["messages"][0]["content"]}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini", "usage": usage}
-        answer["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        content = json.dumps(answer).encode()
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (len(content), content)
-        )
-        return rest
 
 
 class Stage:

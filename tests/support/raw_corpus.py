@@ -396,7 +396,7 @@ def _targets(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Brok
         "method: TRACE": Case(post(key, line=LINE.replace(b"POST", b"TRACE"), body=b""), (405,), Then.STAYS),
         "method: OPTIONS *": Case(post(key, line=b"OPTIONS * HTTP/1.1", body=b""), (404,), Then.STAYS),
         "method: GET with a body": Case(
-            post(key, LENGTH, line=b"GET /v1/chat/completions HTTP/1.1"), (405,), Then.STAYS
+            post(key, LENGTH, line=b"GET /v1/chat/completions HTTP/1.1"), (403,), Then.STAYS
         ),
     }  # fmt: skip
     return cases
