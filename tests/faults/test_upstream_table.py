@@ -179,6 +179,7 @@ TABLE = {
     "404": error(404, "model_not_found", 1, blamed=False),
     "408": error(408, None, 3),
     "409": error(409, None, 1, blamed=False),
+    "422": error(422, None, 1, blamed=False),
     "our key is refused": both("status: 401", end=End(502, "upstream_key_refused", 1, NOTHING, "status_401")),
     # Outages: the same, and the breaker counts them.
     "500": error(500, None, 3, outage=True),
@@ -284,6 +285,7 @@ class Readings:
     errors: dict[str, float]
     retries: dict[str, float]
     requests: float
+    estimated: float
     taken: tuple[int, int]
     failures: int
 
@@ -294,6 +296,7 @@ class Readings:
             by_label(gateway, gateway.worker.metrics.upstream_errors_total, "kind"),
             by_label(gateway, gateway.worker.metrics.retries_total, "reason"),
             gateway.total("tollgate_requests_total", team=TEAM, outcome=outcome),
+            gateway.total("tollgate_estimated_usage_total", reason=outcome),
             await gateway.charged(),
             site.breaker.failures,
         )
@@ -313,6 +316,7 @@ async def shown(gateway: Gateway, before: Readings, event: dict[str, Any], end: 
     assert grown(before.errors, after.errors) == ({end.kind: end.failures} if end.kind and end.failures else {})
     assert grown(before.retries, after.retries) == ({end.kind: end.calls - 1} if end.calls > 1 else {})
     assert after.requests - before.requests == 1
+    assert after.estimated - before.estimated == event["estimated"]
     assert after.taken == (before.taken[0] + 1, before.taken[1] + event["input_tokens"] + event["output_tokens"])
     assert after.failures == (before.failures + end.failures if end.outage else 0)
     assert gateway.in_flight == 0
