@@ -62,7 +62,6 @@ class Metrics(StoreMetrics):
         self.queues = QueueMetrics(self.registry)
         self.streams = StreamMetrics(self.registry)
         self.http = HttpMetrics(self.registry)
-        self.budgets.unpriced_requests_total.labels(OTHER)
         # A child looked up once costs a third of one looked up each time.
         self._request = lru_cache(_CHILDREN)(self.requests_total.labels)
         self._limited = lru_cache(_CHILDREN)(self.rate_limited_total.labels)
@@ -189,6 +188,11 @@ class Metrics(StoreMetrics):
         for team, model, endpoint in in_use:
             self._in_use(team, self._model(model), endpoint)
 
+    def prepare_unpriced(self, models: Iterable[str]) -> None:
+        """Create the children of models that may have no price."""
+        for model in (OTHER, *models):
+            self.budgets.unpriced_requests_total.labels(model)
+
     def prepare_upstreams(self, names: Iterable[str]) -> None:
         """Create the children of every upstream there is, for all that usually goes wrong there."""
         for name in names:
@@ -297,6 +301,9 @@ class Metrics(StoreMetrics):
         self._ahead.used(model, endpoint)
         for kind in ("input", "cached_input", "output", "reasoning"):
             self._tokens(team, model, kind)
+        self._ttft(model)
+        for result in CacheResult:
+            self._duration(endpoint, result.value)
         for outcome in _OUTCOMES:
             self._request(team, model, endpoint, outcome.value)
         self._spend(team, model)

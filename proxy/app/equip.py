@@ -133,6 +133,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     sample = partial(
         _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing, services), limits, ClockSteps()
     )
+    metrics.prepare_unpriced(model for model in settings.models.extra if not prices.rows(model))
     metrics.prepare_upstreams(site.name for site in services.upstreams)
     metrics.upstreams.prepare((site.name, key.number) for site in services.upstreams for key in site.keys)
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))

@@ -194,14 +194,23 @@ def test_what_the_ledger_knows_is_there_before_it_counts():
         assert metrics.registry.get_sample_value("tollgate_tokens_total", {**labels, "kind": "input"}) == 0
 
 
+def test_times_of_what_is_in_use_stand_at_zero(metrics):
+    metrics.prepare_models([("growth", "gpt-4o", "chat")])
+    assert value(metrics, "tollgate_time_to_first_token_seconds_count", model="gpt-4o") == 0
+    for result in CacheResult:
+        assert value(metrics, "tollgate_request_duration_seconds_count", endpoint="chat", cache=result.value) == 0
+
+
 def test_what_may_go_wrong_stands_at_zero(metrics):
     metrics.prepare_upstreams(["openai", "azure"])
+    metrics.prepare_unpriced(["homegrown"])
     for name in ("openai", "azure"):
         for kind in ("unreachable", "timeout", "broken", "content", "status_401", "status_429", "status_500"):
             assert value(metrics, "tollgate_upstream_errors_total", upstream=name, kind=kind) == 0
         for reason in ("unreachable", "broken", "status_408", "status_429", "status_503"):
             assert value(metrics, "tollgate_retries_total", upstream=name, reason=reason) == 0
         assert value(metrics, "tollgate_upstream_duration_seconds_count", upstream=name) == 0
-    assert value(metrics, "tollgate_unpriced_requests_total", model="_other") == 0
+    for model in ("_other", "homegrown"):
+        assert value(metrics, "tollgate_unpriced_requests_total", model=model) == 0
     assert value(metrics, "tollgate_estimated_usage_total", reason="client_gone") == 0
     assert value(metrics, "tollgate_store_errors_total", store="ledger", operation="ship") == 0
