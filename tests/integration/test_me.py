@@ -77,6 +77,6 @@ def test_strangers_and_other_ways_of_asking(gateway, me, team):
         assert answer.status_code == 401
         assert answer.json()["error"]["type"] == "invalid_request_error"
     for method in ("POST", "DELETE", "PUT"):
-        assert me(team, method=method).status_code == 404
+        assert me(team, method=method).status_code == 405
     assert me(team, "/tollgate/me/").status_code == 404
     assert me(team, "/tollgate/me?team=other").json()["team"] == team.name

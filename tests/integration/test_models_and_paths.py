@@ -67,7 +67,6 @@ def test_models_need_a_key(get):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("POST", "/v1/images/generations", 404, None),
         ("GET", "/v1/realtime?model=gpt-realtime", 404, None),
         ("GET", "/openai/realtime?api-version=2024-10-01-preview&deployment=gpt-4o", 404, None),
         ("POST", "/openai/deployments/gpt-4o/nothing", 404, None),
