@@ -224,7 +224,7 @@ class Tollgate(Child):
             clean_environment(OPENAI_API_KEY=upstream_key),
         )
         try:
-            self.base_url = self.said(r"serving (http://\S+/v1)", lambda: self.stderr)[1]
+            self.base_url = self.said(r"serving (https?://\S+/v1)", lambda: self.stderr)[1]
             self.operations_url = self.said(r"operations on (http://\S+)$", lambda: self.stderr)[1]
             eventually(lambda: self.ready_status() == 200, seconds=START_SECONDS, what="readiness")
         except BaseException:
