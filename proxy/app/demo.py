@@ -32,7 +32,7 @@ _SIMULATED = "simulated"
 async def simulated(settings: Settings, stack: AsyncExitStack) -> Settings:
     """Settings that stand before a simulated OpenAI, started here, when there is no key for the real one."""
     upstream = settings.upstream
-    if upstream.base_url != DEFAULT_UPSTREAM_URL or upstream.api_key is not None:
+    if settings.upstreams or upstream.base_url != DEFAULT_UPSTREAM_URL or upstream.api_key is not None:
         return settings
     simulator = await stack.enter_async_context(await start_simulator(Behaviour(ttft_ms=200, chunk_ms=20)))
     stand_in = replace(upstream, name=_SIMULATED, base_url=simulator.base_url, api_key=Secret(_SIMULATED))
@@ -43,7 +43,9 @@ async def welcome(settings: Settings, engine: Engine, base_url: str, operations_
     """Issue a key for the team `demo` and print what to paste."""
     key = await asyncio.to_thread(_issue_key, settings, engine)
     upstream = settings.upstream.base_url
-    if settings.upstream.name == _SIMULATED:
+    if settings.upstreams:
+        upstream = ", ".join(f"{name} ({each.base_url})" for name, each in settings.upstreams.items())
+    elif settings.upstream.name == _SIMULATED:
         upstream = "a simulated OpenAI upstream (OPENAI_API_KEY is not set)"
     request = f'{{"model": "{_MODEL}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     curl = (

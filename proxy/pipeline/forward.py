@@ -29,7 +29,9 @@ __all__ = ["dispatch", "forward"]
 def dispatch(exchange: Exchange, services: Services) -> None:
     """Choose who is asked, and write the begin record: the ledger has it from here on. Raises `Overloaded`."""
     principal = exchange.principal
-    route = services.upstreams.route(exchange.asked.model, random.random())  # noqa: S311 - spreads load, guards nothing
+    # What a team keeps upstream, it finds again where it is asked in the same order each time.
+    draw = 0.0 if principal.team.allow_stateful else random.random()  # noqa: S311 - spreads load, guards nothing
+    route = services.upstreams.route(exchange.asked.model, draw)
     services.ledger.begin(
         Dispatch(
             event_id=exchange.event_id,

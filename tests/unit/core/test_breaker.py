@@ -54,6 +54,43 @@ def test_a_probe_that_is_never_heard_of_makes_way_for_another():
     assert breaker.admits(200)
 
 
+def test_a_probe_that_is_withdrawn_makes_way_at_once():
+    breaker = opened()
+    assert breaker.admits(100)
+    breaker.withdrawn(101)
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert breaker.would_admit(101)
+    assert breaker.admits(101)
+    assert not breaker.would_admit(150)
+    assert not breaker.admits(150)
+
+
+def test_nothing_is_withdrawn_where_nobody_tries():
+    closed, breaker = Breaker(POLICY), opened()
+    closed.withdrawn(5)
+    breaker.withdrawn(5)
+    assert (closed.state, breaker.state, breaker.until_ms) == (BreakerState.CLOSED, BreakerState.OPEN, 100)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["ask", "succeed", "fail", "withdraw"])), max_size=60))
+def test_to_look_is_to_know_and_moves_nothing(steps):
+    breaker, now_ms = Breaker(POLICY), 0
+    for step_ms, what in steps:
+        now_ms += step_ms
+        before = (breaker.state, breaker.until_ms, breaker.failures)
+        would = breaker.would_admit(now_ms)
+        assert (breaker.state, breaker.until_ms, breaker.failures) == before
+        match what:
+            case "ask":
+                assert breaker.admits(now_ms) is would
+            case "succeed":
+                breaker.succeeded()
+            case "fail":
+                breaker.failed(now_ms)
+            case _:
+                breaker.withdrawn(now_ms)
+
+
 def test_a_probe_that_succeeds_closes_and_the_run_begins_anew():
     breaker = opened()
     assert breaker.admits(100)
