@@ -257,7 +257,7 @@ async def test_methods(gateway: Gateway) -> None:
     answer = await gateway.raw(b"CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: gateway\r\n\r\n")
     assert (answer.status, shaped(answer)["message"]) == (404, "Invalid URL (CONNECT elsewhere.example:443)")
     async with gateway.session.head(f"{gateway.worker.base_url}/models") as response:
-        assert (response.status, await response.read()) == (404, b"")
+        assert (response.status, response.headers["Allow"], await response.read()) == (405, "GET", b"")
     await untouched(gateway)
 
 

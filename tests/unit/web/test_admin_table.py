@@ -27,6 +27,7 @@ ELSEWHERE = {
     "check": "reads a file of the machine it is run on",
     "simulate-openai": "runs a server",
     "completion": "is for a shell",
+    "metrics": "tells of the version, not of a server",
     "prices check": "reads a file of the machine it is run on",
     "reconcile": "reads files of the machine it is run on",
     "admin token": "whoever could ask for the token would have it",
