@@ -55,7 +55,7 @@ def _figures(width: int) -> list[Panel]:
             "Hit ratio in range",
             "Part of requests that were answered without a call of their own: from the cache, or with what another "
             "request fetched at the time.",
-            f"{answered} / {total(_LOOKED_UP, where=TEAM)}",
+            f"{answered} / ({total(_LOOKED_UP, where=TEAM)} > 0)",
             "percentunit",
             empty=_NO_REQUESTS,
             width=width,

@@ -64,7 +64,7 @@ def _of_ledger() -> list[Panel]:
         number(
             "Charged by estimate",
             "Part of requests of the range whose tokens Tollgate counted, because upstream's count did not come.",
-            f"{estimated} / {dispatched}",
+            f"{estimated} / ({dispatched} > 0)",
             "percentunit",
             empty=_NO_REQUESTS,
             width=3,
