@@ -548,3 +548,19 @@ async def test_other_upstreams_do_not_answer_from_the_cache(opened: Opened, simu
     assert both.worker.services.upstreams.identity("gpt-4o-mini") not in {one.base_url, two.base_url}
     assert "hit" not in (await asked(both, body))[2]["Cache-Status"]
     assert "hit" in (await asked(both, body))[2]["Cache-Status"], "whichever of them is drawn"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_an_answer_names_who_gave_it_and_an_error_who_was_asked_last(
+    opened: Opened, simulate: Simulate, stream: bool
+) -> None:
+    other = await simulate()
+    first = site("first", f"http://127.0.0.1:{unused_port()}/v1")
+    gateway = await opened(first + site("other", other.base_url, "priority = 1"), other)
+    async with gateway.post({**CHAT, "stream": stream}) as came:
+        told = came.headers
+        assert (came.status, told["x-tollgate-upstream"], told["x-tollgate-attempts"]) == (200, "other", "2")
+    alone = await opened(first)
+    status, _, told = await asked(alone, {**CHAT, "stream": stream})
+    assert (status, told["x-tollgate-upstream"]) == (502, "first")
+    assert told["x-tollgate-attempts"] == str((await the_event(alone))["attempts"])
