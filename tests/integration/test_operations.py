@@ -176,3 +176,16 @@ def _files(directory):
         if path.is_file():
             found[str(path.relative_to(directory))] = path.read_bytes()
     return found
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/admin/v1/teams", "/nothing"])
+def test_a_page_that_goes_by_another_name_reads_nothing(gateway, session, path):
+    """What a browser sends after a name was bound to this address anew."""
+    answer = session.get(f"{gateway.operations_url}{path}", headers={"Host": "evil.example:8081"}, timeout=10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (421, "unknown_host")
+    assert "tollgate_" not in answer.text
+    port = gateway.operations_url.rpartition(":")[2]
+    for name in ("localhost", "tollgate", "10.1.2.3", "[::1]"):
+        assert session.get(
+            f"{gateway.operations_url}{path}", headers={"Host": f"{name}:{port}"}, timeout=10
+        ).status_code == {"/admin/v1/teams": 401, "/nothing": 404}.get(path, 200)
