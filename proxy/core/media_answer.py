@@ -113,6 +113,11 @@ class MediaAnswer(Protocol):
         ...
 
     @property
+    def errored(self) -> bool:
+        """Whether it is a stream that has told of an error."""
+        ...
+
+    @property
     def acceptable(self) -> bool:
         """Whether what has come so far may be the answer of such an endpoint."""
         ...
@@ -120,6 +125,11 @@ class MediaAnswer(Protocol):
     @property
     def whole(self) -> bool:
         """Whether it may end here."""
+        ...
+
+    @property
+    def between_events(self) -> bool:
+        """Whether it is a stream that more is to come of, and all that has come is whole events."""
         ...
 
 
@@ -146,13 +156,14 @@ class Media:
 class _Opaque:
     """Sound, or text without a frame: it says nothing of itself."""
 
-    __slots__ = ("acceptable", "done", "metered", "whole")
+    __slots__ = ("acceptable", "between_events", "done", "errored", "metered", "whole")
 
     def __init__(self, *, acceptable: bool = True) -> None:
         self.metered: Metered | None = None
         self.done = False
         self.acceptable = acceptable
         self.whole = True
+        self.errored = self.between_events = False
 
     def feed(self, chunk: bytes) -> None:
         """Nothing is looked at."""
@@ -161,12 +172,12 @@ class _Opaque:
 class _Object:
     """One JSON object."""
 
-    __slots__ = ("_read", "_scanner", "done")
+    __slots__ = ("_read", "_scanner", "between_events", "done", "errored")
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self._scanner = MemberScanner(("usage",))
-        self.done = False
+        self.done = self.errored = self.between_events = False
 
     def feed(self, chunk: bytes) -> None:
         """Look for its usage."""
@@ -192,7 +203,8 @@ class _Object:
 class _Events:
     """A stream of events, each of which is one JSON object, however long."""
 
-    __slots__ = ("_field", "_known", "_read", "_scanner", "_value", "acceptable", "done", "errored", "metered")
+    __slots__ = ("_events", "_field", "_is_fresh", "_known", "_read", "_scanner", "_value", "acceptable", "done",
+                 "errored", "metered")  # fmt: skip
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -202,6 +214,9 @@ class _Events:
         self._value = False
         """The rest of the line is data."""
         self._known = False
+        self._events = 0
+        self._is_fresh = True
+        """Nothing has come of the next event."""
         self.metered: Metered | None = None
         self.done = False
         self.errored = False
@@ -222,7 +237,13 @@ class _Events:
                 self._end_line()
             at = stop + 1
 
+    @property
+    def between_events(self) -> bool:
+        """Whether the last event has not come yet, and nothing of the next."""
+        return self._is_fresh and not (self.done or self.errored)
+
     def _line(self, piece: bytes) -> None:
+        self._is_fresh = self._is_fresh and not piece
         if not self._value and len(self._field) < len(_DATA):
             taken = len(_DATA) - len(self._field)
             self._field, piece = self._field + piece[:taken], piece[taken:]
@@ -236,8 +257,9 @@ class _Events:
         self._field, self._value = b"", False
 
     def _end_event(self) -> None:
-        scanner, self._scanner = self._scanner, self._new()
+        scanner, self._scanner, self._is_fresh = self._scanner, self._new(), True
         kind = scanner.values.get("type", b"").strip(b'"').decode("utf-8", "replace")
+        self._events += 1
         self._known = self._known or kind.startswith(_OURS)
         if kind in _LAST:
             self.metered = _metered(scanner, self._read) or self.metered
@@ -247,8 +269,9 @@ class _Events:
 
     @property
     def whole(self) -> bool:
-        """Whether its last event has come, and no error."""
-        return not self.errored and (self.done or not self._known)
+        """Whether its last event has come, and no error; another protocol's has to be cut between two events."""
+        ended = self._events > 0 and self._is_fresh and not self._known
+        return not self.errored and (self.done or ended)
 
 
 _DATA = b"data:"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import msgspec
 
 from proxy.core.errors import UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.core.event import Outcome
@@ -10,6 +13,7 @@ from proxy.core.headers import returnable, returned_as_it_is
 from proxy.core.media_answer import Media, MediaAnswer
 from proxy.core.usage import NO_USAGE
 from proxy.pipeline.exchange import Exchange, Reply
+from proxy.pipeline.keep_alive import KeepAlive
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
@@ -32,18 +36,19 @@ async def pass_media(
         _note_id(exchange, answer)
         following = media.follow(answer.headers.get("Content-Type", ""))
         chunks = _timed(exchange, answer, services)
-        first = await anext(chunks, b"")
+        streamed = _is_stream(answer)
+        # The head of a stream goes out before its first event, which may take a minute to paint.
+        first = b"" if streamed else await anext(chunks, b"")
         following.feed(first)
         if not following.acceptable:
             raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
-        streamed = _is_stream(answer)
         headers = returnable(answer.headers.items(), error=False)
         if "Content-Length" in answer.headers and "Content-Encoding" not in answer.headers and not streamed:
             headers += (("Content-Length", answer.headers["Content-Length"]),)
         exchange.status = answer.status
-        await client.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
-        passing = _Passing(exchange, client, services, holds=not streamed)
-        return await passing.run(first, chunks, following)
+        with _kept_alive(exchange, following, client, services) as kept:
+            await kept.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
+            return await _Passing(exchange, kept, services, holds=not streamed).run(first, chunks, following)
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(exchange.upstream, failure.fault)
         raise
@@ -104,9 +109,11 @@ class _Passing:
                     following.feed(chunk)
                 await self._pass(chunk, following)
         except UpstreamFailure as failure:
-            return self._break_off(failure.fault)
+            # A stream that has said all it had to say is whole, however its connection ended.
+            if following is None or self._holds or not following.done:
+                return await self._break_off(failure.fault, following)
         if following is not None and not following.whole:
-            return self._break_off(UpstreamFault.CONTENT)
+            return await self._break_off(UpstreamFault.CONTENT, following)
         self._settle(following)
         if self._held:
             await client.write(self._held)
@@ -139,14 +146,36 @@ class _Passing:
         usage = NO_USAGE if metered is None else metered.usage
         settle(exchange, self._services, status=exchange.status, outcome=Outcome.OK, usage=usage)
 
-    def _break_off(self, fault: UpstreamFault) -> Reply:
+    async def _break_off(self, fault: UpstreamFault, following: MediaAnswer | None) -> Reply:
         """End an answer that upstream did not finish so that no client can take it for whole."""
         exchange, failure = self._exchange, UpstreamFailure(self._exchange.upstream, fault)
         self._services.telemetry.upstream_failed(exchange.upstream, fault)
         exchange.running = exchange.running and not exchange.as_it_is
         settle_broken(exchange, self._services, failure)
+        if following is not None and not (self._holds or following.errored):
+            # An event that was passed in half is ended first, or the error would become a part of it.
+            before = b"" if following.between_events else b"\n\n"
+            message = "The upstream API broke off in the middle of this answer."
+            error = {"message": message, "type": "server_error", "param": None, "code": f"upstream_{fault.value}"}
+            await self._client.write(before + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
         self._client.abort()
         return Reply(exchange.status, body=None)
+
+
+@contextmanager
+def _kept_alive(
+    exchange: Exchange, following: MediaAnswer, client: Downstream, services: Services
+) -> Iterator[Downstream]:
+    """The client, told between the events of a silent stream that it goes on, where the operator says so."""
+    seconds = services.policy.keep_alive_seconds
+    if not seconds or exchange.shared:
+        yield client
+        return
+    kept = KeepAlive(client, seconds, lambda: following.between_events, services.spawn)
+    try:
+        yield kept
+    finally:
+        kept.end()
 
 
 def _common(exchange: Exchange, *, streamed: bool) -> tuple[tuple[str, str], ...]:
