@@ -88,6 +88,21 @@ def test_the_other_endpoints(azure, upstream, straight, place):
     assert {record["query"] for record in upstream.idle_stats()["records"]} == {""}
 
 
+@pytest.mark.parametrize("place", ["endpoint", "base URL of its newer API"])
+def test_media_and_what_is_kept_upstream(azure, new_team, upstream, place):
+    client = azure(place, api_key=new_team(allow_stateful=True).key)
+    assert client.images.generate(model="gpt-image-1", prompt="a lock").data
+    heard = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF0000WAVE"))
+    assert heard.text
+    assert client.audio.speech.create(model="tts-1", voice="alloy", input="x").content
+    kept = client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+    assert client.files.retrieve(kept.id).id == kept.id
+    assert client.files.delete(kept.id).deleted
+    paths = [record["path"] for record in upstream.idle_stats()["records"]]
+    assert paths[:4] == ["/v1/images/generations", "/v1/audio/transcriptions", "/v1/audio/speech", "/v1/files"]
+    assert {record["query"] for record in upstream.stats()["records"]} == {""}
+
+
 async def test_asynchronously_and_with_a_bearer_token(gateway, team):
     place = {"azure_endpoint": gateway.root, "api_version": VERSION, "max_retries": 0, "timeout": 30}
     for credentials in ({"api_key": team.key}, {"azure_ad_token": team.key}):
