@@ -18,9 +18,10 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.turns import MAX_WAIT_HEADER, Asking, Turns, parse_max_wait
 
-__all__ = ["admit", "scopes_of"]
+__all__ = ["admit", "patience_ms", "scopes_of"]
 
 _UNLIMITED = Limits()
+_NS_PER_MS = 1_000_000
 
 
 async def admit(exchange: Exchange, services: Services) -> None:
@@ -32,7 +33,7 @@ async def admit(exchange: Exchange, services: Services) -> None:
     has waited `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
     """
     turns = services.turns
-    bound_ms = _longest_wait_ms(exchange, turns) if turns is not None else 0
+    bound_ms = patience_ms(exchange, services)
     if turns is None or not bound_ms:
         decision = await _reserve(exchange, services, exchange.at_ms)
     elif turns.has_line(exchange.principal.team.name) and _can_fit(exchange, services.policy):
@@ -53,11 +54,14 @@ async def admit(exchange: Exchange, services: Services) -> None:
             raise BudgetUsedUp(principal.team.name, model, over, principal.key.name)
 
 
-def _longest_wait_ms(exchange: Exchange, turns: Turns) -> int:
-    """How long the request is ready to wait: as it says itself, or else its key."""
+def patience_ms(exchange: Exchange, services: Services) -> int:
+    """How long the request is ready to wait still: as it says itself, or else its key. Raises `InvalidRequest`."""
+    turns = services.turns
+    if turns is None:
+        return 0
     said = exchange.headers.get(MAX_WAIT_HEADER)
     wait_ms = exchange.principal.key.max_wait_ms if said is None else parse_max_wait(said)
-    return min(wait_ms or 0, turns.longest_wait_ms)
+    return max(0, min(wait_ms or 0, turns.longest_wait_ms) - exchange.queued_ns // _NS_PER_MS) if wait_ms else 0
 
 
 async def _wait(
@@ -75,6 +79,7 @@ async def _wait(
 
     team, clock = exchange.principal.team, services.clock
     scopes, cost = _price_of_passing(exchange, services.policy, exchange.at_ms)
+    exchange.on_wait()
     begun_ns = clock.monotonic_ns()
     try:
         return await turns.wait(Asking(team.name, team.weight, scopes, cost, ask_again), refused, bound_ms)

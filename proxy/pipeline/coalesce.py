@@ -16,7 +16,7 @@ from dataclasses import replace
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.fingerprint import EXCLUDED_MEMBERS
 from proxy.core.record import CacheResult
-from proxy.pipeline.admit import admit
+from proxy.pipeline.admit import admit, patience_ms
 from proxy.pipeline.call import call
 from proxy.pipeline.drain import give_up, goes_on, report_if_left
 from proxy.pipeline.exchange import Exchange, Reply
@@ -49,7 +49,8 @@ async def travel_together(exchange: Exchange, client: Downstream, services: Serv
         # One that wants a new answer takes none that was begun before it asked.
         join = followed < _MOST_FOLLOWED and not wants_new(exchange.wishes)
         room_bytes = stream_room_bytes(services.policy)
-        flight, seat = await services.flights.board(exchange, address, room_bytes, join=join)
+        patience = patience_ms(exchange, services)
+        flight, seat = await services.flights.board(exchange, address, room_bytes, join=join, patience_ms=patience)
         try:
             if flight.leader is exchange:
                 return await _lead(flight, seat, client, services)
@@ -77,6 +78,7 @@ async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Servic
     if flight.address is not None:
         exchange.fill = await services.cache.claim(flight.address)
         exchange.collapsed = exchange.fill is None and not wants_new(exchange.wishes)
+    exchange.on_wait = flight.hold
     try:
         await _admit(exchange, services)
     except BaseException:

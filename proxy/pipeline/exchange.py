@@ -124,6 +124,8 @@ class Exchange:
     """Time spent waiting for upstream."""
     turn: Turn | None = None
     """The right to make the latest call, until the exchange is settled."""
+    on_wait: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Is called when it begins to wait for limits to have room."""
     queued_ns: int = 0
     """Time spent waiting for a turn, under limits or the pace of an upstream."""
     # relay

@@ -112,6 +112,8 @@ class Flight:
         self._news = asyncio.Event()
         self._read = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
+        self.waits = False
+        """Its leader waits for limits to have room."""
         self.line: _Line = deque()
         """Who waits for its departure."""
 
@@ -206,6 +208,11 @@ class Flight:
         self.broken = True
 
     # What becomes of it.
+
+    def hold(self) -> None:
+        """Tell those in line that the leader waits itself: they may not be ready to."""
+        self.waits = True
+        _wake_all(self.line)
 
     def depart(self) -> None:
         """Let others in."""
@@ -303,21 +310,25 @@ class Flights:
             await next(iter(self._draining)).news()
 
     async def board(
-        self, exchange: Exchange, address: CacheAddress, room_bytes: int, *, join: bool
+        self, exchange: Exchange, address: CacheAddress, room_bytes: int, *, join: bool, patience_ms: int = 0
     ) -> tuple[Flight, Seat]:
         """Find the flight to an address and take a seat; where there is none, the request leads one of its own.
 
         One whose leader is still being admitted is waited for: should it be refused, one of those who wait leads.
-        Without `join` the request leads in any case.
+        Without `join` the request leads in any case, and so it does where that leader waits for limits to have room
+        and it is not ready to wait as long itself: `patience_ms`.
         """
-        wish = Wish.of(exchange.asked)
+        wish, until_ns = Wish.of(exchange.asked), exchange.queued_ns + patience_ms * 1_000_000
         behind: _Line = deque()
         flight = self._under_way.get(address)
         while join and flight is not None and not flight.full:
             if flight.departed:
                 _wake_all(behind)
                 return flight, flight.join(wish)
-            behind = await self._line_up(flight, behind)
+            left_ms = (until_ns - exchange.queued_ns) // 1_000_000
+            if flight.waits and left_ms <= 0:
+                break
+            behind = await self._line_up(flight, behind, exchange, left_ms)
             flight = self._under_way.get(address)
         own = Flight(exchange, address, room_bytes)
         own.line = behind
@@ -335,21 +346,35 @@ class Flights:
         flight.land(landing)
         _wake_one(flight.line)
 
-    async def _line_up(self, flight: Flight, behind: _Line) -> _Line:
+    async def _line_up(self, flight: Flight, behind: _Line, exchange: Exchange, patience_ms: int) -> _Line:
         """Wait until a flight departs or its leader is refused; returns who is behind in the latter case.
 
-        One alone is woken then: were it all of them, a refusal of each would cost the square of their number.
+        One alone is woken then: were it all of them, a refusal of each would cost the square of their number. Behind a
+        leader that waits for limits one waits for `patience_ms` at most, which counts as a wait of its own.
         """
-        waiter: asyncio.Future[_Line] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[_Line] = loop.create_future()
         flight.line.append(waiter)
         flight.line += behind
+        leader_waits, begun = flight.waits, loop.time()
         try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                # Its turn had come.
-                _wake_one(waiter.result())
-            raise
+            async with asyncio.timeout(patience_ms / 1_000 if leader_waits else None):
+                return await _called(waiter)
+        except TimeoutError:
+            return deque()
+        finally:
+            if leader_waits:
+                exchange.queued_ns += int((loop.time() - begun) * 1e9)
+
+
+async def _called(waiter: asyncio.Future[_Line]) -> _Line:
+    try:
+        return await waiter
+    except asyncio.CancelledError:
+        if waiter.done() and not waiter.cancelled():
+            # Its turn had come.
+            _wake_one(waiter.result())
+        raise
 
 
 def _wake_one(line: _Line) -> None:

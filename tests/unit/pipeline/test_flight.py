@@ -19,7 +19,7 @@ KIB = 1_024
 
 def exchange():
     """As much of one as a flight looks at."""
-    return SimpleNamespace(asked=SimpleNamespace(stream=True, include_usage=False, raw=b"{}"))
+    return SimpleNamespace(asked=SimpleNamespace(stream=True, include_usage=False, raw=b"{}"), queued_ns=0)
 
 
 def flight(room_bytes=10_000 * KIB):

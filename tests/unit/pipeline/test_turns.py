@@ -493,6 +493,54 @@ def test_a_leader_that_leaves_while_it_waits_leaves_the_lead():
     on_stage(play)
 
 
+def test_who_does_not_wait_is_not_made_to_by_a_leader_that_does():
+    async def play():
+        stage = WaitingStage()
+        stage.doorman.admit("growth", limits=Limits(requests_per_minute=6, request_capacity=1))
+        stage.want("before")
+        await asyncio.sleep(0)
+        leader = stage.ask(chat(), headers={MAX_WAIT_HEADER: "20s"})
+        await asyncio.sleep(2)
+        begun = now()
+        hurried = stage.ask(chat())
+        await hurried.task
+        assert (hurried.status, now()) == (429, begun), "as if nobody else had asked"
+        short = stage.ask(chat(), headers={MAX_WAIT_HEADER: "3s"})
+        long = stage.ask(chat(), headers={MAX_WAIT_HEADER: "30s"})
+        await short.task
+        assert short.status == 429
+        assert now() == pytest.approx(begun + 3, abs=0.01)
+        assert short.exchange.queued_ns == pytest.approx(3e9, abs=1e7)
+        assert not leader.task.done()
+        await stage.over()
+        assert (leader.status, long.status) == (200, 200)
+        assert now() < 25
+        assert len(stage.sent()) == 2, "those who waited shared an answer"
+
+    on_stage(play)
+
+
+def test_who_was_in_line_already_when_the_leader_began_to_wait_goes_alone():
+    async def play():
+        stage = WaitingStage()
+        stage.doorman.admit("growth", limits=Limits(requests_per_minute=6, request_capacity=1))
+        stage.limiter.reserve_seconds = 0.2
+        await stage.want("before").task
+        begun = now()
+        leader = stage.ask(chat(), headers={MAX_WAIT_HEADER: "20s"})
+        await asyncio.sleep(0.1)
+        hurried = [stage.ask(chat()) for _ in range(3)]
+        patient = stage.ask(chat(), headers={MAX_WAIT_HEADER: "30s"})
+        await asyncio.wait([each.task for each in hurried])
+        assert [each.status for each in hurried] == [429] * 3
+        assert now() - begun < 1, "once they knew"
+        await hurried[0].leave()
+        await stage.over()
+        assert (leader.status, patient.status) == (200, 200)
+
+    on_stage(play)
+
+
 # The turn upstream.
 
 
