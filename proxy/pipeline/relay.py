@@ -143,8 +143,9 @@ async def _relay_stream(
 
 async def _end(exchange: Exchange, client: Downstream, services: Services, stream: AnswerStream) -> Reply:
     """Close a stream as complete, unless upstream ended it with an error of its own: that must not look whole."""
-    if stream.errored and not stream.done:
+    if stream.errored:
         services.telemetry.upstream_failed(exchange.upstream, UpstreamFault.CONTENT)
+    if stream.errored and not stream.done:
         client.abort()
     else:
         await client.close()

@@ -212,7 +212,7 @@ TABLE = {
         None,
         broken("server_error", "content"),
         # An error event is one of the ends that a stream of responses has.
-        End(200, "server_error", 1, COUNTED, broken=True),
+        End(200, "server_error", 1, COUNTED, "content", broken=True),
     ),
     # Answers that are odd.
     "a slow drip": both("drip-ms: 1", "split: 40", end=fine()),
