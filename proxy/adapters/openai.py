@@ -10,6 +10,7 @@ import aiohttp
 from yarl import URL
 
 from proxy.adapters.pacer import FREE_TURN, Pacer
+from proxy.adapters.upstream_connector import UpstreamConnector
 from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault
 from proxy.ports import Body, Turn, UpstreamAnswer, UpstreamRequest
 
@@ -39,7 +40,7 @@ def open_session(
     that comes compressed all the same is undone here, because its encoding is not told to the client.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=UpstreamConnector(
             limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60, ssl=True if tls is None else tls
         ),
         proxy=proxy,
