@@ -211,7 +211,7 @@ def test_nothing_survives_a_start_that_is_interrupted(redis, tmp_path, interrupt
             else:
                 server.terminate()
             _, said = server.communicate(timeout=30)
-            assert server.returncode == 0
+            assert server.returncode == 0, said
             assert "Traceback" not in said
             assert all(has_ended(child) for child in children)
         finally:
