@@ -17,74 +17,19 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from aiolimiter import AsyncLimiter
-
-from proxy.core.bucket import Admitted, Cost, NeverFits, Refused, Reservation, Scope
-from proxy.core.decision import TEAM_SCOPE
+from proxy.adapters.pace_gate import Gate
+from proxy.adapters.upstream_bucket import SharedBucket
+from proxy.core.bucket import Cost, Reservation
 from proxy.core.errors import Overloaded
 from proxy.core.fair_queue import Entry, FairQueue, QueueRefusal
 from proxy.core.pace import FULL, Pace, hear
-from proxy.core.tiers import Limits, Schedule
-from proxy.ports import Clock, Limiter, QueueWatch, Spawn, Turn
+from proxy.ports import Clock, QueueWatch, Spawn, Turn
 
-__all__ = ["FREE_TURN", "Pacer", "PacerOptions", "SharedBucket"]
+__all__ = ["FREE_TURN", "Pacer", "PacerOptions"]
 
-_PERIOD_SECONDS = 2.0
-"""Short, so that a burst is at most two seconds' worth of calls."""
 _LOOK_SECONDS = 1.0
 """Longest sleep of the pump: after it, the number of workers and what others gave back are looked at again."""
 _AT_ONCE_SECONDS = 0.0001
-_MARGIN = 30
-"""The shared bucket holds less than upstream's by one in so many, two seconds' worth: calls do not all take equally
-long to arrive, and upstream counts them when they do."""
-
-
-class SharedBucket:
-    """Upstream's limits for one key as one bucket of all workers."""
-
-    def __init__(
-        self, limiter: Limiter, name: str, requests_per_minute: int | None, tokens_per_minute: int | None
-    ) -> None:
-        """`name` is the same in every worker."""
-        self._limiter = limiter
-        # No name of a team has a colon.
-        self._team = f"upstream:{name}"
-        limits = Limits(
-            requests_per_minute,
-            tokens_per_minute,
-            None if requests_per_minute is None else _less(requests_per_minute),
-            None if tokens_per_minute is None else _less(tokens_per_minute),
-        )
-        self._scopes = (Scope(TEAM_SCOPE, Schedule(limits, limits)),)
-        self._most_tokens = limits.effective_token_capacity
-
-    async def reserve(self, tokens: int) -> Reservation | int:
-        """Charge one call, or say in how many milliseconds to ask again. Raises `StoreAway`.
-
-        One that is larger than the bucket waits until that is full.
-        """
-        most = self._most_tokens
-        cost = Cost(1, tokens if most is None else min(tokens, most))
-        decision = await self._limiter.reserve(self._team, self._scopes, cost)
-        if isinstance(decision, NeverFits):
-            # A part of the bucket, while the store is away, is smaller.
-            cost = Cost(1, min(cost.tokens, decision.limit))
-            decision = await self._limiter.reserve(self._team, self._scopes, cost)
-        match decision:
-            case Admitted():
-                return decision.reservation
-            case Refused():
-                return max(1, decision.wait_ms)
-            case _:
-                return int(_LOOK_SECONDS * 1_000)
-
-    def settle(self, reservation: Reservation, actual: Cost) -> None:
-        """Put what was used in the place of what was reserved."""
-        self._limiter.settle(reservation, actual)
-
-
-def _less(limit: int) -> int:
-    return max(1, limit - -(-limit // _MARGIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +77,9 @@ class _Counted:
             self._woken()
 
 
+_CALM = Pace()
+
+
 class _Unwatched:
     def waited(self, seconds: float) -> None:
         """Tell nobody."""
@@ -149,53 +97,6 @@ class _Waiter:
 
 
 @dataclass(slots=True)
-class _Gate:
-    """aiolimiter at a rate that changes."""
-
-    rate: float = 0.0
-    """Calls a minute; 0: any number."""
-    limiter: AsyncLimiter | None = None
-    credit: bool = False
-    """A unit was taken for one who then left."""
-
-    def is_open(self) -> bool:
-        return self.credit or self.limiter is None or self.limiter.has_capacity()
-
-    async def pass_through(self) -> None:
-        """Take a unit; waits for it."""
-        if self.credit:
-            self.credit = False
-        elif self.limiter is not None:
-            await self.limiter.acquire()
-
-    async def turn_to(self, rate: float) -> None:
-        """Go on at another rate: with what was left of a burst, and no more."""
-        if rate == self.rate:
-            return
-        before, self.rate = self.limiter, rate
-        self.limiter = _limiter_of(rate)
-        if before is not None:
-            used = self.limiter.max_rate - _free(before)
-            if used > 0:
-                await self.limiter.acquire(used)  # does not wait: it is new
-
-
-def _limiter_of(rate: float) -> AsyncLimiter:
-    # A bucket smaller than one call would let none through.
-    per_period = rate * _PERIOD_SECONDS / 60
-    return AsyncLimiter(per_period, _PERIOD_SECONDS) if per_period >= 1 else AsyncLimiter(1, 60 / rate)
-
-
-def _free(limiter: AsyncLimiter) -> float:
-    """Units that can be taken now, rounded down to a thousandth of all; it tells only whether so many can be."""
-    least, most = 0, 1_000
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if limiter.has_capacity(limiter.max_rate * middle / 1_000) else (least, middle - 1)
-    return limiter.max_rate * least / 1_000
-
-
-@dataclass(slots=True)
 class Pacer:
     """Lets calls upstream go at their pace; a bounded number wait, each for a bounded time.
 
@@ -209,9 +110,9 @@ class Pacer:
     workers: Callable[[], int] = lambda: 1
     bucket: SharedBucket | None = None
     watch: QueueWatch = field(default_factory=_Unwatched)
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = _CALM
     _queue: FairQueue[_Waiter] = field(init=False)
-    _gate: _Gate = field(default_factory=_Gate)
+    _gate: Gate = field(default_factory=Gate)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _pumps: bool = False
     _closed: bool = False
@@ -232,8 +133,11 @@ class Pacer:
     def observe(self, status: int, headers: Mapping[str, str]) -> None:
         """Hear the head of each answer, which may slow the pace down; `headers` is case-insensitive."""
         heard = hear(status, headers, self.clock.now_ms())
-        if heard.refused or heard.scarce or self.pace.refusals:
-            self.pace = self.pace.after(heard, self._now_ms())
+        if heard.refused or heard.scarce or self.pace is not _CALM:
+            now_ms = self._now_ms()
+            pace = self.pace.after(heard, now_ms)
+            is_calm = pace.at(now_ms) == FULL and not pace.held_ms(now_ms) and not pace.refusals
+            self.pace = _CALM if is_calm else pace
 
     async def turn(
         self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
@@ -244,7 +148,7 @@ class Pacer:
         wait, or it would take too long, and `StoreAway` where the bucket's policy says so.
         """
         waiter = None
-        if not self._queue and not self._closed and not self.pace.held_ms(self._now_ms()):
+        if not self._queue and not self._closed and not self._held_ms():
             await self._gate.turn_to(self._rate())
             if self._gate.is_open():
                 await self._gate.pass_through()
@@ -291,7 +195,7 @@ class Pacer:
     def _line_up(self, team: str, weight: int, waiter: _Waiter, seconds: float) -> Entry[_Waiter]:
         if self._closed:
             raise self._refusal(QueueRefusal.SHUTDOWN)
-        if self.pace.held_ms(self._now_ms()) > seconds * 1_000:
+        if self._held_ms() > seconds * 1_000:
             raise self._refusal(QueueRefusal.TOO_LONG)
         entry = self._queue.push(team, waiter, weight)
         if entry is None:
@@ -310,7 +214,7 @@ class Pacer:
         """Serve those who wait, one after the other, until nobody does."""
         try:
             while (entry := self._queue.first()) is not None:
-                left = max(self.pace.held_ms(self._now_ms()) / 1_000, entry.item.ask_at - _time())
+                left = max(self._held_ms() / 1_000, entry.item.ask_at - _time())
                 if left > _AT_ONCE_SECONDS:
                     await self._sleep(left)
                 elif await self._take_unit() and entry is self._queue.first():
@@ -393,14 +297,18 @@ class Pacer:
             return Overloaded("shutting down")
         rate = self._rate()
         queue_ms = int(len(self._queue) * 60_000 / rate) if rate else 0
-        wait_ms = min(60_000, max(1_000, queue_ms, self.pace.held_ms(self._now_ms())))
+        wait_ms = min(60_000, max(1_000, queue_ms, self._held_ms()))
         return Overloaded(_REASONS[reason], wait_ms)
 
     def _rate(self) -> float:
         whole = self.options.requests_per_minute
         if whole is None:
             return 0.0
-        return whole * self.pace.at(self._now_ms()) / (FULL * max(1, self.workers()))
+        level = FULL if self.pace is _CALM else self.pace.at(self._now_ms())
+        return whole * level / (FULL * max(1, self.workers()))
+
+    def _held_ms(self) -> int:
+        return 0 if self.pace is _CALM else self.pace.held_ms(self._now_ms())
 
     def _now_ms(self) -> int:
         return self.clock.monotonic_ns() // 1_000_000

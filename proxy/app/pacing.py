@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.adapters.pacer import Pacer, PacerOptions, SharedBucket
+from proxy.adapters.pacer import Pacer, PacerOptions
+from proxy.adapters.upstream_bucket import SharedBucket
 from proxy.ports import Clock, Limiter, QueueWatch, Spawn
 
 __all__ = ["Pacing"]

@@ -8,7 +8,8 @@ import pytest
 from async_solipsism.clock import Clock
 
 from proxy.adapters.memory.limiter import MemoryLimiter
-from proxy.adapters.pacer import Pacer, PacerOptions, SharedBucket
+from proxy.adapters.pacer import Pacer, PacerOptions
+from proxy.adapters.upstream_bucket import SharedBucket
 from proxy.core.bucket import Refused
 from proxy.core.errors import Overloaded, StoreAway
 from proxy.core.fair_queue import Entry, QueueRefusal
