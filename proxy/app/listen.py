@@ -9,6 +9,7 @@ import ssl
 from aiohttp import web
 
 from proxy.adapters.certificates import CertificateUnusable, ListenerCertificate
+from proxy.app.open_files import connections_that_fit, lift_open_files
 from proxy.settings import ServerSettings
 from proxy.web.bounds import Bounds
 
@@ -20,13 +21,13 @@ AnyRunner = web.AppRunner | web.ServerRunner
 
 
 def bounds_of(server: ServerSettings) -> Bounds:
-    """What a client of the public listener may take of us."""
+    """What clients of the public listener may take of us; no more connections than there are open files for."""
     return Bounds(
         header_timeout_seconds=server.header_timeout_seconds,
         body_timeout_seconds=server.body_timeout_seconds,
         write_timeout_seconds=server.write_timeout_seconds,
         idle_timeout_seconds=server.idle_timeout_seconds,
-        max_connections=server.max_connections,
+        max_connections=min(server.max_connections, connections_that_fit(lift_open_files())),
     )
 
 
