@@ -137,7 +137,7 @@ def test_one_or_none(
     assert len(bodies) <= 1, sent
     for head in heads:
         canonical(head)
-        assert key.encode() not in head
+        assert b"\r\nAuthorization: Bearer sk-upstream\r\n" in head
     for line in re.findall(rb"HTTP/1\.[01] (\d+)", answers):
         assert line[:1] in b"1245", answers
     assert answers.count(b"HTTP/1.1 200 ") <= len(bodies), sent
