@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -139,6 +140,7 @@ OF_ITS_OWN = re.compile(rb'(?<=chatcmpl-)\w{29}|(?<=cmpl-)\w{29}|(?<=_)\w{29}|(?
 
 PIECES = st.lists(st.sampled_from([None, None, None, *NOISE]), max_size=12)
 """None: a piece of text."""
+HUGE_BYTES = 12_000_000
 LONE = b'data: {"a lone return":1}\r\r'
 """A line end that the format has and no upstream uses: events of text are read with it, the larger ones are not."""
 WRITTEN = st.sampled_from([lambda body: body, lambda body: re.sub(rb"\r?\n", b"\r\n", body)])
@@ -226,6 +228,13 @@ async def test_a_stream_passes_byte_for_byte(canned, name, pieces, written, cuts
     if name in {"chat", "completions", "responses"}:
         body = LONE + body
     assert await passed(canned, kind, body, cuts) == body
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_a_huge_event_passes_too(canned, name) -> None:
+    body = KINDS[name].text + data(type="a thing of tomorrow", padding="x" * HUGE_BYTES) + KINDS[name].end
+    said = await passed(canned, KINDS[name], body, [number / 97 for number in range(97)])
+    assert hashlib.sha256(said or b"").digest() == hashlib.sha256(body).digest()
 
 
 @any_stream
