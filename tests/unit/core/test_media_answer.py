@@ -105,6 +105,7 @@ def test_streams_that_do_not_end_well():
     assert not follow(transcript_usage, "text/event-stream", begun).whole
     assert not follow(transcript_usage, "text/event-stream", begun + b'data: {"error": {"message": "no"}}\n\n').whole
     assert not follow(transcript_usage, "text/event-stream", begun + event(type="error", message="no")).whole
+    assert not follow(transcript_usage, "text/event-stream", b'data: {"error": {"message": "no"}}\n\n').whole
     # Another upstream's stream, whose last event nobody here knows.
     assert follow(transcript_usage, "text/event-stream", b'data: {"choices": []}\n\ndata: [DONE]\n\n').whole
 
