@@ -22,7 +22,7 @@ from proxy.pipeline.drain import give_up, goes_on, report_if_left
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.flight import Flight, Landing, Seat
 from proxy.pipeline.keep import stream_room_bytes, tell
-from proxy.pipeline.keep_alive import KeepAlive, is_between_events
+from proxy.pipeline.keep_alive import KeepAlive
 from proxy.pipeline.lookup import find, too_old, wants_new
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.relay import replay
@@ -246,8 +246,8 @@ async def _read_kept_alive(
     flight: Flight, seat: Seat, exchange: Exchange, client: Downstream, services: Services
 ) -> Reply:
     def may_speak() -> bool:
-        stream = flight.leader.stream
-        return flight.is_read_up(seat) and stream is not None and is_between_events(stream)
+        between_events = flight.leader.between_events
+        return between_events is not None and flight.is_read_up(seat) and between_events()
 
     kept = KeepAlive(client, services.policy.keep_alive_seconds, may_speak, services.spawn)
     try:

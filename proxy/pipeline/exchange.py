@@ -131,6 +131,8 @@ class Exchange:
     # relay
     stream: AnswerStream | None = None
     """What a streamed answer has said so far."""
+    between_events: Callable[[], bool] | None = None
+    """Whether more of a stream is to come, and all that has come is whole events; where silent ones are kept alive."""
     first_byte_ns: int | None = None
     # settle
     dispatched: bool = False
@@ -147,7 +149,7 @@ class Exchange:
     @property
     def may_use_model(self) -> bool:
         """Whether team and key are open to the model that is asked, by either of its names."""
-        return self.principal.may_use(self.asked.model) or (self.named != "" and self.principal.may_use(self.named))
+        return self.principal.may_use_any({self.asked.model, self.named or self.asked.model})
 
     @property
     def kind(self) -> Kind:

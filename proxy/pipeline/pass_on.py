@@ -168,6 +168,8 @@ def _kept_alive(
 ) -> Iterator[Downstream]:
     """The client, told between the events of a silent stream that it goes on, where the operator says so."""
     seconds = services.policy.keep_alive_seconds
+    if seconds:
+        exchange.between_events = lambda: following.between_events
     if not seconds or exchange.shared:
         yield client
         return

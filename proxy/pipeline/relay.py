@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 
@@ -40,10 +41,11 @@ async def relay(exchange: Exchange, answer: UpstreamAnswer, client: Downstream, 
             raise UpstreamFailure(exchange.upstream, UpstreamFault.CONTENT)
         listen = exchange.kind.listen if exchange.asked.stream else None
         if listen is not None and answer.headers.get("Content-Type", "").lower().startswith(_SSE):
-            relay_stream = _relay_stream
-            if services.policy.keep_alive_seconds and not exchange.shared:
-                relay_stream = _relay_kept_alive
-            return await relay_stream(exchange, answer, listen(exchange.asked), client, services)
+            stream, relay_stream = listen(exchange.asked), _relay_stream
+            if services.policy.keep_alive_seconds:
+                exchange.between_events = partial(is_between_events, stream)
+                relay_stream = _relay_stream if exchange.shared else _relay_kept_alive
+            return await relay_stream(exchange, answer, stream, client, services)
         return await _relay_plain(exchange, answer, services)
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(exchange.upstream, failure.fault)

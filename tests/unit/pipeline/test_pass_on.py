@@ -213,6 +213,22 @@ def test_where_answers_are_drained_the_usage_is_known_though_the_client_left():
     on_stage(play)
 
 
+@pytest.mark.parametrize("most", [0, 5], ids=["cancel", "drain"])
+def test_a_silent_stream_is_kept_alive_between_its_events_alone(most):
+    first = EVENTS.index(b"\n\n") + 2
+
+    async def play() -> None:
+        steps = [9.0, EVENTS[:first], 9.0, EVENTS[first : first + 20], 9.0, EVENTS[first + 20 :]]
+        stage = Stage(Play(steps, kind="text/event-stream"), max_draining=most, keep_alive_seconds=2.0)
+        asked = ask(stage, IMAGES)
+        await stage.all()
+        said = b"".join(asked.client.pieces).replace(b": keep-alive\n\n", b".")
+        assert said == b"...." + EVENTS[:first] + b"...." + EVENTS[first:]
+        stage.ties_out()
+
+    on_stage(play)
+
+
 def test_a_price_that_fits_is_charged_and_one_that_does_not_is_not():
     price = replace(PRICES.price("gpt-4o-mini", 0), model="gpt-image-1")
 
