@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,11 @@ def test_ci_runs_what_people_run():
         assert f"\n{command}\n" in script
         assert f"run: {command}" in workflow
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_ci_has_a_prometheus_that_does_not_run_by_itself():
+    for file in (".ci/run", ".github/workflows/ci.yml"):
+        assert re.search(r"RUNLEVEL=1 .*apt-get install .*prometheus\b", (ROOT / file).read_text())
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_variables(name):
         assert label == variable
         assert label in DECLARED[metric]
         assert each["regex"] == "/.+/", "requests of nobody have no team"
-        assert bool(each["allValue"]) is each["includeAll"] is each["multi"]
+        assert ("allValue" in each) is each["includeAll"] is each["multi"]
     assert listed["team"]["multi"] is (name == "tollgate.json")
     assert listed["model"]["multi"] is True
 

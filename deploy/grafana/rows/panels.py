@@ -19,7 +19,6 @@ _COLUMNS = 24
 
 
 DATA_SOURCE: dict[str, Any] = {
-    "current": {},
     "label": "Data source",
     "name": "datasource",
     "query": "prometheus",
@@ -30,12 +29,11 @@ DATA_SOURCE: dict[str, Any] = {
 
 
 def variable(name: str, label: str, query: str, *, several: bool) -> dict[str, Any]:
-    """A choice among the values of a label."""
+    """A choice among the values of a label: one, or several and at first all."""
+    everything = {"allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}}
     return {
-        "allValue": ".*" if several else None,
-        "current": {"text": ["All"], "value": ["$__all"]} if several else {},
+        **(everything if several else {}),
         "datasource": _DATA_SOURCE,
-        "definition": query,
         "includeAll": several,
         "label": label,
         "multi": several,
@@ -130,7 +128,10 @@ def bars(title: str, says: str, query: Query, unit: str, *, empty: str, width: i
     return panel | {
         "options": {
             "displayMode": "basic",
+            "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
+            "maxVizHeight": 32,
             "minVizHeight": 16,
+            "minVizWidth": 8,
             "namePlacement": "left",
             "orientation": "horizontal",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
@@ -198,7 +199,12 @@ def table(
             }
         )
     panel["fieldConfig"]["overrides"] = overrides
-    panel["fieldConfig"]["defaults"]["custom"] = {"align": "auto", "filterable": False}
+    panel["fieldConfig"]["defaults"]["custom"] = {
+        "align": "auto",
+        "cellOptions": {"type": "auto"},
+        "filterable": False,
+        "inspect": False,
+    }
     targets = _targets([(query, "") for _, query, _ in columns], instant=True)
     return panel | {
         "options": {"cellHeight": "sm", "showHeader": True},
