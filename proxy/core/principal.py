@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -131,3 +131,8 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """Whether both the team and the key are open to `model`."""
         return all(allowed is None or model in allowed for allowed in (self.team.models, self.key.models))
+
+    def may_use_any(self, names: Collection[str]) -> bool:
+        """Whether both are open to a model by one of its names, not necessarily the same one."""
+        both = (self.team.models, self.key.models)
+        return all(allowed is None or not allowed.isdisjoint(names) for allowed in both)

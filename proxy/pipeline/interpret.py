@@ -76,7 +76,7 @@ def is_open_model(name: str, principal: Principal, services: Services, *, priced
     known = priced or policy.allow_unknown_models or model in policy.extra_models or model in MEDIA_MODELS
     if not known or not services.upstreams.serve(model):
         return False
-    return principal.may_use(name) or (model is not name and principal.may_use(model))
+    return principal.may_use_any({name, model})
 
 
 def _by_its_own_name(asked: Asked, aliases: Mapping[str, str]) -> Asked:

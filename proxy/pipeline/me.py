@@ -64,7 +64,7 @@ def _scopes(principal: Principal, policy: Policy, now_ms: int) -> tuple[Scope, .
     """Every bucket a request of this key may come to: those of any request, then those of single models."""
     scopes = scopes_of(principal, _NO_MODEL, policy, now_ms)
     for model in sorted(principal.team.model_limits):
-        if principal.may_use(model):
+        if principal.may_use_any({model, *(alias for alias, named in policy.aliases.items() if named == model)}):
             scopes += tuple(
                 scope for scope in scopes_of(principal, model, policy, now_ms) if scope.name == f"model:{model}"
             )

@@ -64,7 +64,9 @@ async def opened(tmp_path: Path, nothing_forgotten: None) -> AsyncIterator[Opene
     numbers = itertools.count()
     async with contextlib.AsyncExitStack() as stack:
 
-        async def go(text: str, simulator: RunningSimulator | None = None, **team: object) -> Gateway:
+        async def go(
+            text: str, simulator: RunningSimulator | None = None, of_key: frozenset[str] | None = None, **team: object
+        ) -> Gateway:
             place = tmp_path / f"gateway-{next(numbers)}"
             place.mkdir()
             file = place / "tollgate.toml"
@@ -78,7 +80,7 @@ async def opened(tmp_path: Path, nothing_forgotten: None) -> AsyncIterator[Opene
                 worker = await running.enter_async_context(serving(settings, engine))
             registry = SqlRegistry(engine, worker.services.clock, load_or_create_pepper(place))
             registry.add_team(TEAM, "free", **LIMITS, **team)
-            key = registry.issue_key(TEAM, label="test").key
+            key = registry.issue_key(TEAM, label="test", models=of_key).key
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
             )
@@ -458,20 +460,25 @@ async def test_an_alias_is_another_name_and_nothing_else(opened: Opened, simulat
 
 
 @pytest.mark.parametrize(
-    ("models", "open_names"),
+    ("models", "of_key", "open_names"),
     [
-        (None, {"fast", "gpt-4o-mini", "gpt-4o"}),
-        ({"fast"}, {"fast"}),
-        ({"gpt-4o-mini"}, {"fast", "gpt-4o-mini"}),
-        ({"gpt-4o"}, {"gpt-4o"}),
+        (None, None, {"fast", "gpt-4o-mini", "gpt-4o"}),
+        ({"fast"}, None, {"fast"}),
+        ({"gpt-4o-mini"}, None, {"fast", "gpt-4o-mini"}),
+        ({"gpt-4o"}, None, {"gpt-4o"}),
+        ({"gpt-4o-mini", "gpt-4o"}, {"fast"}, {"fast"}),
+        ({"fast"}, {"gpt-4o-mini"}, {"fast"}),
+        ({"fast"}, {"gpt-4o"}, set()),
     ],
 )
 async def test_an_alias_is_open_to_whom_it_or_its_model_is(
-    opened: Opened, simulate: Simulate, models: set[str] | None, open_names: set[str]
+    opened: Opened, simulate: Simulate, models: set[str] | None, of_key: set[str] | None, open_names: set[str]
 ) -> None:
     upstream = await simulate()
     team = {} if models is None else {"models": frozenset(models)}
-    gateway = await opened(site("only", upstream.base_url) + ALIASES, **team)
+    gateway = await opened(
+        site("only", upstream.base_url) + ALIASES, of_key=None if of_key is None else frozenset(of_key), **team
+    )
     headers = {"Authorization": f"Bearer {gateway.key}"}
     async with gateway.session.get(f"{gateway.worker.base_url}/models", headers=headers) as came:
         listed = {model["id"] for model in (await came.json())["data"]}
