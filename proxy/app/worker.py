@@ -67,7 +67,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
             worker.operations_url = await listen(operations, server.admin_host, server.admin_port)
         stack.push_async_callback(worker.ledger.close)
         stack.push_async_callback(worker.close_tokenizer)
-        routes = OpenAIRoutes(worker.services, max_body_bytes=server.max_body_bytes)
+        sizes = {"max_body_bytes": server.max_body_bytes, "max_held_bytes": server.max_held_bytes}
+        routes = OpenAIRoutes(worker.services, **sizes)
         worker.listener = listener = routes.server(bounds_of(server), worker.metrics.http)
         public = runner_of(listener, shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)

@@ -32,6 +32,8 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
     server = settings.server
     if server.port and (server.host, server.port) == (server.admin_host, server.admin_port):
         yield Finding(("server", "admin_port"), f"{server.port} is the public listener's port already")
+    if server.max_held_bytes < server.max_body_bytes:
+        yield Finding(("server", "max_held_bytes"), f"is below max_body_bytes ({server.max_body_bytes})")
 
 
 def _admin_token(settings: Settings) -> Iterator[Finding]:

@@ -143,6 +143,8 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Longest silence of a connection between two requests."""
     max_connections: Count = 10_000
     """Connections of clients open at once, per worker; those beyond it are answered 503."""
+    max_held_bytes: Bytes = 1024 * 1024 * 1024
+    """Bytes of request bodies held in memory at once, per worker; what is beyond it is answered 503."""
     tls_cert_file: Path | None = None
     """Certificate of the public listener, and those that vouch for it, in PEM; it then speaks HTTPS alone. Followed as
     it changes."""

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from proxy.core.errors import BodyTimedOut, BodyTooLarge, InvalidRequest
 from proxy.web.inflate import check_coding, inflate
 from proxy.web.refusals import BodyTimeout
+from proxy.web.room import BodyRoom
 
 __all__ = ["AiohttpDownstream", "Incoming"]
 
@@ -24,7 +25,7 @@ _NOT_SENT_ON = frozenset({"authorization", "api-key"})
 class AiohttpDownstream:
     """Keeps the promises of `ports.Downstream` for one request."""
 
-    __slots__ = ("_id_headers", "_left_out", "_max_body_bytes", "_request", "_response")
+    __slots__ = ("_held_bytes", "_id_headers", "_left_out", "_max_body_bytes", "_request", "_response", "_room")
 
     def __init__(
         self,
@@ -32,13 +33,16 @@ class AiohttpDownstream:
         id_headers: Sequence[tuple[str, str]],
         max_body_bytes: int,
         left_out: frozenset[str] = frozenset(),
+        room: BodyRoom | None = None,
     ) -> None:
-        """`left_out`: headers that no answer has, by their names in lower case."""
+        """`left_out`: headers that no answer has, by their names in lower case. `room`: for a body that is held."""
         self._request = request
         self._id_headers = id_headers
         self._left_out = left_out
         self._max_body_bytes = max_body_bytes
         self._response: web.StreamResponse | None = None
+        self._room = room
+        self._held_bytes = 0
 
     @property
     def response(self) -> web.StreamResponse | None:
@@ -54,12 +58,37 @@ class AiohttpDownstream:
         coding = ",".join(request.headers.getall("Content-Encoding", ()))
         packed = check_coding(coding)
         await _go_ahead(request)
-        with _broken_bodies():
-            try:
-                body = await request.read()
-            except web.HTTPRequestEntityTooLarge:
-                raise BodyTooLarge(self._max_body_bytes) from None
-        return await asyncio.to_thread(inflate, body, coding, self._max_body_bytes) if packed else body
+        body = await self._whole()
+        if packed:
+            body = await asyncio.to_thread(inflate, body, coding, self._max_body_bytes)
+            self._hold(len(body))
+        return body
+
+    async def _whole(self) -> bytes:
+        content = self._request.content
+        pieces: list[bytes] = []
+        left = self._max_body_bytes
+        while True:
+            with _broken_bodies():
+                piece = await content.readany()
+            if not piece:
+                return b"".join(pieces)
+            left -= len(piece)
+            if left < 0:
+                raise BodyTooLarge(self._max_body_bytes)
+            self._hold(len(piece))
+            pieces.append(piece)
+
+    def _hold(self, size: int) -> None:
+        if self._room is not None:
+            self._room.take(size)
+            self._held_bytes += size
+
+    def release(self) -> None:
+        """Say that what was received is held no more."""
+        if self._room is not None:
+            self._room.give_back(self._held_bytes)
+            self._held_bytes = 0
 
     def stream(self, max_bytes: int) -> Incoming:
         """The body as it comes."""

@@ -32,6 +32,7 @@ from proxy.web.bounds import Bounds, Watcher
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.errors import answer_of, fault, reply_of
 from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
+from proxy.web.room import BodyRoom
 from proxy.web.server import OpenAIServer
 
 __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
@@ -50,9 +51,10 @@ Step = Callable[[Exchange, AiohttpDownstream], Awaitable[Reply]]
 class OpenAIRoutes:
     """The public listener: each request becomes an exchange, is sent on its way and answered with what comes back."""
 
-    def __init__(self, services: Services, *, max_body_bytes: int) -> None:
+    def __init__(self, services: Services, *, max_body_bytes: int, max_held_bytes: int) -> None:
         self._services = services
         self._max_body_bytes = max_body_bytes
+        self._room = BodyRoom(max_held_bytes)
 
     def server(self, bounds: Bounds | None = None, watcher: Watcher | None = None) -> OpenAIServer:
         """Build the server of the public listener."""
@@ -110,7 +112,7 @@ class OpenAIRoutes:
         exchange = self._exchange(request, place, endpoint)
         left_out = self._services.policy.headers_left_out
         id_headers = ((REQUEST_ID, exchange.request_id),)
-        client = AiohttpDownstream(request, id_headers, self._max_body_bytes, left_out)
+        client = AiohttpDownstream(request, id_headers, self._max_body_bytes, left_out, self._room)
         telemetry.started()
         # Holds unless something better is known: a task that is cancelled never gets to say so.
         ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
@@ -126,6 +128,7 @@ class OpenAIRoutes:
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
             reply, ending = _failed(exchange, client, error)
         finally:
+            client.release()
             if not exchange.outlives:
                 report(exchange, ending, self._services)
         return client.response or _whole(reply, id_headers, left_out)

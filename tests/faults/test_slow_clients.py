@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 from tests.faults.conftest import CHAT, Gateway, Open, ScriptedUpstream, read_answer, until
@@ -268,3 +269,30 @@ async def test_what_is_no_request_is_counted_by_reason(open_gateway: Open) -> No
         assert (await gateway.raw(data)).status in {400, 417, 431}
         assert gateway.metric(name, reason=reason) == 1, reason
     assert gateway.total(name) == len(sent)
+
+
+async def test_bodies_of_all_have_room_for_so_much_and_no_more(open_gateway: Open) -> None:
+    gateway = await slow(open_gateway, max_held_bytes=100_000)
+    large = GOOD.ljust(60_000)
+    async with gateway.connection() as (reader, writer):
+        writer.write(gateway.request_bytes(large)[:-1])
+        await until(lambda: gateway.in_flight == 1)
+        for _ in range(3):
+            answer = await gateway.raw(gateway.request_bytes(large))
+            assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
+            assert "retry-after" in answer.headers
+        await gateway.works()
+        writer.write(large[-1:])
+        assert (await read_answer(reader)).status == 200
+    for _ in range(5):
+        assert (await gateway.raw(gateway.request_bytes(large))).status == 200, "what was held is given back"
+    async with gateway.connection() as (_, writer):
+        writer.write(gateway.request_bytes(large)[:-1])
+        await until(lambda: gateway.in_flight == 1)
+    await until(lambda: gateway.in_flight == 0)
+    assert (await gateway.raw(gateway.request_bytes(large))).status == 200, "by whoever leaves, too"
+    packed = gzip.compress(GOOD.ljust(99_000))
+    answer = await gateway.raw(gateway.request_bytes(packed, "Content-Encoding: gzip"))
+    assert answer.status == 200
+    packed = gzip.compress(GOOD.ljust(100_000))
+    assert (await gateway.raw(gateway.request_bytes(packed, "Content-Encoding: gzip"))).status == 503

@@ -108,3 +108,9 @@ def test_without_the_compiled_parser_nothing_is_served(tmp_path, command):
     assert "AIOHTTP_NO_EXTENSIONS" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_room_for_the_largest_body(tmp_path):
+    assert problems(tmp_path, "[server]\nmax_body_bytes = 1000\nmax_held_bytes = 1000\n") == []
+    (told,) = problems(tmp_path, "[server]\nmax_body_bytes = 1000\nmax_held_bytes = 999\n")
+    assert told == "3: server.max_held_bytes: is below max_body_bytes (1000)"
