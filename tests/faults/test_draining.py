@@ -151,6 +151,49 @@ async def test_one_that_did_not_read_holds_up_upstream_no_more_once_it_has_left(
         assert await gateway.charged() == (1, 80)
 
 
+@pytest.mark.parametrize("temperature", [0, 1], ids=["shared", "alone"])
+@pytest.mark.parametrize("how", ["cancel", "drain"])
+async def test_one_that_is_cut_because_it_does_not_read_has_left(
+    open_gateway: Open, how: str, temperature: int
+) -> None:
+    sent = 0
+    piece = b"data: " + b'{"choices":[{"index":0,"delta":{"content":"%s"}}]}' % (b"x" * 4_000) + b"\n\n"
+    last = (
+        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":77,"total_tokens":80}}\n\ndata: [DONE]\n\n'
+    )
+
+    async def pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        while sent < 40_000_000:
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+        writer.write(last)
+        await writer.drain()
+
+    upstream = ScriptedUpstream(pour)
+    async with upstream as base_url:
+        changes = {"streams.on_disconnect": how, "server.write_timeout_seconds": 0.5}
+        gateway = await open_gateway(**{"upstream.base_url": base_url, **changes})
+        async with gateway.connection() as (reader, writer):
+            reader._transport.pause_reading()
+            writer.write(gateway.request_bytes({**BODIES["stream"], "temperature": temperature}))
+            await until(lambda: gateway.in_flight == 1)
+            await until(lambda: gateway.in_flight == 0)
+        (event,) = await gateway.events()
+        assert (event["outcome"], event["status"], event["estimated"]) == ("client_gone", 200, how == "cancel")
+        assert [record["outcome"] for record in gateway.records()] == ["client_gone"]
+        _, tokens = await gateway.charged()
+        if how == "drain":
+            assert sent >= 40_000_000
+            assert (event["output_tokens"], tokens) == (77, 80)
+        else:
+            await until(lambda: upstream.left == 1)
+            assert sent < 40_000_000
+            assert tokens >= RESERVED
+
+
 async def test_between_two_calls_none_is_made_for_nobody(open_gateway: Open) -> None:
     gateway = await opened(open_gateway, **{"upstream.first_backoff_ms": 600_000, "upstream.max_backoff_ms": 600_000})
     async with gateway.connection() as (_, writer):

@@ -49,11 +49,15 @@ def content(asked):
     return assemble([json.loads(each.removeprefix(b"data: ")) for each in events])["choices"][0]["message"]["content"]
 
 
-async def leave_after(half_ms: int, turns: int, who: tuple[int, ...], form: dict, processes: int) -> bool:
+async def leave_after(
+    half_ms: int, turns: int, who: tuple[int, ...], form: dict, processes: int, max_draining: int
+) -> bool:
     """Play it once; says whether anybody was in time to leave."""
     limiter, cache, upstream = SlowLimiter(LoopClock()), FarCache(), Upstream([act])
     limiter.reserve_seconds = MS
-    stages = [Stage(limiter=limiter, cache=cache, upstream=upstream) for _ in range(processes)]
+    stages = [
+        Stage(limiter=limiter, cache=cache, upstream=upstream, max_draining=max_draining) for _ in range(processes)
+    ]
     for stage in stages:
         stage.doorman.admit("growth", max_parallel=50)
     others = [FORMS["plain"], FORMS["stream"]]
@@ -67,7 +71,7 @@ async def leave_after(half_ms: int, turns: int, who: tuple[int, ...], form: dict
 
     assert [content(each) for each in asked if each not in left] == ["so deep"] * (len(asked) - len(left))
     for stage in stages:
-        assert len(stage.services.flights) == stage.books.in_flight == 0
+        assert len(stage.services.flights) == stage.books.in_flight == len(stage.services.flights.draining) == 0
         assert len(stage.books.records) == len(stage.asked)
         events = [event.event_id for event in stage.books.ended]
         assert len(set(events)) == len(events)
@@ -83,19 +87,23 @@ async def leave_after(half_ms: int, turns: int, who: tuple[int, ...], form: dict
     assert len(calls) <= requests <= len(asked)
     # More where upstream was let go of, and may run on, or where two had reserved at once.
     assert tokens >= sum(event.usage.total_tokens for event in calls)
+    if max_draining:
+        assert upstream.cut == 0
+        assert not any(event.estimated for event in calls if event.attempts)
     return bool(left)
 
 
+@pytest.mark.parametrize("max_draining", [0, 9], ids=["cancel", "drain"])
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("who", [(0,), (1,), (0, 1), (0, 1, 2)], ids=["first", "second", "two", "all"])
-def test_leaving_at_any_instant_leaves_nothing_behind(who, form, processes):
+def test_leaving_at_any_instant_leaves_nothing_behind(who, form, processes, max_draining):
     instants = 0
     for half_ms, turns in itertools.product(range(HOW_LONG_HALF_MS), (0, 2)):
         seen = []
 
         async def play(half_ms=half_ms, turns=turns, seen=seen):
-            seen.append(await leave_after(half_ms, turns, who, FORMS[form], processes))
+            seen.append(await leave_after(half_ms, turns, who, FORMS[form], processes, max_draining))
 
         on_stage(play)
         instants += seen[0]
