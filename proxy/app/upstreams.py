@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+import aiohttp
+
 from proxy.adapters.azure import AzureUpstream
 from proxy.adapters.certificates import client_context
 from proxy.adapters.openai import CompatibleUpstream, OpenAIUpstream, open_session
@@ -17,9 +19,9 @@ from proxy.pipeline.upstreams import Site, SiteKey, Upstreams, breaker_policy
 from proxy.ports import Clock
 from proxy.settings import NamedUpstreamSettings, Settings, UpstreamKind
 
-__all__ = ["named_upstreams", "open_upstreams", "show_upstreams"]
+__all__ = ["ADAPTERS", "named_upstreams", "open_upstreams", "session_for", "show_upstreams"]
 
-_ADAPTERS = {
+ADAPTERS = {
     UpstreamKind.OPENAI: OpenAIUpstream,
     UpstreamKind.AZURE: AzureUpstream,
     UpstreamKind.COMPATIBLE: CompatibleUpstream,
@@ -48,19 +50,23 @@ async def open_upstreams(settings: Settings, pacing: Pacing, stack: AsyncExitSta
     )
 
 
+def session_for(upstream: NamedUpstreamSettings, settings: Settings) -> aiohttp.ClientSession:
+    """Open the connections of one of them. Raises `CertificateUnusable` for `upstream.ca_file`."""
+    every = settings.upstream
+    return open_session(
+        max_connections=upstream.max_connections or every.max_connections,
+        connect_seconds=upstream.connect_timeout_seconds or every.connect_timeout_seconds,
+        idle_seconds=upstream.read_timeout_seconds or every.read_timeout_seconds,
+        tls=None if every.ca_file is None else client_context(every.ca_file),
+        proxy=settings.outgoing.proxies().proxy_of(upstream.base_url),
+    )
+
+
 async def _site(
     name: str, upstream: NamedUpstreamSettings, settings: Settings, pacing: Pacing, stack: AsyncExitStack
 ) -> Site:
     every = settings.upstream
-    session = await stack.enter_async_context(
-        open_session(
-            max_connections=upstream.max_connections or every.max_connections,
-            connect_seconds=upstream.connect_timeout_seconds or every.connect_timeout_seconds,
-            idle_seconds=upstream.read_timeout_seconds or every.read_timeout_seconds,
-            tls=None if every.ca_file is None else client_context(every.ca_file),
-            proxy=settings.outgoing.proxies().proxy_of(upstream.base_url),
-        )
-    )
+    session = await stack.enter_async_context(session_for(upstream, settings))
     options = PacerOptions(upstream.requests_per_minute, every.pacing_queue, every.pacing_deadline_seconds)
     keys = []
     for number, key in enumerate(upstream.api_keys or (None,), 1):
@@ -68,7 +74,7 @@ async def _site(
         key_name = name if len(upstream.api_keys) < 2 else f"{name}#{number}"
         pacer = pacing.pacer(key_name, options, upstream.tokens_per_minute)
         secret = key.reveal() if key is not None else None
-        call = _ADAPTERS[upstream.kind](
+        call = ADAPTERS[upstream.kind](
             name, upstream.base_url, secret, session, pacer, api_version=upstream.api_version
         )
         keys.append(SiteKey(number, call))
