@@ -32,20 +32,17 @@ class SharedBucket:
             None if tokens_per_minute is None else _less(tokens_per_minute),
         )
         self._scopes = (Scope(TEAM_SCOPE, Schedule(limits, limits)),)
-        self._most_tokens = limits.effective_token_capacity
 
     async def reserve(self, tokens: int) -> Reservation | int:
         """Charge one call, or say in how many milliseconds to ask again. Raises `StoreAway`.
 
         One that is larger than the bucket waits until that is full.
         """
-        most = self._most_tokens
-        cost = Cost(1, tokens if most is None else min(tokens, most))
+        cost = Cost(1, tokens)
         decision = await self._limiter.reserve(self._team, self._scopes, cost)
         if isinstance(decision, NeverFits):
-            # A part of the bucket, while the store is away, is smaller.
-            cost = Cost(1, min(cost.tokens, decision.limit))
-            decision = await self._limiter.reserve(self._team, self._scopes, cost)
+            # Of a part of the bucket, while the store is away, that is sooner.
+            decision = await self._limiter.reserve(self._team, self._scopes, Cost(1, min(tokens, decision.limit)))
         match decision:
             case Admitted():
                 return decision.reservation

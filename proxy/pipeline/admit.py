@@ -61,7 +61,9 @@ def patience_ms(exchange: Exchange, services: Services) -> int:
         return 0
     said = exchange.headers.get(MAX_WAIT_HEADER)
     wait_ms = exchange.principal.key.max_wait_ms if said is None else parse_max_wait(said)
-    return max(0, min(wait_ms or 0, turns.longest_wait_ms) - exchange.queued_ns // _NS_PER_MS) if wait_ms else 0
+    if not wait_ms:
+        return 0
+    return max(0, min(wait_ms, turns.longest_wait_ms) - exchange.queued_ns // _NS_PER_MS)
 
 
 async def _wait(

@@ -84,6 +84,7 @@ def test_an_upstream_that_goes_on_complaining_is_called_at_the_floor(times):
     pace = Pace()
     for second in range(times):
         pace = pace.after(REFUSED, second * 1_000)
+        assert pace.at(second * 1_000) >= FLOOR
     assert pace.at(times * 1_000) <= max(FLOOR + 20, 1_000 // 2**times + 30)
 
 

@@ -310,7 +310,8 @@ def test_one_that_is_too_large_does_not_wait():
         large = stage.want("large", body={"max_tokens": 500})
         await large.task
         assert (now(), large.status) == (0, 429)
-        assert large.headers["x-should-retry"] == "false"
+        assert large.body.startswith(b"Request too large")
+        assert "retry-after-ms" not in large.headers
         await stage.over()
 
     on_stage(play)
@@ -516,6 +517,24 @@ def test_who_does_not_wait_is_not_made_to_by_a_leader_that_does():
         assert (leader.status, long.status) == (200, 200)
         assert now() < 25
         assert len(stage.sent()) == 2, "those who waited shared an answer"
+
+    on_stage(play)
+
+
+def test_the_wait_for_a_leader_is_a_part_of_the_wait():
+    async def play():
+        stage = WaitingStage(Play([plain()]), Play([1.0, plain()]))
+        stage.doorman.admit("growth", limits=Limits(requests_per_minute=6, request_capacity=1))
+        stage.want("before")
+        await asyncio.sleep(0)
+        leader = stage.ask(chat(), headers={MAX_WAIT_HEADER: "20s"})
+        await asyncio.sleep(2)
+        # Eight seconds for the leader, and ten more for a turn of its own: less than two times fifteen.
+        follower = stage.ask(chat(), headers={MAX_WAIT_HEADER: "15s"})
+        await follower.task
+        assert (follower.status, now()) == (429, pytest.approx(10, abs=0.01))
+        await stage.over()
+        assert leader.status == 200
 
     on_stage(play)
 
