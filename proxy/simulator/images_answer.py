@@ -71,10 +71,12 @@ class ImageAnswer:
             members = {"b64_json": _base64(image), "partial_image_index": number, **common}
             yield self._frame("partial_image", members, self.partial_tokens)
         drawn = self.output_tokens - self.partials * self.partial_tokens
+        each, left = divmod(drawn, len(self.digests))
         for digest in self.digests:
-            told = {"usage": self._usage()} if usage and digest == self.digests[-1] else {}
+            last = digest == self.digests[-1]
+            told = {"usage": self._usage()} if usage and last else {}
             members = {"b64_json": _base64(picture(digest)), **common, **told}
-            yield self._frame("completed", members, drawn // len(self.digests))
+            yield self._frame("completed", members, each + left * last)
 
     def _entry(self, digest: bytes) -> dict[str, object]:
         if self.as_url:

@@ -79,6 +79,14 @@ async def test_a_stream_of_images_says_what_the_plain_answer_says(post):
     assert last["usage"]["output_tokens"] == plain["usage"]["output_tokens"] + 200
 
 
+async def test_a_stream_counts_what_it_sent(harness, post):
+    asked = {"model": "gpt-image-1", "prompt": "a lock", "stream": True, "n": 3, "quality": "low", "partial_images": 1}
+    *_, last = events(await (await post("images/generations", asked)).read())
+    (record,) = harness.stats.records
+    assert last["usage"]["output_tokens"] == record.output_tokens == record.output_tokens_sent == 3 * 272 + 100
+    assert record.completed
+
+
 async def test_edits_count_what_is_sent_in(post):
     files = [("image[]", b"one"), ("image[]", b"two"), ("mask", b"three")]
     body = await (await post("images/edits", form(*files, model="gpt-image-1", prompt="a lock"))).json()
