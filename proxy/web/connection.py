@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -42,6 +42,7 @@ class Connection(web.RequestHandler):
         "_deaf",
         "_head_bytes",
         "_head_since",
+        "_holds_back",
         "_owner",
         "_payload",
         "_read_at",
@@ -73,6 +74,8 @@ class Connection(web.RequestHandler):
         self._head_since: float | None = None
         self._head_bytes = 0
         self._read_at = 0.0
+        self._holds_back = False
+        """Its client sends the body once it is asked to."""
         self._unsent = 0
         self._unsent_since = 0.0
         self._deaf = False
@@ -117,13 +120,20 @@ class Connection(web.RequestHandler):
         message, payload = self._messages[-1]
         if isinstance(message, RawRequestMessage):
             self._payload, self._body_bytes = payload, 0
+            self._holds_back = "Expect" in message.headers and message.version >= HttpVersion11
             return
         self._deaf = True
         self._owner.watcher.malformed(Malformed.FRAMING if in_body else reason_of(message.exc))
         if in_body:
             self._end_body(web.RequestPayloadError("the framing is broken"))
 
+    def asked_for_body(self) -> None:
+        """Note that it is the client's turn."""
+        self._holds_back = False
+        self._read_at = self._loop.time()
+
     def _on_body(self, size: int) -> None:
+        self._holds_back = False
         self._body_bytes += size
         if self._body_bytes - _FRAMING_RATIO * self._payload.total_bytes > _FRAMING_BYTES:
             self._deaf = True
@@ -164,7 +174,7 @@ class Connection(web.RequestHandler):
             self._owner.watcher.cut(Cut.WRITE_TIMEOUT)
             wire.abort()
             return
-        if self._reading_paused or self._buffer_paused:
+        if self._reading_paused or self._buffer_paused or self._holds_back:
             # It is we who do not read.
             self._read_at = now
         if self._head_since is not None:

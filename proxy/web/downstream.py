@@ -11,6 +11,7 @@ from aiohttp import ClientConnectionError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import BodyTimedOut, BodyTooLarge, InvalidRequest
+from proxy.web.connection import Connection
 from proxy.web.inflate import check_coding, inflate
 from proxy.web.refusals import BodyTimeout
 from proxy.web.room import BodyRoom
@@ -184,6 +185,8 @@ async def _go_ahead(request: web.BaseRequest) -> None:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # an answer has not begun with it
+        if isinstance(request.protocol, Connection):
+            request.protocol.asked_for_body()
 
 
 @contextmanager
