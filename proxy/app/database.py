@@ -30,6 +30,7 @@ from proxy.settings import Settings
 
 __all__ = [
     "SPOOL_DIRECTORY",
+    "SQLITE_FILE",
     "alone_in",
     "open_books",
     "open_database",
@@ -43,7 +44,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 SPOOL_DIRECTORY = "spool"
 """Of the data directory."""
-_SQLITE_FILE = "tollgate.sqlite3"
+SQLITE_FILE = "tollgate.sqlite3"
+"""Of the data directory."""
 _LOCK_FILE = "serving.lock"
 _PATIENCE_OF_PEOPLE_SECONDS = 600.0
 """How long one statement of a command, or of a migration, may take."""
@@ -95,7 +97,7 @@ def open_books(settings: Settings, actor: str = "cli") -> Iterator[Books]:
 
 
 def _require_ledger(settings: Settings) -> None:
-    if settings.database_url is None and not (settings.data_dir / _SQLITE_FILE).exists():
+    if settings.database_url is None and not (settings.data_dir / SQLITE_FILE).exists():
         raise DataUnusable(f"{settings.data_dir} holds no ledger")
 
 
@@ -164,7 +166,7 @@ def open_database(settings: Settings, *, patience_seconds: float = PATIENCE_SECO
 @contextmanager
 def _opened(settings: Settings, patience_seconds: float) -> Iterator[Engine]:
     url = settings.database_url
-    place = url.reveal() if url is not None else settings.data_dir / _SQLITE_FILE
+    place = url.reveal() if url is not None else settings.data_dir / SQLITE_FILE
     engine = open_engine(place, patience_seconds=patience_seconds)
     try:
         yield engine

@@ -13,6 +13,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "serve": ("proxy.cli.serve:serve", "Run the proxy."),
     "check": ("proxy.cli.check:check", "Prove a settings file without starting anything."),
+    "doctor": ("proxy.cli.doctor:doctor", "Examine everything that serving needs, and say what to do."),
     "teams": ("proxy.cli.teams:teams", "Add, list and change teams."),
     "keys": ("proxy.cli.keys:keys", "Issue, import, list, rotate and revoke keys."),
     "cache": ("proxy.cli.cache:cache", "Show what cached answers save, and forget them."),

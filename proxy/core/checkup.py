@@ -65,7 +65,5 @@ def clock_finding(check: str, whose: str, ahead_ms: float, uncertain_ms: float) 
         return okay(check, f"this machine and {whose} agree on the time")
     side = "ahead of" if ahead_ms > 0 else "behind"
     said = f"this machine's clock is {abs(ahead_ms) / 1_000:.1f} s {side} that of {whose}"
-    remedy = (
-        "set both by NTP (chrony, systemd-timesyncd): keys end, tiers change and budgets begin anew by this machine's clock"
-    )
+    remedy = "set both by NTP (chrony, say): keys end, tiers change and budgets begin anew by this machine's clock"
     return (fail if surely_ms >= _FAR_OFF_MS else warn)(check, said, remedy)

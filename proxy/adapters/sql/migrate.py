@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from proxy.adapters.sql.engine import reading, writing
 from proxy.core.registry import DataUnusable
 
-__all__ = ["HEAD", "SchemaUnknown", "migrate"]
+__all__ = ["HEAD", "SchemaUnknown", "migrate", "revision_of"]
 
 HEAD = "0006"
 """The newest revision under `migrations/versions`; a test holds the two together."""
@@ -36,6 +36,12 @@ def migrate(engine: Engine) -> bool:
             return False
         _upgrade(connection, found)
     return True
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The revision a database is at, None where it has no schema. Raises `DataUnusable` for one that can hold none."""
+    _require_unicode(connection)
+    return _revision(connection)
 
 
 def _require_unicode(connection: Connection) -> None:
