@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -210,3 +213,47 @@ def test_over_the_bound_nothing_is_passed_on_as_whole(upstream, tmp_path, sessio
         events = small.events(team.name, 2)
         assert [(event["outcome"], event["status"]) for event in events] == [("rejected", 413), ("ok", 200)]
         assert json.dumps(small.log_lines()).count('"client_gone"') == 0
+
+
+def test_there_is_room_for_one_form_after_another(upstream, tmp_path, session):
+    """However they end; and no more than four of the largest at once."""
+    begin = b'--b7\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    behind = b'\r\n--b7\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--b7--\r\n'
+    forms = {
+        200: begin + b"x" * 90_000 + behind,
+        400: begin + b"x" * 90_000,
+        404: begin + b"x" * 90_000 + behind.replace(b"whisper-1", b"whisper-9"),
+        413: begin + b"x" * 200_000 + behind,
+    }
+    upstream.answers.pop("/v1/audio/transcriptions", None)
+    with run_tollgate(tmp_path, upstream.base_url, KEY, settings="[server]\nmax_upload_bytes = 100_000\n") as small:
+        team = small.add_team("writers")
+        headers = {**team.headers, "Content-Type": "multipart/form-data; boundary=b7"}
+        url = f"{small.base_url}/audio/transcriptions"
+        for _ in range(6):
+            for status, form in forms.items():
+                # In chunks: nobody knows beforehand how much is to come.
+                got = session.post(url, data=iter([form[:50_000], form[50_000:]]), headers=headers, timeout=30)
+                assert got.status_code == status
+        with ExitStack() as begun:
+
+            def is_full() -> bool:
+                # One of those before may have come while this was in its place.
+                begun.enter_context(closing(session_of(small, team, begin + b"x" * 90_000)))
+                got = session.post(url, data=forms[200], headers=headers, timeout=30)
+                return got.status_code == 503 and "uploaded" in got.text
+
+            eventually(is_full, what="an end of the room")
+        eventually(lambda: session.post(url, data=forms[200], headers=headers, timeout=30).status_code == 200)
+
+
+def session_of(gateway: Tollgate, team: Team, begin: bytes) -> socket.socket:
+    """A connection on which so much of a form was sent, and nothing else will be."""
+    place = urlsplit(gateway.base_url)
+    connection = socket.create_connection((place.hostname, place.port), timeout=20)
+    head = (
+        f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {team.key}\r\n"
+        "Content-Type: multipart/form-data; boundary=b7\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    connection.sendall(head.encode() + b"%x\r\n%b\r\n" % (len(begin), begin))
+    return connection
