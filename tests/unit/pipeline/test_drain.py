@@ -199,6 +199,41 @@ def test_one_that_has_lasted_longer_than_the_deadline_is_stopped_at_once(body):
     on_stage(play)
 
 
+def test_the_deadline_holds_for_who_has_joined_as_soon_as_it_leaves():
+    async def play():
+        stage = draining(paced(stream(*"abcdefgh"), 10))
+        object.__setattr__(stage.services.policy, "retry", RetryPolicy(max_attempts=1, total_deadline_ms=20_000))
+        await left(stage, STREAMS[0], 6)
+        other = stage.ask(STREAMS[0])
+        await asyncio.sleep(30)
+        assert (stage.given_up, stage.upstream.cut) == ([], 0), "somebody listens"
+        await other.leave()
+        assert stage.given_up == ["deadline"]
+        await stage.all()
+        assert stage.upstream.cut == 1
+        assert [record.outcome for record in stage.books.records] == [Outcome.CLIENT_GONE] * 2
+        stage.ties_out()
+
+    on_stage(play)
+
+
+def test_what_a_request_waited_for_its_turn_is_not_held_against_it():
+    async def play():
+        stage = draining(paced(stream("a", "b"), 10))
+        object.__setattr__(stage.services.policy, "retry", RetryPolicy(max_attempts=1, total_deadline_ms=20_000))
+        asked = stage.ask(STREAMS[1])
+        await asyncio.sleep(6)
+        asked.exchange.queued_ns = 60 * 10**9
+        await asked.leave()
+        await stage.all()
+        assert stage.given_up == []
+        (event,) = stage.books.ended
+        assert event.usage.total_tokens == USED
+        stage.ties_out()
+
+    on_stage(play)
+
+
 def test_nothing_is_kept_for_later_of_one_that_was_drained_in_time():
     async def play():
         stage = draining(answer_after(5))
@@ -334,7 +369,8 @@ def test_a_fault_of_ours_with_nobody_there_is_counted_and_logged(body, caplog):
         await asked.leave()
         await stage.all()
         (record,) = stage.books.records
-        assert record.outcome is Outcome.FAILED
+        (event,) = stage.books.ended
+        assert record.outcome is event.outcome is Outcome.FAILED
         stage.ties_out()
 
     on_stage(play)

@@ -102,6 +102,32 @@ async def test_the_call_goes_on_when_the_one_it_waited_for_is_no_reader_or_has_l
     a_flight.leave(slow)
 
 
+async def test_a_call_that_is_drained_waits_for_nobody_and_holds_next_to_nothing():
+    a_flight = flight(room_bytes=0)
+    seat = a_flight.join(BARE)
+    waiting = await written(a_flight, *[b"x" * 64 * KIB] * 5)
+    assert waiting is not None
+    a_flight.leave(seat)
+    a_flight.drain()
+    await asyncio.sleep(0)
+    assert waiting.done()
+    for _ in range(50):
+        assert await written(a_flight, b"x" * 64 * KIB) is None
+        assert a_flight.held_bytes <= 64 * KIB
+
+
+async def test_one_is_read_up_when_all_it_took_is_passed_on():
+    a_flight = flight()
+    seat = a_flight.join(BARE)
+    assert a_flight.is_read_up(seat)
+    await a_flight.write(b"a")
+    assert not a_flight.is_read_up(seat)
+    a_flight.take(seat)
+    assert not a_flight.is_read_up(seat), "it is being passed on"
+    a_flight.take(seat)
+    assert a_flight.is_read_up(seat)
+
+
 @pytest.mark.parametrize("other", [COUNTED, PLAIN])
 async def test_who_wants_another_form_does_not_read(other):
     assert not flight().join(other).reads

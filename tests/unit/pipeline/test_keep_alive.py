@@ -136,6 +136,18 @@ def test_none_after_a_stream_has_broken(body):
 
 
 @BODIES
+def test_none_behind_an_error_of_upstream(body):
+    async def play():
+        error = b'data: {"error": {"message": "no", "type": "server_error", "param": null, "code": null}}\n\n'
+        stage = alive(streamed(*stream("a")[:2], error, 30.0))
+        asked = stage.ask(body)
+        await stage.all()
+        assert asked.client.text.endswith(error)
+
+    on_stage(play)
+
+
+@BODIES
 def test_a_comment_is_no_first_byte(body):
     async def play():
         stage = alive(streamed(7.0, *stream("a")))
