@@ -51,6 +51,7 @@ from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.turns import Turns
+from proxy.pipeline.upstreams import Upstreams
 from proxy.ports import Cache, Clock, KeyStore, Spawn
 from proxy.settings import HitsCount, LedgerSync, LogFormat, OnDisconnect, Settings, UnknownModels
 from proxy.web.errors import status_of
@@ -91,23 +92,17 @@ class Equipment:
 async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
     """Make the adapters of the settings, warm, in the order in which they need each other."""
     clock = SystemClock()
-    peppers = peppers_of(settings)
-    key_store = SqlKeyStore(engine)
+    peppers, key_store = peppers_of(settings), SqlKeyStore(engine)
     principals = Principals(key_store, peppers, clock)
     prices = load_prices(settings.price_file())
-    known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
-    metrics = Metrics(known_models.__contains__)
-    metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
-    metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)
-    streams = metrics.streams
-    log = _log(settings, streams, stack)
+    metrics = _metrics(settings, prices, clock)
+    log = _log(settings, metrics.streams, stack)
     telemetry = Telemetry(metrics, log)
     ledger = _ledger(settings, engine, prices, telemetry, clock)
     reader = _spent_reader(settings, engine, ledger, clock, telemetry)
     limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
     answers = await _answers(settings, clock, metrics, spawn, stack)
-    shared = settings.redis_url is not None
-    pacing = Pacing(limits.limiter, clock, spawn, metrics.queues.upstream, limits.workers, shared=shared)
+    pacing = _pacing(settings, limits, clock, spawn, metrics)
     turns = _turns(settings, limits, clock, spawn, metrics)
     services = Services(
         policy=_policy(settings),
@@ -120,7 +115,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
         upstreams=await open_upstreams(settings, pacing, stack),
         telemetry=telemetry,
         catalogue=Catalogue(),
-        flights=Flights(streams.draining_requests.set, streams.drain_given_up),
+        flights=Flights(metrics.streams.draining_requests.set, metrics.streams.drain_given_up),
         spawn=spawn,
         status_of=status_of,
         hold=HeldBodies(settings.data_dir, _UPLOADS_AT_ONCE * settings.server.max_upload_bytes).hold,
@@ -133,19 +128,36 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     sample = partial(
         _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing, services), limits, ClockSteps()
     )
-    metrics.prepare_unpriced(model for model in settings.models.extra if not prices.rows(model))
-    metrics.prepare_upstreams(site.name for site in services.upstreams)
-    metrics.upstreams.prepare((site.name, key.number) for site in services.upstreams for key in site.keys)
     metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
+    _prepare_upstreams(metrics, services.upstreams)
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)
     note_uses: Callable[[], Coroutine[Any, Any, None]] = partial(principals.notes.run, telemetry.store_failed)
-    budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
-    chores = (ledger.run, note_uses, budgets, *limits.chores, *answers.chores)
-    hear_changes = limits.hear_changes
+    show_budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
+    chores = (ledger.run, note_uses, show_budgets, *limits.chores, *answers.chores)
+    at_shutdown = (turns.close, pacing.close)
     return Equipment(
-        services, ledger, metrics, key_store, registry, hear_changes, chores, sample, log, (turns.close, pacing.close)
+        services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample, log, at_shutdown
     )
+
+
+def _metrics(settings: Settings, prices: PriceBook, clock: Clock) -> Metrics:
+    known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
+    metrics = Metrics(known_models.__contains__)
+    metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
+    metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)
+    metrics.prepare_unpriced(model for model in settings.models.extra if not prices.rows(model))
+    return metrics
+
+
+def _prepare_upstreams(metrics: Metrics, upstreams: Upstreams) -> None:
+    metrics.prepare_upstreams(site.name for site in upstreams)
+    metrics.upstreams.prepare((site.name, key.number) for site in upstreams for key in site.keys)
+
+
+def _pacing(settings: Settings, limits: _Limits, clock: Clock, spawn: Spawn, metrics: Metrics) -> Pacing:
+    shared = settings.redis_url is not None
+    return Pacing(limits.limiter, clock, spawn, metrics.queues.upstream, limits.workers, shared=shared)
 
 
 def _ledger(settings: Settings, engine: Engine, prices: PriceBook, telemetry: Telemetry, clock: Clock) -> SpoolLedger:
