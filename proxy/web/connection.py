@@ -46,8 +46,8 @@ class Connection(web.RequestHandler):
         "_owner",
         "_payload",
         "_read_at",
-        "_unsent",
-        "_unsent_since",
+        "_taken",
+        "_taken_at",
         "_wire",
         "leaving",
     )
@@ -76,8 +76,8 @@ class Connection(web.RequestHandler):
         self._read_at = 0.0
         self._holds_back = False
         """Its client sends the body once it is asked to."""
-        self._unsent = 0
-        self._unsent_since = 0.0
+        self._taken = 0
+        self._taken_at = 0.0
         self._deaf = False
         """Whatever still comes is not looked at."""
         self.leaving = False
@@ -168,9 +168,11 @@ class Connection(web.RequestHandler):
         if wire is None:
             return
         unsent = wire.get_write_buffer_size()
-        if unsent != self._unsent or not unsent:
-            self._unsent, self._unsent_since = unsent, now
-        elif now - self._unsent_since >= bounds.write_timeout_seconds:
+        # Of an answer that goes on what is not taken gets more: that alone does not tell a client who reads.
+        written = 0 if self._current_request is None else self._current_request.writer.output_size
+        if not unsent or written - unsent != self._taken:
+            self._taken, self._taken_at = written - unsent, now
+        elif now - self._taken_at >= bounds.write_timeout_seconds:
             self._owner.watcher.cut(Cut.WRITE_TIMEOUT)
             wire.abort()
             return

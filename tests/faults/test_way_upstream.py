@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from proxy.core.budget import Cap, Period, span_of
+from proxy.core.caps import BudgetReached
+from proxy.core.decision import TEAM_SCOPE
 from proxy.core.outgoing import Proxies
 from proxy.settings import load
-from tests.faults.conftest import UPSTREAM_KEY, Gateway, Open, ScriptedUpstream
+from tests.faults.conftest import TEAM, UPSTREAM_KEY, Gateway, Open, ScriptedUpstream, until
 from tests.support.certificates import Authority, server_context
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.recording_upstream import Recorder
@@ -247,6 +250,19 @@ async def test_a_proxy_that_refuses_or_is_away_is_an_upstream_that_is(
     said = caplog.text + gateway.log.getvalue() + json.dumps(body)
     assert PROXY_PASSWORD not in said
     assert "Basic " not in said
+
+
+async def test_the_webhook_goes_through_the_proxy_too(open_gateway: Open, tmp_path: Path) -> None:
+    secret = tmp_path / "webhook.secret"
+    secret.write_text("s" * 32)
+    async with Recorder() as upstream, ForwardProxy(upstream.port, refuses=True) as proxy:
+        settings = through({"upstream.base_url": upstream.url}, proxy)
+        settings |= {"budgets.webhook_url": "http://hook.example/it", "budgets.webhook_secret_file": str(secret)}
+        gateway = await open_gateway(**settings)
+        now_ms = gateway.worker.services.clock.now_ms()
+        cap = Cap(TEAM_SCOPE, span_of(Period.MONTH, now_ms), None, 1)
+        gateway.worker.services.budget_reached(BudgetReached(TEAM, "", cap, now_ms))
+        await until(lambda: proxy.lines == [b"POST http://hook.example/it HTTP/1.1"])
 
 
 async def test_the_environment_is_read_once_and_by_the_settings_alone(

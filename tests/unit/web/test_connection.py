@@ -117,3 +117,55 @@ async def test_a_body_that_nobody_takes_is_not_slow() -> None:
         writer.write(body)
         assert (await whole(reader)).endswith(b"\r\n\r\n5000000")
     assert noted.seen == []
+
+
+async def streaming(
+    request: web.BaseRequest, go_on: Callable[[web.StreamResponse, asyncio.Transport], Awaitable[None]]
+) -> web.StreamResponse:
+    """An answer whose client reads nothing, so that what is written stays here."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    wire = request.transport
+    while not wire.get_write_buffer_size():
+        await response.write(b"x" * 32_768)
+        await asyncio.sleep(0)
+    await go_on(response, wire)
+    return response
+
+
+async def test_a_stream_of_which_nothing_is_taken_is_cut_though_it_goes_on() -> None:
+    """It is little that is written, so that nothing stops the writing for a long time."""
+    ended, noted = asyncio.Event(), Noted()
+
+    async def drip(response: web.StreamResponse, _: asyncio.Transport) -> None:
+        try:
+            while True:  # noqa: ASYNC110 - until it is cut
+                await response.write(b"x")
+                await asyncio.sleep(SHORT / 10)
+        finally:
+            ended.set()
+
+    async with talking(lambda request: streaming(request, drip), noted, write_timeout_seconds=SHORT) as (_, writer):
+        writer.transport.pause_reading()
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(20):
+            await ended.wait()
+    assert noted.seen == [Cut.WRITE_TIMEOUT]
+
+
+async def test_a_stream_that_is_taken_bit_by_bit_is_not_cut() -> None:
+    noted = Noted()
+    done = asyncio.Event()
+
+    async def flow(response: web.StreamResponse, _: asyncio.Transport) -> None:
+        for _ in range(100):
+            await response.write(b"x" * 100_000)
+        done.set()
+
+    async with talking(lambda request: streaming(request, flow), noted, write_timeout_seconds=1.0) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(60):
+            while await reader.read(500_000):
+                await asyncio.sleep(0.1)
+    assert done.is_set()
+    assert noted.seen == []
