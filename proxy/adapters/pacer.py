@@ -230,7 +230,7 @@ class Pacer:
             try:
                 got = await self.bucket.reserve(waiter.tokens)
             except Exception as error:  # noqa: BLE001 - whoever asked raises it
-                if self._queue.remove(entry):
+                if self._queue.remove(entry) and not waiter.answer.done():
                     waiter.answer.set_exception(error)
                 return
             if not isinstance(got, Reservation):
