@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from io import UnsupportedOperation
@@ -184,13 +185,24 @@ class RequestLog:
             self._out.write(data.decode())
             self._out.flush()
             return
-        rest = memoryview(data)
-        while rest and not self._given_up:
-            try:
-                rest = rest[os.write(number, rest) :]
-            except BlockingIOError:
-                # Somebody who shares it has made it one that does not wait.
-                select.select((), (number,), (), _LOOK_AGAIN_SECONDS)
+        for lines in _at_once(data) if stat.S_ISFIFO(os.fstat(number).st_mode) else (data,):
+            rest = memoryview(lines)
+            while rest and not self._given_up:
+                try:
+                    rest = rest[os.write(number, rest) :]
+                except BlockingIOError:
+                    # Somebody who shares it has made it one that does not wait.
+                    select.select((), (number,), (), _LOOK_AGAIN_SECONDS)
+
+
+def _at_once(data: bytes) -> Iterator[bytes]:
+    """Cut at the ends of lines into what a pipe takes in one piece: other workers write to the same one."""
+    start = 0
+    while len(data) - start > select.PIPE_BUF:
+        end = data.rfind(b"\n", start, start + select.PIPE_BUF) + 1 or data.find(b"\n", start) + 1
+        yield data[start:end]
+        start = end
+    yield data[start:]
 
 
 def _instant(at_ms: int) -> str:

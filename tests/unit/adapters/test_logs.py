@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.adapters.logs import RequestLog, console_line, json_line
+from proxy.adapters.logs import RequestLog, _at_once, console_line, json_line
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 from proxy.core.usage import Usage
@@ -221,6 +222,38 @@ def test_a_reader_that_stalls_holds_up_nobody_and_is_told_the_oldest_when_it_rea
         assert len(numbers) + sum(dropped) == sent
         log.close(10)
     os.close(read)
+
+
+@given(st.lists(st.binary(max_size=9_000).map(lambda text: text.replace(b"\n", b" ") + b"\n"), min_size=1))
+def test_lines_of_several_workers_stay_apart_in_one_pipe(lines):
+    pieces = list(_at_once(b"".join(lines)))
+    assert b"".join(pieces) == b"".join(lines)
+    for piece in pieces:
+        assert piece.endswith(b"\n")
+        assert len(piece) <= select.PIPE_BUF or piece.count(b"\n") == 1
+
+
+def test_two_that_write_to_one_pipe_write_whole_lines():
+    read, write = os.pipe()
+    logs, turns, got = [], Turns(), []
+    reader = threading.Thread(target=lambda: got.extend(iter(lambda: os.read(read, 10_000), b"")))
+    reader.start()
+    with os.fdopen(write, "w") as out:
+        for name in "ab":
+            log = RequestLog(lambda record, name=name: name * int(record.request_id), turns.call_soon, out)
+            logs.append(log)
+        for number in range(300):
+            for log in logs:
+                for size in (1, 1_000, 3_000):
+                    log.write(replace(RECORD, request_id=str(size + number)))
+            turns.turn()
+        for log in logs:
+            log.close(30)
+    reader.join()
+    os.close(read)
+    found = b"".join(got).decode().splitlines()
+    assert len(found) == 1_800
+    assert {len(set(line)) for line in found} == {1}
 
 
 def test_a_process_ends_while_nobody_reads_its_log():
