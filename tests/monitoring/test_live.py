@@ -227,14 +227,19 @@ def test_every_expression_has_data_and_alerts_fire_in_a_fault_and_clear_after_it
 
 def assert_figures(scene):
     """What Prometheus has is what the ledger has: of teams that were new at this start to the last trillionth."""
-    paid = {
-        row["team"]: float(row["cost_usd"]) for row in json.loads(scene.gateway.cli("usage", "--by", "team", "--json"))
-    }
-    assert paid.keys() == {"growth", "plain", "search"}
+
+    def agree():
+        rows = json.loads(scene.gateway.cli("usage", "--by", "team", "--json"))
+        paid = {row["team"]: float(row["cost_usd"]) for row in rows}
+        assert paid.keys() == {"growth", "plain", "search"}
+        shown = [data_of(scene, f'sum(tollgate_spend_usd_total{{team="{team}"}})') for team in ("plain", "search")]
+        if shown != [[pytest.approx(paid["plain"], rel=1e-9)], [pytest.approx(paid["search"], rel=1e-9)]]:
+            return None
+        return paid
+
+    # The last records may still be on their way, to either.
+    paid = eventually(agree, what="Prometheus and the ledger to agree")
     for team in ("plain", "search"):
-        assert data_of(scene, f'sum(tollgate_spend_usd_total{{team="{team}"}})') == [
-            pytest.approx(paid[team], rel=1e-9)
-        ]
         risen = data_of(scene, f'sum(increase(tollgate_spend_usd_total{{team="{team}"}}[10m]))')
         assert risen == [pytest.approx(paid[team], rel=0.5)], "extrapolated by a scrape or two, and nothing is missing"
     of_day = data_of(scene, 'tollgate_ledger_spend_usd{team="growth", period="day"}')
@@ -243,15 +248,11 @@ def assert_figures(scene):
 
 def assert_exemplars(scene):
     """A figure leads to a line of the log."""
-    found = scene.prometheus.ask(
-        "query_exemplars",
-        query="tollgate_request_duration_seconds_bucket",
-        start="0",
-        end="9999999999",
-    )
-    told = {each["labels"]["request_id"] for series in found for each in series["exemplars"]}
+    asked = {"query": "tollgate_request_duration_seconds_bucket", "start": "0", "end": "9999999999"}
+    series = scene.prometheus.ask("query_exemplars", **asked)
+    told = {each["labels"]["request_id"] for one in series for each in one["exemplars"]}
     assert told
-    assert told <= {line["request_id"] for line in scene.gateway.log_lines()}
+    eventually(lambda: told <= {line["request_id"] for line in scene.gateway.log_lines()}, what="lines of exemplars")
 
 
 def assert_scraped_text(scene):
