@@ -320,13 +320,27 @@ async def test_leaving_at_any_byte_of_a_stream(open_gateway: Open, how: str, see
     await gateway.works()
 
 
-async def test_a_client_that_stays_is_served_as_ever(open_gateway: Open) -> None:
-    gateway = await opened(open_gateway)
-    for body in BODIES.values():
-        async with gateway.connection() as (reader, writer):
-            writer.write(gateway.request_bytes({**body, "n": 2}))
-            answer = await read_answer(reader)
-        assert (answer.status, answer.clean) == (200, True)
-        assert "x-ratelimit-remaining-tokens" in answer.headers
-    events = await gateway.events()
-    assert [event["outcome"] for event in events] == ["ok", "ok", "ok", "cached"]
+KINDS = {
+    **{name: (body, ()) for name, body in BODIES.items()},
+    "an error of upstream": (CHAT, ("x-simulate-status: 400",)),
+    "an error of upstream in a stream": (BODIES["stream"], ("x-simulate-error-event-after: 2",)),
+    "too large": ({**CHAT, "n": 100, "max_tokens": 16_000}, ()),
+}
+
+
+async def test_a_client_that_stays_is_served_as_ever(gateway: Gateway) -> None:
+    seen = []
+    for most in (0, 5):
+        object.__setattr__(gateway.worker.services.policy, "max_draining", most)
+        heads = {}
+        for name, (body, wishes) in KINDS.items():
+            async with gateway.connection() as (reader, writer):
+                writer.write(gateway.request_bytes({"n": 2, "max_tokens": 500 + most, **body}, *wishes))
+                answer = await read_answer(reader)
+            heads[name] = (answer.status, answer.clean, sorted(answer.headers))
+        told = [event["outcome"] for event in await gateway.events()]
+        seen.append((heads, told[-6:]))
+    assert seen[0] == seen[1]
+    heads, told = seen[0]
+    assert told == ["ok", "ok", "ok", "cached", "upstream_error", "upstream_error"]
+    assert {"x-ratelimit-remaining-tokens", "cache-status", "x-tollgate-attempts"} < set(heads["plain"][2])
