@@ -6,7 +6,7 @@ chosen in `app.py` and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,10 +14,19 @@ from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.budget import Span, Spend
 from proxy.core.count import Said
 from proxy.core.event import Dispatch, UsageEvent
-from proxy.core.fair_queue import QueueRefusal
 from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.core.record import RequestRecord
 from proxy.core.replay import Form
+from proxy.ports_upstream import (
+    Body,
+    Holding,
+    Patch,
+    QueueWatch,
+    Turn,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 
 __all__ = [
     "USES_EVERY_MS",
@@ -32,6 +41,7 @@ __all__ = [
     "KeyStore",
     "Ledger",
     "Limiter",
+    "Patch",
     "QueueWatch",
     "Sender",
     "Spawn",
@@ -255,145 +265,6 @@ class Ledger(Protocol):
 
     def end(self, event: UsageEvent) -> None:
         """Append the event; for a dispatched request its id is the dispatch's."""
-        ...
-
-
-class Body(Protocol):
-    """A request's body that is not held in memory whole."""
-
-    @property
-    def length(self) -> int | None:
-        """Its size in bytes; None: that is known at its end."""
-        ...
-
-    @property
-    def replayable(self) -> bool:
-        """Whether it can be read from its beginning now; one that is read as it comes can until that has begun."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body from its beginning, in pieces of no particular size.
-
-        Raises `BodyTooLarge`, `InvalidRequest` and `ConnectionResetError` for one that its client is sending.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """Bytes of a body that others take the place of."""
-
-    start: int
-    end: int
-    data: bytes = field(repr=False)
-
-
-class Holding(Protocol):
-    """Where one body is kept until upstream has answered: in memory while it is small, then on disk.
-
-    Full or failing: `take` raises `Overloaded`.
-    """
-
-    async def take(self, data: bytes) -> None:
-        """Keep what comes next."""
-        ...
-
-    def body(self, patch: Patch | None = None) -> Body:
-        """All of it, to be read any number of times until it is closed; with `patch` instead of what that names."""
-        ...
-
-    def close(self) -> None:
-        """Forget it. Idempotent."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """One call to make upstream."""
-
-    method: str
-    path_qs: str
-    """Path below the upstream's base URL, and query, as the client sent them (`/chat/completions?x=1`)."""
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
-    """Forwardable headers of the client; the upstream's own key is added by the adapter."""
-    body: bytes | Body = field(repr=False, default=b"")
-    as_it_is: bool = False
-    """The answer is wanted in whatever encoding it comes; `headers` say which ones the client takes."""
-    model: str = ""
-    """What upstream calls the model; empty where the request names none."""
-
-
-class UpstreamAnswer(Protocol):
-    """An answer whose head has arrived. Must be closed; closing before the end stops upstream."""
-
-    status: int
-    headers: Mapping[str, str]
-    """Case-insensitive."""
-
-    async def read(self) -> bytes:
-        """The rest of the body. Raises `UpstreamFailure`."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unmerged. Raises `UpstreamFailure` when it breaks off."""
-        ...
-
-    def close(self) -> None:
-        """Give the connection back when the body was read to its end, cut it otherwise. Idempotent."""
-        ...
-
-
-class Turn(Protocol):
-    """The right to make one call upstream now."""
-
-    def settle(self, tokens: int) -> None:
-        """Tell what the call has used; does not wait. The second time, and for one nobody counts, it does nothing."""
-        ...
-
-
-class QueueWatch(Protocol):
-    """Hears what becomes of those who wait in one queue. Never raises, never waits."""
-
-    def waited(self, seconds: float) -> None:
-        """One has waited for so long, whatever came of it."""
-        ...
-
-    def refused(self, reason: QueueRefusal) -> None:
-        """One was not let in, or let go of unserved."""
-        ...
-
-
-class Upstream(Protocol):
-    """An API we stand in front of, called under one key.
-
-    Away: `UpstreamFailure`, for `pipeline/forward.py` to retry or to give up. An error answer is an answer, not an
-    exception.
-    """
-
-    name: str
-    identity: str
-    """What tells its answers from another's: the base URL. Holds no secret."""
-
-    @property
-    def waiting(self) -> int:
-        """Calls that wait for their turn."""
-        ...
-
-    async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
-    ) -> Turn:
-        """Wait until a call that may use `tokens` can be made for `team`; nothing has been sent.
-
-        Teams that wait are served by weight. Raises `Overloaded`, and `StoreAway` where the limiter's policy is
-        `closed`. `deadline_seconds` shortens the longest wait that is configured.
-        """
-        ...
-
-    async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send once; returns when the head of an answer has come. Raises `UpstreamFailure`, and what a `Body` raises.
-
-        A body that breaks off is never ended as if it were whole.
-        """
         ...
 
 
