@@ -18,7 +18,6 @@ from proxy.app.database import SQLITE_FILE
 from proxy.app.prices import open_prices
 from proxy.core.checkup import Finding, clock_finding, fail, okay, warn
 from proxy.core.errors import StoreAway
-from proxy.core.price_table import PricesInvalid
 from proxy.core.registry import Axis, DataUnusable
 from proxy.settings import Settings
 
@@ -149,10 +148,7 @@ def _keys(engine: Engine) -> Iterator[Finding]:
 
 def _unpriced(settings: Settings, engine: Engine) -> Iterator[Finding]:
     """Models that were asked for lately and cost nothing, because no table has their price."""
-    try:
-        book = open_prices(settings).book
-    except PricesInvalid:
-        return
+    book = open_prices(settings).book
     now_ms = SystemClock().now_ms()
     rows = SqlUsageReports(engine).usage((Axis.MODEL,), since_ms=now_ms - _IN_USE_MS)
     used = [row.group[0] for row in rows if row.group[0] and row.requests > row.cached]

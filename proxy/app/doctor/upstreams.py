@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from proxy.adapters.certificates import CertificateUnusable
 from proxy.adapters.clock import SystemClock
 from proxy.app.upstreams import ADAPTERS, named_upstreams, session_for
 from proxy.core.checkup import Finding, Verdict, clock_finding, fail, okay, warn
@@ -54,11 +54,7 @@ async def look_at_upstreams(settings: Settings) -> list[Finding]:
 
 
 async def _look_at(name: str, upstream: NamedUpstreamSettings, settings: Settings) -> list[Finding]:
-    try:
-        session = session_for(upstream, settings)
-    except CertificateUnusable as error:
-        return [fail(f"upstream.{name}", str(error), "name a file of certificates in PEM in upstream.ca_file")]
-    async with session:
+    async with session_for(upstream, settings) as session:
         keys: list[str | None] = [*(key.reveal() for key in upstream.api_keys[:_MOST_KEYS])] or [None]
         found = await asyncio.gather(
             *(
@@ -200,7 +196,7 @@ def _unreachable(  # noqa: PLR0911 - one for each thing that can be wrong
     if isinstance(error, aiohttp.ClientConnectorError):
         return fail(
             check,
-            f"{host} takes no connection: {error.os_error.strerror or type(error.os_error).__name__}",
+            f"{host} takes no connection: {_system_word(error.os_error)}",
             "see that base_url has the right port, and that it runs",
         )
     if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -210,6 +206,11 @@ def _unreachable(  # noqa: PLR0911 - one for each thing that can be wrong
         return fail(check, f"{host} does not answer in time", "see that it is well, and that base_url is its API")
     return fail(check, f"{host} broke off before its answer was whole ({type(error).__name__})",
                 "see that base_url is its API, with the right port and one of https://, http://")  # fmt: skip
+
+
+def _system_word(error: OSError) -> str:
+    """The system's word for it; asyncio's own repeats the address."""
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _certificate_fault(error: aiohttp.ClientConnectorCertificateError) -> str:
