@@ -133,7 +133,6 @@ class _Request(web.BaseRequest):
             or not stays_open(self._message)
             # What is left of the body would be taken for the next request by whoever thinks it was not wanted.
             or not self.content.is_eof()
-            or self.content.exception() is not None
         ):
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"
