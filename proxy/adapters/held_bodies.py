@@ -106,7 +106,10 @@ class HeldBody:
             if self._file is None:
                 raise LookupError("the body was let go")
             count = min(_READ_BYTES, min(end, on_disk) - start)
-            piece = await asyncio.to_thread(self._file.read, count, start)
+            try:
+                piece = await asyncio.to_thread(self._file.read, count, start)
+            except OSError:
+                raise Overloaded("an upload could not be read from disk") from None
             start += len(piece)
             yield piece
         if start < end:

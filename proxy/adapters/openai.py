@@ -97,23 +97,28 @@ class OpenAIUpstream:
             headers.append(("Accept-Encoding", "identity"))
         sent = None
         if not isinstance(request.body, bytes):
-            sent = _Sent(request.body)
+            sent = _Sent(request.body, self._session.timeout.sock_read)
             if request.body.length is not None:
                 headers.append(("Content-Length", str(request.body.length)))
         try:
-            response = await self._session.request(
-                request.method,
-                # As the client wrote it: decoding and encoding again could name another thing.
-                URL(self._url(request), encoded=True),
-                headers=headers,
-                data=(request.body or None) if sent is None else sent.chunks(),
-                allow_redirects=False,
-                auto_decompress=not request.as_it_is,
-            )
+            async with asyncio.timeout(None) if sent is None else sent.patience:
+                response = await self._session.request(
+                    request.method,
+                    # As the client wrote it: decoding and encoding again could name another thing.
+                    URL(self._url(request), encoded=True),
+                    headers=headers,
+                    data=(request.body or None) if sent is None else sent.chunks(),
+                    allow_redirects=False,
+                    auto_decompress=not request.as_it_is,
+                )
         except _FOREIGN as error:
             if sent is not None and sent.error is not None:
                 raise sent.error from None
             raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+        finally:
+            if sent is not None:
+                # What answers before it has all goes on taking it for a moment.
+                sent.is_over = True
         if self._pacer is not None:
             self._pacer.observe(response.status, response.headers)
         return AiohttpAnswer(response, self.name)
@@ -136,21 +141,35 @@ class CompatibleUpstream(OpenAIUpstream):
 
 
 class _Sent:
-    """A body on its way upstream; remembers what broke it off, for which the client library has a word of its own."""
+    """A body on its way upstream; remembers what broke it off, for which the client library has a word of its own.
 
-    __slots__ = ("_body", "error")
+    Its `patience` ends where upstream takes nothing for so long: the client library bounds its silence alone.
+    """
 
-    def __init__(self, body: Body) -> None:
+    __slots__ = ("_body", "_idle_seconds", "error", "is_over", "patience")
+
+    def __init__(self, body: Body, idle_seconds: float | None) -> None:
         self._body = body
+        self._idle_seconds = idle_seconds
         self.error: Exception | None = None
+        self.is_over = False
+        """Nobody waits for it any more."""
+        self.patience = asyncio.timeout(None)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._body.chunks():
+                self._wait(self._idle_seconds)
                 yield chunk
+                self._wait(None)
         except (TollgateError, ConnectionResetError) as error:
             self.error = error
             raise
+
+    def _wait(self, seconds: float | None) -> None:
+        if self.is_over:
+            return
+        self.patience.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
 class AiohttpAnswer:

@@ -126,7 +126,8 @@ class _Passing:
         if not chunk:
             return
         exchange = self._exchange
-        exchange.first_byte_ns = exchange.first_byte_ns or self._services.clock.monotonic_ns()
+        if not exchange.as_it_is:
+            exchange.first_byte_ns = exchange.first_byte_ns or self._services.clock.monotonic_ns()
         if self._holds and not exchange.settled:
             held, self._held = self._held, chunk[-1:]
             chunk = held + chunk[:-1]
