@@ -148,7 +148,7 @@ class Pacer:
         wait, or it would take too long, and `StoreAway` where the bucket's policy says so.
         """
         waiter = None
-        if not self._queue and not self._closed and not self._held_ms():
+        if not self._queue and not self._held_ms():
             await self._gate.turn_to(self._rate())
             if self._gate.is_open():
                 await self._gate.pass_through()
@@ -156,7 +156,7 @@ class Pacer:
                     return FREE_TURN
                 got = await self.bucket.reserve(tokens)
                 if isinstance(got, Reservation):
-                    return self._counted(got, tokens)
+                    return _Counted(self.bucket, got, self._woken)
                 self._gate.credit = True
                 waiter = self._waiter(tokens, got)
         most = self.options.deadline_seconds
@@ -236,7 +236,7 @@ class Pacer:
             if not isinstance(got, Reservation):
                 waiter.ask_at = _time() + got / 1_000
                 return
-            turn = self._counted(got, waiter.tokens)
+            turn = _Counted(self.bucket, got, self._woken)
         if not entry.waits or waiter.answer.done():
             # It has left, and may not have had the time to say so.
             self._queue.remove(entry)
@@ -264,15 +264,6 @@ class Pacer:
                 await self._news.wait()
         except TimeoutError:
             pass
-
-    def _counted(self, reservation: Reservation, tokens: int) -> Turn:
-        bucket = self.bucket
-        if bucket is None:
-            return FREE_TURN
-        turn = _Counted(bucket, reservation, self._woken)
-        if not tokens:
-            turn.settle(0)  # nothing can come back of it
-        return turn
 
     def _woken(self) -> None:
         """Ask again for who is first: something came back."""

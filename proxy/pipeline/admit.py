@@ -121,8 +121,10 @@ def _costs_money(exchange: Exchange) -> bool:
 
 
 def _can_fit(exchange: Exchange, policy: Policy) -> bool:
-    """Whether waiting may help; where it cannot the limiter is asked at once, and says so."""
+    """Whether waiting may help; what costs nothing, and what can never pass, the limiter is asked for at once."""
     scopes, cost = _price_of_passing(exchange, policy, exchange.at_ms)
+    if not cost.requests and not cost.tokens:
+        return False
     limits = [scope.schedule.limits_at(exchange.at_ms) for scope in scopes]
     return all(
         cost.tokens <= (each.effective_token_capacity or cost.tokens)

@@ -95,7 +95,7 @@ async def _renew(shelf: _Shelf, site: Site, now_ms: int, deadline_ms: int) -> No
 
 
 async def _fetch(upstream: Upstream) -> list[Model]:
-    await upstream.turn()
+    (await upstream.turn()).settle(0)
     answer = await upstream.send(_GET_MODELS)
     try:
         body = await answer.read()

@@ -226,8 +226,9 @@ class Turns:
 
     def _leave(self, entry: Entry[_Waiter]) -> None:
         team = entry.item.asking.team
+        # Also of one that was sent away before it was counted.
+        self._count(entry.item, -1)
         if self._queue.remove(entry):
-            self._count(entry.item, -1)
             # If it was the first, the next one asks at once; any other has only been told.
             first = self._queue.first_of(team)
             if first is not None:

@@ -405,6 +405,16 @@ async def test_at_shutdown_all_who_wait_are_let_go() -> None:
         await pacer.turn("a")
 
 
+@in_virtual_time
+async def test_at_shutdown_what_need_not_wait_goes_on() -> None:
+    pacer = pacer_of(60)
+    pacer.close()
+    await pacer.turn("a")
+    await pacer.turn("a")
+    with pytest.raises(Overloaded):
+        await pacer.turn("a")
+
+
 # The bucket that is shared.
 
 
@@ -438,6 +448,17 @@ async def test_a_unit_of_the_pace_is_not_lost_while_the_bucket_is_waited_for() -
     await asyncio.sleep(10.1)
     await pacer.turn("a", tokens=150)
     assert loop.time() == pytest.approx(15, abs=0.01), "not a call's time later"
+
+
+@in_virtual_time
+async def test_what_was_not_reserved_is_a_debt() -> None:
+    pacer = pacer_of(None, bucket=bucket_of(None, 600))
+    loop = asyncio.get_running_loop()
+    (await pacer.turn("a")).settle(640)
+    await pacer.turn("a", tokens=0)
+    assert loop.time() == 0, "what takes no tokens waits for none"
+    await pacer.turn("a", tokens=1)
+    assert loop.time() == pytest.approx(6.1, abs=0.01)
 
 
 @in_virtual_time
@@ -526,6 +547,29 @@ async def test_what_the_store_cannot_decide_is_raised_for_whoever_asks() -> None
     limiter.is_gone = False
     await asyncio.sleep(60)
     await pacer.turn("a", tokens=100)
+
+
+@in_virtual_time
+async def test_one_that_leaves_as_the_store_fails_takes_nobody_with_it() -> None:
+    class Failing(MemoryLimiter):
+        leaving: asyncio.Task[object] | None = None
+
+        async def reserve(self, *question):
+            if self.leaving is not None:
+                self.leaving.cancel()
+                self.leaving = None
+                raise StoreAway("limiter", "reserve")
+            return await super().reserve(*question)
+
+    limiter = Failing(LoopClock())
+    pacer = pacer_of(None, bucket=bucket_of(None, 600, limiter))
+    await pacer.turn("a", tokens=580)
+    leaving, stays = (asyncio.ensure_future(pacer.turn("a", tokens=100)) for _ in range(2))
+    await asyncio.sleep(0.5)
+    limiter.leaving = leaving
+    await stays
+    assert leaving.cancelled()
+    assert pacer.waiting == 0
 
 
 @in_virtual_time

@@ -19,7 +19,7 @@ from proxy.core.fair_queue import QueueRefusal
 from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Limits
 from proxy.pipeline.turns import MAX_WAIT_HEADER, Turns, parse_max_wait
-from tests.support.stage import Asked, Play, Stage, chat, on_stage, plain
+from tests.support.stage import Asked, LoopClock, Play, SlowLimiter, Stage, chat, on_stage, plain
 
 SLOW = Limits(requests_per_minute=60, request_capacity=1)
 """One at once, and then one a second."""
@@ -313,6 +313,44 @@ def test_one_that_is_too_large_does_not_wait():
         assert large.body.startswith(b"Request too large")
         assert "retry-after-ms" not in large.headers
         await stage.over()
+
+    on_stage(play)
+
+
+def test_what_costs_nothing_waits_for_nobody():
+    async def play():
+        stage = WaitingStage(hits_cost_requests=0)
+        stage.doorman.admit("growth", limits=SLOW)
+        await stage.ask(chat()).task
+        waiting = stage.want("waits")
+        await asyncio.sleep(0.5)
+        hit = stage.ask(chat(), headers={MAX_WAIT_HEADER: "20s"})
+        await hit.task
+        assert (hit.status, now()) == (200, 0.5)
+        assert "hit" in hit.headers["Cache-Status"]
+        assert not waiting.task.done()
+        await stage.over()
+
+    on_stage(play)
+
+
+def test_one_that_makes_room_before_it_knows_its_wait_leaves_nothing_behind():
+    async def play():
+        class Slow(SlowLimiter):
+            async def peek(self, *question):
+                await asyncio.sleep(0.3)
+                return await super().peek(*question)
+
+        stage = WaitingStage(max_waiting=3, limiter=Slow(LoopClock()))
+        for team in ("growth", "sales"):
+            stage.doorman.admit(team, limits=SLOW)
+        crowd = [stage.want(f"g{number}") for number in range(4)]
+        await asyncio.sleep(0.1)
+        others = [stage.want(f"s{number}", by="sales") for number in range(2)]
+        await stage.over()
+        assert stage.watch.refusals == {QueueRefusal.FULL: 1}
+        assert sorted(each.status for each in crowd) == [200, 200, 200, 429]
+        assert [each.status for each in others] == [200, 200]
 
     on_stage(play)
 
