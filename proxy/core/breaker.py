@@ -102,6 +102,8 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note an answer."""
+        if self.state is _CLOSED and not self.failures:
+            return
         self._move(BreakerEvent.SUCCEEDED)
         if self.state is _CLOSED:
             self.failures = 0

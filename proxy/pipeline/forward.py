@@ -61,9 +61,13 @@ async def forward(exchange: Exchange, services: Services) -> UpstreamAnswer:
     calls = _Calls(exchange, services)
     begun_ns = clock.monotonic_ns()
     try:
+        # The first turn is waited for before the deadline begins: to put that off is dear.
+        first = await calls.next_stop(0)
+        if first is None:
+            raise calls.nobody()
         # An upload takes as long as its client does; silence has a bound of its own.
         async with asyncio.timeout(None if exchange.as_it_is else policy.total_deadline_ms / 1_000) as deadline:
-            return await calls.until_answered(begun_ns, deadline)
+            return await calls.until_answered(first, deadline)
     except asyncio.CancelledError:
         calls.let_go()
         raise
@@ -112,44 +116,52 @@ class _Calls:
         self._calling: Site | None = None
         self._failed: _Failed | None = None
 
-    async def until_answered(self, begun_ns: int, deadline: asyncio.Timeout) -> UpstreamAnswer:
-        """Call until an answer came that is the client's, or no further call would help."""
-        exchange, services, tour = self._exchange, self._services, self._tour
-        failed: _Failed | None = None
+    async def until_answered(self, stop: Stop, deadline: asyncio.Timeout) -> UpstreamAnswer:
+        """Call, from `stop` on, until an answer came that is the client's, or no further call would help."""
+        exchange, clock = self._exchange, self._services.clock
+        begun_ns = clock.monotonic_ns()
         while True:
-            elapsed_ms = (services.clock.monotonic_ns() - begun_ns) // _NS_PER_MS
-            jitter = random.random()  # noqa: S311 - spreads retries out, guards nothing
-            stop = tour.next(self._now_ms(), elapsed_ms, jitter)
-            if stop is None:
-                if failed is None:
-                    raise tour.nobody(self._now_ms())
-                return failed.give_up()
-            if stop.wait_ms:
-                await asyncio.sleep(stop.wait_ms / 1_000)
-            try:
-                await take_turn(exchange, stop.key.call, services, deadline)
-            except Overloaded as error:
-                tour.full(stop, error)
-                continue
-            if not stop.site.breaker.admits(self._now_ms()):
-                continue
-            if failed is not None:
-                failed.let_go()
-                services.telemetry.retried(exchange.upstream, failed.reason)
             request = self._request(stop.site)
             came = await self._call(stop, request)
             if not isinstance(came, _Failed):
                 return came
-            tour.failed(stop, came.remedy, came.asked_ms, self._now_ms())
+            self._tour.failed(stop, came.remedy, came.asked_ms, self._now_ms())
             # Nobody is there to have another answer, or it cannot be asked for.
             if exchange.drained or not (isinstance(request.body, bytes) or request.body.replayable):
                 return came.give_up()
-            self._failed = failed = came
+            self._failed = came
+            following = await self.next_stop((clock.monotonic_ns() - begun_ns) // _NS_PER_MS, deadline)
+            if following is None:
+                return came.give_up()
+            self.let_go()
+            self._services.telemetry.retried(exchange.upstream, came.reason)
+            stop = following
+
+    async def next_stop(self, elapsed_ms: int, deadline: asyncio.Timeout | None = None) -> Stop | None:
+        """Where the next call is made, once it may be made; None: nowhere."""
+        while True:
+            jitter = random.random()  # noqa: S311 - spreads retries out, guards nothing
+            stop = self._tour.next(self._now_ms(), elapsed_ms, jitter)
+            if stop is None:
+                return None
+            if stop.wait_ms:
+                await asyncio.sleep(stop.wait_ms / 1_000)
+            try:
+                await take_turn(self._exchange, stop.key.call, self._services, deadline)
+            except Overloaded as error:
+                self._tour.full(stop, error)
+                continue
+            if stop.site.breaker.admits(self._now_ms()):
+                return stop
 
     def let_go(self) -> None:
         """Nobody is given what came last."""
         if self._failed is not None:
             self._failed.let_go()
+
+    def nobody(self) -> Overloaded:
+        """Why no call was made at all."""
+        return self._tour.nobody(self._now_ms())
 
     def timed_out(self) -> None:
         """The deadline of all calls has passed in the middle of one."""

@@ -12,9 +12,9 @@ from proxy.pipeline.upstreams import Site, SiteKey, nobody_answers
 __all__ = ["Stop", "Tour"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Stop:
-    """One call to make."""
+    """One call to make; nobody changes it, but to freeze it takes longer than to make it."""
 
     site: Site
     key: SiteKey
@@ -56,6 +56,11 @@ class Tour:
 
     def next(self, now_ms: int, elapsed_ms: int, jitter: float) -> Stop | None:
         """The next call, None when there is none that would help."""
+        if not self._calls and not self._full:
+            # Nearly every request needs no more than this.
+            site = self._route[0]
+            if site.breaker.would_admit(now_ms) and (key := site.key(now_ms)) is not None:
+                return Stop(site, key)
         if self._calls >= self._policy.max_attempts or (self._calls and self._remedy is None):
             return None
         for stop in self._possible(now_ms, elapsed_ms, jitter):
