@@ -571,3 +571,38 @@ async def test_an_answer_names_who_gave_it_and_an_error_who_was_asked_last(
     status, _, told = await asked(alone, {**CHAT, "stream": stream})
     assert (status, told["x-tollgate-upstream"]) == (502, "first")
     assert told["x-tollgate-attempts"] == str((await the_event(alone))["attempts"])
+
+
+async def test_a_form_goes_by_the_name_the_model_has_there(opened: Opened, simulate: Simulate) -> None:
+    upstream = await simulate()
+    gateway = await opened(
+        site("only", upstream.base_url, 'models = { "whisper-1" = "gpt-4o-transcribe" }')
+        + '\n[models.aliases]\nhear = "whisper-1"\n'
+    )
+    form = aiohttp.FormData()
+    form.add_field("model", "hear")
+    form.add_field("file", b"RIFF model hear", filename="hear.wav", content_type="audio/wav")
+    headers = {"Authorization": f"Bearer {gateway.key}"}
+    url = f"{gateway.worker.base_url}/audio/transcriptions"
+    async with gateway.session.post(url, data=form, headers=headers) as came:
+        assert came.status == 200
+    assert b"gpt-4o-transcribe" in upstream.stats.last_body
+    assert b"whisper-1" not in upstream.stats.last_body
+    assert b"RIFF model hear" in upstream.stats.last_body
+    assert (await the_event(gateway))["model"] == "whisper-1"
+
+
+async def test_what_is_kept_upstream_is_asked_of_one_alone(opened: Opened, simulate: Simulate) -> None:
+    mapped, late, keeper = await simulate(), await simulate(), await simulate(status="503")
+    gateway = await opened(
+        site("mapped", mapped.base_url, 'models = { "gpt-4o" = "gpt-4o" }')
+        + site("late", late.base_url, "priority = 9")
+        + site("keeper", keeper.base_url, "priority = 1"),
+        allow_stateful=True,
+    )
+    headers = {"Authorization": f"Bearer {gateway.key}"}
+    for _ in range(3):
+        async with gateway.session.get(f"{gateway.worker.base_url}/files", headers=headers) as came:
+            assert came.status == 503
+    assert (mapped.stats.requests, late.stats.requests) == (0, 0)
+    assert keeper.stats.requests == 9, "the same one again, after a wait"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from proxy.app.demo import simulated
 from proxy.app.upstreams import named_upstreams
 from proxy.cli import main
 from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, SettingsError, UpstreamKind, load
@@ -194,3 +196,10 @@ def test_no_table_of_names_is_a_variable():
     with pytest.raises(SettingsError) as caught:
         load(None, {"TOLLGATE_UPSTREAMS": "a", "TOLLGATE_MODELS_ALIASES": "b", "TOLLGATE_LIMITS_TIERS": "c"})
     assert [problem.message for problem in caught.value.problems] == ["unknown variable"] * 3
+
+
+async def test_a_demo_before_upstreams_of_ones_own_starts_none(written):
+    settings = load(written(AZURE), {"AZURE_KEYS": KEY})
+    async with AsyncExitStack() as stack:
+        assert await simulated(settings, stack) is settings
+        assert await simulated(load(None, {}), stack) != load(None, {}), "without any there is one to try it with"
