@@ -39,6 +39,7 @@ from proxy.app.upstreams import open_upstreams, show_upstreams
 from proxy.core.budget import settled_after
 from proxy.core.caps import BudgetReached
 from proxy.core.errors import StoreAway
+from proxy.core.media import MEDIA_MODELS
 from proxy.core.own_headers import left_out
 from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
@@ -142,7 +143,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
 
 
 def _metrics(settings: Settings, prices: PriceBook, clock: Clock) -> Metrics:
-    known_models = frozenset(prices.models()) | frozenset(settings.models.extra)
+    known_models = frozenset(prices.models()) | frozenset(settings.models.extra) | MEDIA_MODELS
     metrics = Metrics(known_models.__contains__)
     metrics.spool_quota_bytes.set(settings.ledger.quota_bytes)
     metrics.price_table_timestamp_seconds.set(prices.newest_ms(clock.now_ms()) / 1_000)

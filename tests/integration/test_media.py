@@ -156,6 +156,8 @@ def test_a_model_without_a_price_passes_and_is_counted(gateway, upstream, team, 
     assert json.loads(upstream.seen[0].head) == {"model": "dall-e-2", "prompt": "A fox."}
     event = only_event(gateway, team)
     assert (event["model"], event["price_id"], event["cost_pico_usd"]) == ("dall-e-2", None, 0)
+    # It is a name that metrics know, though it has no price.
+    assert f'endpoint="image_generation",model="dall-e-2",outcome="ok",team="{team.name}"' in gateway.metrics()
     assert unpriced(gateway) == before + 1
 
 
