@@ -1,0 +1,72 @@
+"""What is asked for: bodies of any size are read the same, and large ones do not hold up the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from proxy.core.errors import InvalidRequest
+from proxy.core.kinds import KINDS
+from proxy.pipeline import interpret as module
+from proxy.pipeline.interpret import AT_ONCE_BYTES, interpret
+
+MODEL = "gpt-4o-mini"
+
+
+def chat(size: int) -> bytes:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * size}"}}
+    return json.dumps({"model": MODEL, "messages": [{"role": "user", "content": [image]}]}).encode()
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where bodies are parsed."""
+    seen: list[int] = []
+    parse = module.parse_object
+
+    def noted(body: bytes, max_depth: int):
+        seen.append(threading.get_ident())
+        return parse(body, max_depth)
+
+    monkeypatch.setattr(module, "parse_object", noted)
+    return seen
+
+
+async def test_what_is_large_is_parsed_beside_the_loop_and_read_the_same(bench, threads):
+    small, large = chat(100), chat(AT_ONCE_BYTES)
+    exchanges = [await bench.exchange(small) for _ in range(2)]
+    for exchange, body in zip(exchanges, (small, large), strict=True):
+        await interpret(exchange, body, bench.services)
+        assert (exchange.asked.raw, exchange.asked.model) == (body, MODEL)
+        assert KINDS["chat"].estimate(exchange.asked) == KINDS["chat"].estimate(exchanges[0].asked)
+        assert exchange.price is not None
+    assert threads[0] == threading.get_ident()
+    assert threads[1] != threading.get_ident()
+
+
+async def test_others_have_their_turn_meanwhile(bench):
+    body = chat(20 * AT_ONCE_BYTES)
+    exchange = await bench.exchange(chat(1))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.get_running_loop().create_task(other())
+    await interpret(exchange, body, bench.services)
+    task.cancel()
+    assert turns > 2
+
+
+@pytest.mark.parametrize("size", [10, AT_ONCE_BYTES])
+async def test_what_is_refused_is_refused_at_any_size(bench, size):
+    exchange = await bench.exchange(chat(1))
+    for broken in (chat(size)[:-1], chat(size).replace(b'"model"', b'"messages"'), b"[" * size):
+        with pytest.raises(InvalidRequest):
+            await interpret(exchange, broken, bench.services)
