@@ -30,6 +30,7 @@ __all__ = ["FREE_TURN", "Pacer", "PacerOptions"]
 _LOOK_SECONDS = 1.0
 """Longest sleep of the pump: after it, the number of workers and what others gave back are looked at again."""
 _AT_ONCE_SECONDS = 0.0001
+_PROBE_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Pacer:
     _gate: Gate = field(default_factory=Gate)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _pumps: bool = False
+    _probed_until_ms: int = 0
     _closed: bool = False
 
     def __post_init__(self) -> None:
@@ -138,6 +140,8 @@ class Pacer:
             pace = self.pace.after(heard, now_ms)
             is_calm = pace.at(now_ms) == FULL and not pace.held_ms(now_ms) and not pace.refusals
             self.pace = _CALM if is_calm else pace
+            self._probed_until_ms = 0
+            self._news.set()
 
     async def turn(
         self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
@@ -152,6 +156,7 @@ class Pacer:
             await self._gate.turn_to(self._rate())
             if self._gate.is_open():
                 await self._gate.pass_through()
+                self._probe()
                 if self.bucket is None:
                     return FREE_TURN
                 got = await self.bucket.reserve(tokens)
@@ -243,6 +248,7 @@ class Pacer:
             self._give_back(turn)
             return
         self._gate.credit = False
+        self._probe()
         self._queue.serve(entry)
         waiter.answer.set_result(turn)
 
@@ -299,7 +305,15 @@ class Pacer:
         return whole * level / (FULL * max(1, self.workers()))
 
     def _held_ms(self) -> int:
-        return 0 if self.pace is _CALM else self.pace.held_ms(self._now_ms())
+        if self.pace is _CALM:
+            return 0
+        now_ms = self._now_ms()
+        return max(self.pace.held_ms(now_ms), self._probed_until_ms - now_ms)
+
+    def _probe(self) -> None:
+        """After refusals in a row one call tries upstream; the others follow its answer, or a second later."""
+        if self.pace.refusals > 1:
+            self._probed_until_ms = self._now_ms() + _PROBE_MS
 
     def _now_ms(self) -> int:
         return self.clock.monotonic_ns() // 1_000_000

@@ -370,11 +370,19 @@ async def test_an_upstream_without_a_limit_is_left_alone_when_it_asks_twice() ->
     await times_of(pacer, 500)
     assert loop.time() < TICKS, "one alone may be a matter of one model"
     pacer.observe(429, {"retry-after": "3"})
-    assert await times_of(pacer, 50) == pytest.approx([3] * 50, abs=TICKS)
+    begun = asyncio.ensure_future(times_of(pacer, 50))
+    await asyncio.sleep(3.5)
+    assert pacer.waiting == 49, "one call tries whether it may be called again"
+    pacer.observe(429, {})
+    await asyncio.sleep(0)
+    await asyncio.sleep(1)
+    assert pacer.waiting == 47, "and another, when that was answered, or a second later"
     pacer.observe(200, {})
+    at = await begun
+    assert at == pytest.approx([3, 3.5, 4.5, *[4.5] * 47], abs=TICKS), "then all may go"
     pacer.observe(429, {"retry-after": "3"})
     await times_of(pacer, 1)
-    assert loop.time() == pytest.approx(3, abs=TICKS)
+    assert loop.time() == pytest.approx(4.5, abs=TICKS)
 
 
 @in_virtual_time
