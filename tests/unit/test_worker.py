@@ -1,8 +1,11 @@
 """One worker from its start to its stop, in the test's own loop."""
 
 import asyncio
+import fcntl
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -394,3 +397,37 @@ async def test_the_log_has_a_line_for_each_request_and_no_secret(settings, engin
     assert [json.loads(line)["status"] for line in out.splitlines()] == [200, 401, 401]
     assert key not in out
     assert "sk-upstream" not in out
+
+
+@pytest.mark.parametrize("reader", ["stalls", "is gone"])
+async def test_whoever_reads_the_log_holds_up_nobody(settings, engine, key, session, monkeypatch, reader):
+    read, write = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # elsewhere they are small
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4_096)
+    with os.fdopen(write, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        if reader == "is gone":
+            os.close(read)
+        async with serving(settings, engine) as worker:
+            monkeypatch.undo()
+            for _ in range(30):
+                async with session.get(f"{worker.base_url}/models", headers=bearer(key)) as response:
+                    assert response.status == 200
+
+            def lost() -> float:
+                return worker.metrics.registry.get_sample_value("tollgate_log_lines_dropped_total")
+
+            async def all_lost() -> bool:
+                return lost() == 30
+
+            if reader == "is gone":
+                await until(all_lost)
+            else:
+                assert lost() == 0
+                # More than the pipe holds: they wait, and we do not.
+                assert not worker.equipment.log.written(0.05)
+                got = b""
+                while got.count(b"\n") < 30:
+                    got += await asyncio.to_thread(os.read, read, 65_536)
+                assert {json.loads(line)["status"] for line in got.splitlines()} == {200}
+                os.close(read)
