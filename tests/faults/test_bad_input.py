@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 
+from proxy.adapters.envelope import zstd
 from tests.faults.conftest import CHAT, TEAM, Answer, Gateway, read_answer, until
 
 GOOD = json.dumps(CHAT).encode()
@@ -149,10 +150,10 @@ async def test_chunks_without_end_are_cut_at_the_limit(gateway: Gateway) -> None
 
 
 async def test_the_limit_holds_for_what_a_body_unpacks_to(gateway: Gateway) -> None:
-    bomb = gzip.compress(b" " * 50_000_000)
-    assert len(bomb) < gateway.settings.server.max_body_bytes
-    for body in (bomb, zlib.compress(b" " * 50_000_000)):
-        encoding = "gzip" if body is bomb else "deflate"
+    blank = b" " * 50_000_000
+    bombs = {"gzip": gzip.compress(blank), "deflate": zlib.compress(blank), "zstd": zstd.compress(blank)}
+    for encoding, body in bombs.items():
+        assert len(body) < gateway.settings.server.max_body_bytes
         answer = await gateway.raw(gateway.request_bytes(body, f"Content-Encoding: {encoding}"))
         assert (answer.status, shaped(answer)["code"]) == (413, "request_too_large")
     await untouched(gateway)
@@ -165,6 +166,10 @@ async def test_content_encodings(gateway: Gateway) -> None:
         "cut off": (packed[:-12], "gzip"),
         "twice": (gzip.compress(packed), "gzip, gzip"),
         "unknown": (GOOD, "rot13"),
+        # Whatever is installed beside the server.
+        "brotli": (GOOD, "br"),
+        "zstd twice": (zstd.compress(zstd.compress(GOOD)), "zstd, zstd"),
+        "not zstd": (GOOD, "zstd"),
         "misnamed": (packed, "deflate"),
         "not told": (packed, "identity"),
     }
@@ -176,10 +181,11 @@ async def test_content_encodings(gateway: Gateway) -> None:
         cases, (400, "invalid_request_error")
     )
     await untouched(gateway)
-    answer = await gateway.raw(gateway.request_bytes(packed, "Content-Encoding: gzip"))
-    assert answer.status == 200
-    assert gateway.stats.last_body == GOOD
-    assert b"content-encoding" not in {name.lower() for name, _ in gateway.stats.last_headers}
+    for encoding, body in (("gzip", packed), ("zstd", zstd.compress(GOOD)), ("GZIP", packed)):
+        answer = await gateway.raw(gateway.request_bytes(body, f"Content-Encoding: {encoding}"))
+        assert answer.status == 200
+        assert gateway.stats.last_body == GOOD
+        assert b"content-encoding" not in {name.lower() for name, _ in gateway.stats.last_headers}
 
 
 async def test_keys(gateway: Gateway) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 from aiohttp import web
-from backports import zstd
 from openai import OpenAI
 
+from proxy.adapters.envelope import zstd
 from proxy.core.multipart import FormReader
 from tests.support.tollgate_process import Team, Tollgate, run_tollgate
 from tests.support.weighing_upstream import Seen, WeighingUpstream, weighing_upstream

@@ -7,10 +7,10 @@ import zlib
 from contextlib import suppress
 
 import pytest
-from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.adapters.envelope import zstd
 from proxy.core.errors import BodyTooLarge, InvalidRequest
 from proxy.web.inflate import check_coding, inflate
 
