@@ -199,7 +199,7 @@ class Metrics(StoreMetrics):
             self._upstream(name)
             for kind in (*UpstreamFault, *_USUAL_STATUSES):
                 self.upstream_errors_total.labels(name, kind)
-            for reason in (UpstreamFault.UNREACHABLE, UpstreamFault.BROKEN, *_USUAL_STATUSES[2:]):
+            for reason in (UpstreamFault.UNREACHABLE, UpstreamFault.BROKEN, *_USUAL_STATUSES):
                 self.retries_total.labels(name, reason)
 
     def prepare_more(self) -> None:
