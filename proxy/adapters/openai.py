@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import aiohttp
 from yarl import URL
@@ -101,7 +102,7 @@ class OpenAIUpstream:
             if request.body.length is not None:
                 headers.append(("Content-Length", str(request.body.length)))
         try:
-            async with asyncio.timeout(None) if sent is None else sent.patience:
+            async with _PATIENT if sent is None else sent.patience:
                 response = await self._session.request(
                     request.method,
                     # As the client wrote it: decoding and encoding again could name another thing.
@@ -211,6 +212,7 @@ class AiohttpAnswer:
             self._response.close()
 
 
+_PATIENT: AbstractAsyncContextManager[object] = nullcontext()
 _FOREIGN = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
