@@ -237,6 +237,10 @@ def _chunks(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Broke
         "chunks: no end": Case(post(key, CHUNKED, body=ONE_CHUNK[:-5]), (), Then.WAITS),
         "chunks: no last line end": Case(post(key, CHUNKED, body=ONE_CHUNK[:-2]), (), Then.WAITS),
         "chunks: no last LF": Case(post(key, CHUNKED, body=ONE_CHUNK[:-1]), (), Then.WAITS),
+        "chunks: of one byte each": good(CHUNKED, body=b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"),
+        "chunks: an extension that does not end": Case(
+            post(key, CHUNKED, body=b"%x;" % size + b"a" * 2_000_000), (400,), Then.CLOSES
+        ),
         "chunks: an extension without end": broken(CHUNKED, body=b"%x;" % size + b"a" * 2_000_000),
         "chunks: an end without a body": Case(post(key, CHUNKED, body=b"0\r\n\r\n"), (400,), Then.STAYS),
         "chunks: gzip inside": good(
