@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -142,12 +142,12 @@ class Upstream(Protocol):
         ...
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
+        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
     ) -> Turn:
         """Wait until a call that may use `tokens` can be made for `team`; nothing has been sent.
 
-        Teams that wait are served by weight. Raises `Overloaded`, and `StoreAway` where the limiter's policy is
-        `closed`. `deadline_seconds` shortens the longest wait that is configured.
+        Teams that wait are served by weight; `on_wait` is called when it begins to wait. Raises `Overloaded`, and
+        `StoreAway` where the limiter's policy is `closed`.
         """
         ...
 

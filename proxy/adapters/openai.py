@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 import aiohttp
@@ -84,12 +84,12 @@ class OpenAIUpstream:
         return self._pacer.waiting if self._pacer is not None else 0
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
+        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
     ) -> Turn:
         """Wait for this key's pace."""
         if self._pacer is None:
             return FREE_TURN
-        return await self._pacer.turn(team, weight, tokens, deadline_seconds)
+        return await self._pacer.turn(team, weight, tokens, on_wait)
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""

@@ -144,12 +144,12 @@ class Pacer:
             self._news.set()
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, deadline_seconds: float | None = None
+        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
     ) -> Turn:
         """Return when a call may be made for `team`; what it returns is to be settled with the tokens it used.
 
-        Waits `deadline_seconds` at most, and never longer than the options say. Raises `Overloaded` when too many
-        wait, or it would take too long, and `StoreAway` where the bucket's policy says so.
+        `on_wait` is called before it waits. Raises `Overloaded` when too many wait, or it would take too long, and
+        `StoreAway` where the bucket's policy says so.
         """
         waiter = None
         if not self._queue and not self._held_ms():
@@ -164,9 +164,8 @@ class Pacer:
                     return _Counted(self.bucket, got, self._woken)
                 self._gate.credit = True
                 waiter = self._waiter(tokens, got)
-        most = self.options.deadline_seconds
-        seconds = most if deadline_seconds is None else min(most, deadline_seconds)
-        return await self._wait(team, weight, waiter or self._waiter(tokens, 0), seconds)
+        on_wait()
+        return await self._wait(team, weight, waiter or self._waiter(tokens, 0))
 
     def close(self) -> None:
         """Let go of all who wait, and of who comes from now on and would have to."""
@@ -178,11 +177,11 @@ class Pacer:
         loop = asyncio.get_running_loop()
         return _Waiter(tokens, loop.create_future(), loop.time() + wait_ms / 1_000 if wait_ms else 0.0)
 
-    async def _wait(self, team: str, weight: int, waiter: _Waiter, seconds: float) -> Turn:
-        entry = self._line_up(team, weight, waiter, seconds)
+    async def _wait(self, team: str, weight: int, waiter: _Waiter) -> Turn:
+        entry = self._line_up(team, weight, waiter)
         answer, begun_ns = waiter.answer, self.clock.monotonic_ns()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self.options.deadline_seconds):
                 return await answer
         except TimeoutError:
             if answer.done() and not answer.cancelled():
@@ -197,10 +196,10 @@ class Pacer:
                 self._news.set()
             self.watch.waited((self.clock.monotonic_ns() - begun_ns) / 1e9)
 
-    def _line_up(self, team: str, weight: int, waiter: _Waiter, seconds: float) -> Entry[_Waiter]:
+    def _line_up(self, team: str, weight: int, waiter: _Waiter) -> Entry[_Waiter]:
         if self._closed:
             raise self._refusal(QueueRefusal.SHUTDOWN)
-        if self._held_ms() > seconds * 1_000:
+        if self._held_ms() > self.options.deadline_seconds * 1_000:
             raise self._refusal(QueueRefusal.TOO_LONG)
         entry = self._queue.push(team, waiter, weight)
         if entry is None:

@@ -28,17 +28,18 @@ async def take_turn(
         exchange.turn = None
     tokens = exchange.reserved_input_tokens + exchange.reserved_output_tokens
     until = deadline.when() if deadline is not None else None
-    if deadline is not None:
-        deadline.reschedule(None)
+
+    def stop_the_clock() -> None:
+        if deadline is not None:
+            deadline.reschedule(None)
+
     begun_ns = clock.monotonic_ns()
     try:
-        exchange.turn = await upstream.turn(team.name, team.weight, tokens)
+        exchange.turn = await upstream.turn(team.name, team.weight, tokens, stop_the_clock)
     finally:
         waited_ns = clock.monotonic_ns() - begun_ns
         if waited_ns >= _NOTED_NS:
             exchange.queued_ns += waited_ns
             exchange.upstream_ns -= waited_ns
-        else:
-            waited_ns = 0
-        if deadline is not None and until is not None:
+        if deadline is not None and until is not None and deadline.when() is None:
             deadline.reschedule(until + waited_ns / 1e9)
