@@ -34,5 +34,5 @@ def test_what_outlasts_the_drain_is_cut_for_all_and_charged_once(simulator, tmp_
         assert gateway.wait() == 0
         assert "Traceback" not in gateway.stderr
     (event,) = gateway.events("growth", 1)
-    assert (event["outcome"], event["estimated"]) == ("client_gone", 1)
+    assert (event["outcome"], event["estimated"]) == ("unavailable", 1)
     assert event["output_tokens"] >= 1
