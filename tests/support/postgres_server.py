@@ -24,7 +24,7 @@ from typing import Self
 
 import psycopg
 
-__all__ = ["PASSWORD", "PostgresServer", "bin_dir", "wheel_bin_dir"]
+__all__ = ["PASSWORD", "PostgresServer", "bin_dir", "unprivileged", "wheel_bin_dir"]
 
 PASSWORD = "pw-9fQ2-of-the-tests"
 _USER = "tollgate"
@@ -64,7 +64,7 @@ def bin_dir() -> Path:
     return wheel_bin_dir()
 
 
-def _unprivileged() -> dict[str, object]:
+def unprivileged() -> dict[str, object]:
     """How a child is started that may not be root."""
     if os.geteuid() != 0:
         return {}
@@ -84,7 +84,7 @@ class PostgresServer:
     """A server on a free loopback port, with a password, in a directory of its own."""
 
     def __init__(self, programs: Path | None = None) -> None:
-        self._rights = _unprivileged()
+        self._rights = unprivileged()
         # Not where tests make theirs: whoever the server runs as must be able to reach it.
         self._directory = Path(tempfile.mkdtemp(prefix="tollgate-postgres-", dir="/tmp"))
         self._programs = programs or bin_dir()

@@ -148,8 +148,9 @@ def _is_public(host: str, port: int, *, secure: bool) -> bool:
 
 
 def _is_operations(host: str, port: int) -> bool:
-    status, body = _get(host, port, "/metrics", secure=False)
-    return status == 200 and b"\ntollgate_" in body
+    """Whether an operations listener of ours is there, ready or not."""
+    _, body = _get(host, port, "/readyz", secure=False)
+    return any(f'"status": "{word}"'.encode() in body for word in ("ready", "not ready", "draining"))
 
 
 def _get(host: str, port: int, path: str, *, secure: bool) -> tuple[int, bytes]:
