@@ -1,7 +1,8 @@
 """Forms as `multipart/form-data`, read as they come: fields are kept, of files nothing is.
 
 Read strictly: whatever two readers could understand in two ways is refused, so that the model we look at is the one
-upstream will see. Sources: RFC 7578; RFC 2046, 5.1.
+upstream will see. The reader of aiohttp takes what others would read in another way (encoded parts, two of a name), and
+pulls from a stream that it would have to have for itself; tests hold this one to it. Sources: RFC 7578; RFC 2046, 5.1.
 """
 
 from __future__ import annotations
