@@ -235,3 +235,17 @@ def replace_exchange(exchange):
     other = replace(exchange)
     other.principal, other.asked = exchange.principal, exchange.asked
     return other
+
+
+async def test_a_model_stays_open_by_the_name_it_was_asked_by(bench, registry):
+    """Who waits for a turn is looked at again, and only the model itself is asked by then."""
+    registry.set_team("growth", models=frozenset({"fast"}))
+    bench.services.principals.invalidate()
+    exchange = await bench.exchange(BODY)
+    assert not exchange.may_use_model
+    exchange.named = "fast"
+    assert exchange.may_use_model
+    registry.set_team("growth", models=frozenset({"another"}))
+    bench.services.principals.invalidate()
+    exchange.principal = await bench.services.principals.of(bench.key)
+    assert not exchange.may_use_model
