@@ -26,8 +26,17 @@ _CONTENT_TYPE = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:\[[A-Za-z0-9_]{0,32}\])*", re.ASCII)
-_DISPOSITION = re.compile(r"form-data((?:\s*;\s*[a-z]+\*?=(?:\"(?:[^\"\\]|\\(?!\"))*\"|[^\s\";]+))*)\s*", re.IGNORECASE)
-_PARAMETER = re.compile(r";\s*([a-z]+\*?)=(?:\"((?:[^\"\\]|\\(?!\"))*)\"|([^\s\";]+))", re.IGNORECASE)
+# ASCII: blanks and letters that are none to other readers would hide a parameter from them.
+_DISPOSITION = re.compile(
+    r"form-data((?:\s*;\s*[a-z]+\*?=(?:\"(?:[^\"\\]|\\(?!\"))*\"|[^\s\";]+))*)\s*", re.ASCII | re.IGNORECASE
+)
+_PARAMETER = re.compile(r";\s*([a-z]+\*?)=(?:\"((?:[^\"\\]|\\(?!\"))*)\"|([^\s\";]+))", re.ASCII | re.IGNORECASE)
+_CHARSET = re.compile(
+    r"charset[\s\d*]*=(?!\s*\"?(?:utf-?8|us-ascii|iso-8859-1|windows-1252)\"?\s*(?:;|$))", re.ASCII | re.IGNORECASE
+)
+"""One that has ASCII's bytes mean something else; Java's clients call their texts ISO-8859-1."""
+_FORMS_CHARSET = "_charset_"
+"""The field that names one for all that follow it (RFC 7578, 4.6)."""
 _HEADER = re.compile(rb"([A-Za-z0-9-]{1,64}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _AS_IT_STANDS = frozenset({"7bit", "8bit", "binary"})
 
@@ -202,12 +211,15 @@ def _read_head(head: bytes) -> tuple[str, bool]:
         if name in headers:
             raise _malformed(f"a part has two headers {name}")
         try:
-            headers[name] = found[2].decode().strip()
+            headers[name] = found[2].decode().strip(" \t")
         except UnicodeDecodeError:
             raise _malformed("the head of a part is not UTF-8") from None
     if headers.get("content-transfer-encoding", "binary").lower() not in _AS_IT_STANDS or "content-encoding" in headers:
         raise _malformed("a part is encoded")
-    return _read_disposition(headers.get("content-disposition", ""))
+    name, is_file = _read_disposition(headers.get("content-disposition", ""))
+    if not is_file and _CHARSET.search(headers.get("content-type", "")):
+        raise _malformed("a part is not in UTF-8")
+    return name, is_file
 
 
 def _read_disposition(value: str) -> tuple[str, bool]:
@@ -222,6 +234,8 @@ def _read_disposition(value: str) -> tuple[str, bool]:
         parameters[name] = each[2] if each[2] is not None else each[3]
     if "name*" in parameters or _NAME.fullmatch(parameters.get("name", "")) is None:
         raise _malformed("a part has no name that is understood")
+    if parameters["name"] == _FORMS_CHARSET:
+        raise _malformed("it names a charset; it has to be in UTF-8")
     return parameters["name"], "filename" in parameters or "filename*" in parameters
 
 

@@ -131,6 +131,13 @@ MALFORMED = {
     "a header with a control": form(b'Content-Disposition: form-data; name="model"\0\r\n\r\nx'),
     "an encoded part": form(part("model", "d2hpc3Blci0x", extra="Content-Transfer-Encoding: base64\r\n")),
     "a packed part": form(part("model", "x", extra="Content-Encoding: gzip\r\n")),
+    "a blank that is none": form(b'Content-Disposition: form-data;\xc2\xa0name="model"\r\n\r\nx'),
+    "a blank that is none in front": form(b'Content-Disposition: \xc2\xa0form-data; name="model"\r\n\r\nx'),
+    "a blank that is none behind": form(b'Content-Disposition: form-data; name="model"\xc2\x85\r\n\r\nx'),
+    "another charset": form(part("model", "+AHc-hisper-1", extra="Content-Type: text/plain; charset=utf-7\r\n")),
+    "another charset, quoted": form(part("model", "x", extra='Content-Type: text/plain; Charset="utf-16"\r\n')),
+    "another charset, extended": form(part("model", "x", extra="Content-Type: a/b; charset*=utf-8''utf-7\r\n")),
+    "another charset for all": form(part("_charset_", "utf-7"), MODEL),
     "a long head": form(part("model", "x", extra=f"X-Long: {'a' * 9_000}\r\n")),
     "text that is not UTF-8": form(part("model", b"\xff")),
     "too many parts": form(*[part("include[]", "x")] * 257),
@@ -158,6 +165,13 @@ def test_what_two_could_read_in_two_ways_is_refused(name):
 )
 def test_content_types_that_are_refused(content_type):
     assert "content type" in refused(form(MODEL), content_type=content_type).message
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "utf8", "US-ASCII; x=y", "ISO-8859-1"])
+def test_parts_that_say_what_they_are(charset):
+    extra = f"Content-Type: text/plain; charset={charset}\r\n"
+    assert read(form(part("model", "whisper-1", extra=extra))).one("model") == "whisper-1"
+    assert read(form(part("file", "x", "a.txt", "Content-Type: text/plain; charset=utf-16\r\n"))).files == {"file"}
 
 
 def test_boundaries_as_clients_write_them():
