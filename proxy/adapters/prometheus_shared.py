@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector  # noqa: TID251 - same
 
 from proxy.adapters.prometheus_text import written
 
-__all__ = ["forget_process", "render_shared", "share_between_processes"]
+__all__ = ["forget_process", "render_shared", "share_between_processes", "shared_figures"]
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -37,6 +37,11 @@ def render_shared(directory: Path, accept: str = "") -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(_Shared(directory))
     return written(registry, accept)
+
+
+def shared_figures(directory: Path) -> Iterable[Metric]:
+    """The figures of all processes, added up."""
+    return _Shared(directory).collect()
 
 
 class _Shared(Collector):

@@ -43,6 +43,7 @@ from proxy.core.media import MEDIA_MODELS
 from proxy.core.own_headers import left_out
 from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
+from proxy.core.refusals import RecentRefusals
 from proxy.core.registry import Axis, Registry
 from proxy.core.retry import RetryPolicy
 from proxy.pipeline.budgets_spent import BudgetsSpent
@@ -88,6 +89,8 @@ class Equipment:
     log: RequestLog
     let_go: tuple[Callable[[], None], ...]
     """Let go of all who wait for a turn, at shutdown."""
+    refusals: RecentRefusals
+    """What this process refused lately."""
 
 
 async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncExitStack) -> Equipment:
@@ -98,7 +101,8 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     prices = load_prices(settings.price_file())
     metrics = _metrics(settings, prices, clock)
     log = _log(settings, metrics.streams, stack)
-    telemetry = Telemetry(metrics, log)
+    refusals = RecentRefusals()
+    telemetry = Telemetry(metrics, log, refusals)
     ledger = _ledger(settings, engine, prices, telemetry, clock)
     reader = _spent_reader(settings, engine, ledger, clock, telemetry)
     limits = await _limits(settings, clock, metrics, spawn, stack, principals.forget, reader)
@@ -137,9 +141,8 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     show_budgets = watch_budgets(registry, metrics, clock, asyncio.sleep)
     chores = (ledger.run, note_uses, show_budgets, *limits.chores, *answers.chores)
     at_shutdown = (turns.close, pacing.close)
-    return Equipment(
-        services, ledger, metrics, key_store, registry, limits.hear_changes, chores, sample, log, at_shutdown
-    )
+    hear = limits.hear_changes
+    return Equipment(services, ledger, metrics, key_store, registry, hear, chores, sample, log, at_shutdown, refusals)
 
 
 def _metrics(settings: Settings, prices: PriceBook, clock: Clock) -> Metrics:

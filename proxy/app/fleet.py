@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.figures import own_figures
 from proxy.app.listen import listen, runner_of, url_of
+from proxy.app.pages import fleet_page
 from proxy.app.supervisor import Supervisor
 from proxy.settings import Settings
 from proxy.web.openai import VERSION_PREFIX
@@ -47,16 +48,18 @@ async def serving_fleet(
     secure = server.tls_cert_file is not None
     with own_figures(settings.data_dir) as metrics_dir:
         supervisor = Supervisor(settings, metrics_dir, forget_dead=lambda number: forget_process(metrics_dir, number))
-        operations = Operations(
-            render_metrics=partial(render_shared, metrics_dir),
-            checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
-            admin=admin,
-            allowed_hosts=(server.admin_host, *server.admin_allowed_hosts),
-        )
-        runner = runner_of(operations.server(), shutdown_seconds=1.0)
         try:
-            operations_url = await listen(runner, server.admin_host, server.admin_port)
-            async with in_background() as spawn:
+            async with AsyncExitStack() as stack, in_background() as spawn:
+                operations = Operations(
+                    render_metrics=partial(render_shared, metrics_dir),
+                    checks={"workers": supervisor.someone_ready, "database": SqlKeyStore(engine).revision},
+                    admin=admin,
+                    allowed_hosts=(server.admin_host, *server.admin_allowed_hosts),
+                    page=await fleet_page(settings, engine, metrics_dir, spawn, stack),
+                )
+                runner = runner_of(operations.server(), shutdown_seconds=1.0)
+                stack.push_async_callback(runner.cleanup)
+                operations_url = await listen(runner, server.admin_host, server.admin_port)
                 spawn(supervisor.run())
                 if stop is not None:
                     spawn(_stop_at(stop, supervisor))
@@ -70,7 +73,6 @@ async def serving_fleet(
                     await supervisor.until_ended()
         finally:
             supervisor.close()
-            await runner.cleanup()
 
 
 async def _stop_at(stop: asyncio.Event, supervisor: Supervisor) -> None:

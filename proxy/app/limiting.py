@@ -11,8 +11,8 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,11 +35,12 @@ from proxy.adapters.redis.wire import Bounds
 from proxy.adapters.spent import SpentReader
 from proxy.app.background import in_background
 from proxy.core.breaker import BreakerPolicy
+from proxy.core.bucket import Scope, Standing
 from proxy.core.decision import TEAM_SCOPE
 from proxy.ports import Clock, Spawn
 from proxy.settings import Settings, WhenRedisIsAway
 
-__all__ = ["SharedLimits", "called", "probe", "redis_warnings", "server_warnings", "shared_limits"]
+__all__ = ["SharedLimits", "called", "open_peek", "probe", "redis_warnings", "server_warnings", "shared_limits"]
 
 _OLDEST_REDIS = (6, 2)
 _PATIENCE_SECONDS = 3.0
@@ -116,6 +117,22 @@ async def shared_limits(
     sample = partial(_sample, metrics, limiter, route, Counter(), WeakKeyDictionary())
     chores = (membership.run, limiter.watch, limiter.renew, limiter.budgets.run)
     return SharedLimits(limiter, route, chores, sample, lambda: membership.part.workers)
+
+
+async def open_peek(
+    settings: Settings, url: str, clock: Clock, spawn: Spawn, stack: AsyncExitStack
+) -> Callable[[str, Sequence[Scope]], Coroutine[Any, Any, tuple[Standing, ...]]]:
+    """Look at shared limits without being one of those who hold them; nothing is known while Redis is away."""
+    bounds = Bounds(deadline_seconds=settings.limits.redis_deadline_ms / 1_000)
+    options = MultiplexerOptions(
+        bounds, _BREAKER, connect_seconds=_CONNECT_SECONDS, max_backoff_seconds=_CONNECT_SECONDS
+    )
+    route = route_for(url, spawn, options)
+    stack.push_async_callback(route.close)
+    limiter = RedisLimiter(Scripts(route), clock, Closed(), lambda *_: None)
+    with suppress(RedisFailure):
+        await route.open()
+    return limiter.peek
 
 
 def _budget_parts(clock: Clock, membership: Membership, scripts: Scripts) -> BudgetParts:

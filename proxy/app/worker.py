@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from sqlalchemy import Engine
 
 from proxy.adapters.ledger import SpoolLedger
 from proxy.adapters.prometheus import Metrics
+from proxy.adapters.prometheus_now import figures_of
 from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, bounds_of, certificate_of, follow_certificate, listen, runner_of
+from proxy.app.pages import operator_page_of, share_refusals
 from proxy.core.errors import StoreAway
 from proxy.pipeline.drain import give_up_all
 from proxy.pipeline.services import Services
@@ -26,6 +29,7 @@ from proxy.settings import ServerSettings, Settings
 from proxy.web.admin.api import AdminApi
 from proxy.web.openai import VERSION_PREFIX, OpenAIRoutes
 from proxy.web.operations import Operations
+from proxy.web.pages.operator import OperatorPage
 from proxy.web.server import OpenAIServer
 
 __all__ = ["Seat", "Worker", "serving"]
@@ -59,7 +63,9 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
         spawn = await stack.enter_async_context(in_background())
         admin = admin_api(settings, engine) if seat is None else None
         hosts = (server.admin_host, *server.admin_allowed_hosts)
-        worker = Worker(engine, await equip(settings, engine, spawn, stack), admin, hosts)
+        equipment = await equip(settings, engine, spawn, stack)
+        page = _page(settings, engine, equipment) if seat is None else None
+        worker = Worker(engine, equipment, admin, hosts, page)
         # Closed in the opposite order: the last events are in the ledger before metrics and health go dark.
         if seat is None:
             operations = runner_of(worker.operations.server(), shutdown_seconds=1.0)
@@ -77,7 +83,7 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
         tls = None if certificate is None else certificate.context
         worker.base_url = f"{await listen(public, server.host, port, shared=seat is not None, tls=tls)}{VERSION_PREFIX}"
         async with asyncio.TaskGroup() as background:
-            tasks = [background.create_task(work) for work in worker.background()]
+            tasks = [background.create_task(work) for work in worker.background(seat)]
             if certificate is not None:
                 tasks.append(background.create_task(follow_certificate(certificate)))
             _log.info("serving %s", worker.base_url)
@@ -93,7 +99,12 @@ class Worker:
     """What one process serves with, and where."""
 
     def __init__(
-        self, engine: Engine, equipment: Equipment, admin: AdminApi | None, allowed_hosts: Sequence[str] = ()
+        self,
+        engine: Engine,
+        equipment: Equipment,
+        admin: AdminApi | None,
+        allowed_hosts: Sequence[str] = (),
+        page: OperatorPage | None = None,
     ) -> None:
         self.engine = engine
         self.equipment = equipment
@@ -102,6 +113,7 @@ class Worker:
             checks={"database": equipment.key_store.revision},
             admin=admin,
             allowed_hosts=allowed_hosts,
+            page=page,
         )
         self.base_url = ""
         """What an SDK takes as its base URL."""
@@ -128,9 +140,12 @@ class Worker:
         """What this worker counts."""
         return self.equipment.metrics
 
-    def background(self) -> tuple[Coroutine[Any, Any, None], ...]:
+    def background(self, seat: Seat | None = None) -> tuple[Coroutine[Any, Any, None], ...]:
         """What goes on beside the requests, for as long as they do."""
-        return *(chore() for chore in self.equipment.chores), self._follow_changes(), self._watch_loop()
+        own = (*(chore() for chore in self.equipment.chores), self._follow_changes(), self._watch_loop())
+        if seat is None or not seat.settings.server.pages:
+            return own
+        return *own, share_refusals(self.equipment.refusals, seat.metrics_dir, seat.number)
 
     async def drain(self, public: AnyRunner, listener: OpenAIServer, server: ServerSettings) -> None:
         """Say not ready, give load balancers time to notice, then stop accepting and finish what is in flight.
@@ -185,3 +200,8 @@ class Worker:
             due_ns = clock.monotonic_ns() + int(_LAG_EVERY_SECONDS * 1e9)
             await asyncio.sleep(_LAG_EVERY_SECONDS)
             metrics.event_loop_lag_seconds.set(max(0, clock.monotonic_ns() - due_ns) / 1e9)
+
+
+def _page(settings: Settings, engine: Engine, equipment: Equipment) -> OperatorPage | None:
+    now = partial(figures_of, equipment.metrics.registry)
+    return operator_page_of(settings, engine, now, equipment.refusals.latest, equipment.services.limiter.peek)

@@ -152,6 +152,8 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """The key of that certificate, in PEM, without a password."""
     admin_allowed_hosts: tuple[str, ...] = ()
     """Names the operations listener answers to beside addresses, `admin_host` and names without a dot."""
+    pages: bool = True
+    """Whether there are pages for people: the operator's, `/` of the operations listener, and a team's, `/tollgate`."""
 
 
 class UpstreamSettings(Section, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The operations listener: metrics, health and the admin API, apart from the traffic."""
+"""The operations listener: metrics, health, the admin API and a page for people, apart from the traffic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from aiohttp import web
 from proxy.web.admin.api import AdminApi, error_response
 from proxy.web.errors import ErrorAnswer
 from proxy.web.hosts import is_our_name
+from proxy.web.pages.operator import OperatorPage
 from proxy.web.server import OpenAIServer
 
 __all__ = ["Operations"]
@@ -33,10 +34,12 @@ class Operations:
         checks: Mapping[str, Callable[[], Awaitable[object]]],
         admin: AdminApi | None,
         allowed_hosts: Iterable[str] = (),
+        page: OperatorPage | None = None,
     ) -> None:
         self._render_metrics = render_metrics
         self._checks = checks
         self._admin = admin
+        self._page = page
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self._pages: Mapping[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             "/healthz": self.healthz,
@@ -63,6 +66,8 @@ class Operations:
         if self._admin is not None and self._admin.serves(path):
             return await self._admin.answer(request)
         page = self._pages.get(path)
+        if page is None and self._page is not None and self._page.serves(path):
+            page = self._for_people
         if page is None:
             return error_response(ErrorAnswer(404, "There is nothing here.", code="not_found"))
         if request.method not in {"GET", "HEAD"}:
@@ -84,6 +89,11 @@ class Operations:
         ready = all(state == "ok" for state in states.values())
         body = {"status": "ready" if ready else "not ready", "stores": states}
         return web.json_response(body, status=200 if ready else 503)
+
+    async def _for_people(self, request: web.BaseRequest) -> web.Response:
+        assert self._page is not None  # noqa: S101 - who comes here was sent by `handle`
+        reply = await self._page.answer(request.raw_path.partition("?")[0])
+        return web.Response(status=reply.status, body=reply.body, headers=dict(reply.headers))
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
         """Render all metrics off the loop."""

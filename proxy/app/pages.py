@@ -1,0 +1,102 @@
+"""The operator's page, put together: where its figures come from, in one process and in several."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Engine
+
+from proxy.adapters.clock import SystemClock
+from proxy.adapters.prometheus_now import shared_now
+from proxy.adapters.sql.registry import SqlRegistry
+from proxy.adapters.sql.usage import SqlUsageReports
+from proxy.app.database import peppers_of
+from proxy.core.bucket import Scope, Standing
+from proxy.core.overview import Now
+from proxy.core.refusals import RecentRefusals, Refusal, merged
+from proxy.pipeline.overview import Overviews, Peek, Sources
+from proxy.ports import Spawn
+from proxy.settings import Settings
+from proxy.web.pages.operator import OperatorPage
+
+__all__ = ["fleet_page", "operator_page_of", "share_refusals"]
+
+_ACTOR = "page"
+_SHARE_SECONDS = 1.0
+_REFUSALS = "refusals-{}.json"
+
+
+def operator_page_of(
+    settings: Settings,
+    engine: Engine,
+    now: Callable[[], Now],
+    refusals: Callable[[], Sequence[Refusal]],
+    peek: Peek,
+) -> OperatorPage | None:
+    """The page; None where it is switched off."""
+    if not settings.server.pages:
+        return None
+    clock = SystemClock()
+    registry = SqlRegistry(engine, clock, peppers_of(settings), actor=_ACTOR)
+    sources = Sources(
+        reports=SqlUsageReports(engine),
+        teams=registry.list_teams,
+        budgets_spent=registry.budgets_spent,
+        now=now,
+        refusals=refusals,
+        peek=peek,
+        tiers=settings.limits.all_tiers(),
+        default_tier=settings.limits.default_tier,
+    )
+    return OperatorPage(Overviews(sources, clock).latest)
+
+
+async def fleet_page(
+    settings: Settings, engine: Engine, directory: Path, spawn: Spawn, stack: AsyncExitStack
+) -> OperatorPage | None:
+    """The page of several workers, which keep their figures and refusals in `directory`."""
+    if not settings.server.pages:
+        return None
+    peek = await _shared_peek(settings, spawn, stack)
+    return operator_page_of(
+        settings, engine, partial(shared_now, directory), partial(_shared_refusals, directory), peek
+    )
+
+
+async def share_refusals(refusals: RecentRefusals, directory: Path, number: int) -> None:
+    """Keep what a worker refused where the supervisor finds it, a second old at most. Until cancelled."""
+    told = -1
+    while True:
+        if refusals.noted != told:
+            told = refusals.noted
+            await asyncio.to_thread(_write, directory / _REFUSALS.format(number), refusals.latest())
+        await asyncio.sleep(_SHARE_SECONDS)
+
+
+def _write(path: Path, refusals: Sequence[Refusal]) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(msgspec.json.encode(refusals))
+    draft.replace(path)
+
+
+def _shared_refusals(directory: Path) -> tuple[Refusal, ...]:
+    paths = sorted(directory.glob(_REFUSALS.format("*")))
+    return merged(msgspec.json.decode(path.read_bytes(), type=tuple[Refusal, ...]) for path in paths)
+
+
+async def _shared_peek(settings: Settings, spawn: Spawn, stack: AsyncExitStack) -> Peek:
+    """Look at the limits that the workers share, as one more client of their Redis that changes nothing."""
+    if settings.redis_url is None:
+        return _nothing_known
+    from proxy.app.limiting import open_peek  # noqa: PLC0415 - redis-py is loaded only where there is a Redis
+
+    return await open_peek(settings, settings.redis_url.reveal(), SystemClock(), spawn, stack)
+
+
+async def _nothing_known(_: str, scopes: Sequence[Scope]) -> tuple[Standing, ...]:
+    return (Standing(),) * len(scopes)

@@ -1,0 +1,1 @@
+"""Pages for people: the operator's, and that of a team."""

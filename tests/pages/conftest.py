@@ -1,0 +1,92 @@
+"""A browser for all tests of a worker, and a gateway with a month behind it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+import requests
+
+from proxy.core.budget import Period
+from tests.support.browser import Browser, run_browser
+from tests.support.tollgate_process import Simulator, Team, Tollgate, run_simulator, run_tollgate
+
+USD = 1_000_000_000_000
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with run_browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory) -> Iterator[Simulator]:
+    with run_simulator(tmp_path_factory.mktemp("simulator"), "sk-upstream-4hQx8vYt1kPz") as running:
+        yield running
+
+
+def used(gateway: Tollgate, team: Team, day: date, model: str, *, cost: int, saved: int = 0, requests: int = 1) -> None:
+    """Have the ledger's daily totals tell of it."""
+    path = f"file:{gateway.data_dir}/tollgate.sqlite3?mode=rw"
+    with closing(sqlite3.connect(path, uri=True, timeout=20)) as database, database:
+        columns = [row[1] for row in database.execute("pragma table_info(usage_daily)")]
+        told = {
+            **dict.fromkeys(columns, 0),
+            "day": day.isoformat(),
+            "team": team.name,
+            "key_id": team.kid,
+            "model": model,
+            "upstream": "openai",
+            "endpoint": "chat",
+            "requests": requests,
+            "cached": requests // 4,
+            "input_tokens": 1_000 * requests,
+            "cost_pico_usd": cost,
+            "saved_pico_usd": saved,
+        }
+        marks = ",".join("?" * len(columns))
+        database.execute(f"insert into usage_daily values ({marks})", [told[column] for column in columns])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A gateway, and who is there."""
+
+    gateway: Tollgate
+    growth: Team
+    search: Team
+    today: date
+
+    def ask(self, team: Team | None = None, model: str = "gpt-4o-mini", **more: object) -> int:
+        """The status of one completion."""
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 4, **more}
+        headers = {"Authorization": "Bearer nobody"} if team is None else team.headers
+        with requests.Session() as session:
+            session.trust_env = False
+            url = f"{self.gateway.base_url}/chat/completions"
+            return session.post(url, json=body, headers=headers, timeout=30).status_code
+
+
+@pytest.fixture(scope="session")
+def place(simulator, tmp_path_factory) -> Iterator[Place]:
+    """Two teams, of which one has spent most of its budget and has no room left under its limit."""
+    directory = tmp_path_factory.mktemp("gateway")
+    with run_tollgate(directory, simulator.base_url, simulator.key) as gateway:
+        today = datetime.now(UTC).date()
+        month = {Period.MONTH: {"limit_nano_usd": 500 * 10**9, "warn_nano_usd": 100 * 10**9}}
+        growth = gateway.add_team("growth", "unlimited", budgets=month)
+        search = gateway.add_team("search", requests_per_minute=1, request_capacity=2)
+        for back in range(today.day):
+            day = today - timedelta(days=back)
+            used(gateway, growth, day, "gpt-4o", cost=20 * USD + back, saved=USD, requests=40)
+            used(gateway, search, day, "gpt-4o-mini", cost=USD // 8, requests=3)
+        there = Place(gateway, growth, search, today)
+        assert [there.ask(search) for _ in range(4)] == [200, 200, 429, 429]
+        assert there.ask(growth, "<script>alert(1)</script>") == 404
+        assert [there.ask() for _ in range(3)] == [401] * 3
+        yield there
