@@ -6,7 +6,7 @@ what is plainly of the wrong type; everything else is upstream's to judge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -87,13 +87,18 @@ def parse_chat(body: JsonObject, raw: bytes) -> Asked:
         max_output_tokens=newer or body.get("max_tokens"),
         max_output_param="max_completion_tokens" if newer else "max_tokens",
         service_tier=body.get("service_tier"),
-        state=next(_files_by_id(body["messages"]), None),
+        state=next(_references(body), None),
     )
 
 
-def _files_by_id(messages: list[Mapping[str, Any]]) -> Iterator[str]:
-    """The parameters that name a file kept at OpenAI, as they would be written."""
-    for index, message in enumerate(messages):
+def _references(body: JsonObject) -> Iterator[str]:
+    """The parameters that name a voice, audio or a file kept at OpenAI, as they would be written."""
+    audio = body.get("audio")
+    if isinstance(audio, dict) and isinstance(audio.get("voice"), dict):
+        yield "audio.voice"
+    for index, message in enumerate(body["messages"]):
+        if message.get("audio") is not None:
+            yield f"messages[{index}].audio"
         content = message.get("content")
         for place, part in enumerate(content if isinstance(content, list) else ()):
             file = part.get("file")

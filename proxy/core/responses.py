@@ -57,7 +57,7 @@ _RANGES: Ranges = MappingProxyType(
     {"max_output_tokens": (1, MAX_OUTPUT_TOKENS), "temperature": (0, 2), "top_p": (0, 1)}
 )
 _STATE = ("previous_response_id", "conversation", "background", "prompt")
-_KEPT = frozenset({"container_id", "file_id", "file_ids", "skill_id", "vector_store_ids"})
+_KEPT = frozenset({"container_id", "file_id", "file_ids", "skill_id", "tunnel_id", "vector_store_ids"})
 """Members of items and tools that name what is kept at OpenAI."""
 _MESSAGE_TOKENS = 3
 _ANSWER_TOKENS = 3
@@ -176,17 +176,32 @@ def _elsewhere(item: Mapping[str, Any]) -> Iterator[str]:
 def _references(body: JsonObject) -> Iterator[str]:
     """The items and tools that name something kept at OpenAI."""
     for index, item in enumerate(_items(body)):
-        # An item without a type and a role is a reference as well.
-        if (
-            item.get("type") == "item_reference"
-            or (item.get("type") is None and "role" not in item)
-            or _names_kept(item)
-        ):
+        if _is_reference(item) or _uses_kept(item):
             yield f"input[{index}]"
     for index, tool in enumerate(body.get("tools") or ()):
-        # The schemas of a client's own functions may use any name.
-        if tool.get("type") not in LOCAL_TOOLS and (_names_kept(tool) or isinstance(tool.get("container"), str)):
+        if _uses_kept(tool):
             yield f"tools[{index}]"
+
+
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    """Whether an item stands for one that is kept, and says nothing itself."""
+    match item.get("type"):
+        case None:
+            return "role" not in item
+        case "image_generation_call":
+            return not item.get("result")
+        case kind:
+            return bool(kind == "item_reference")
+
+
+def _uses_kept(value: Mapping[str, Any]) -> bool:
+    """Whether an item or a tool names what is kept, or a tool does that is inside of it."""
+    if value.get("type") in LOCAL_TOOLS:
+        return False  # the schemas of a client's own functions may use any name
+    tools = value.get("tools")
+    inside = [each for each in tools if isinstance(each, dict)] if isinstance(tools, list) else []
+    rest = {name: member for name, member in value.items() if name != "tools"} if inside else value
+    return isinstance(value.get("container"), str) or _names_kept(rest) or any(map(_uses_kept, inside))
 
 
 def _names_kept(value: object) -> bool:

@@ -22,6 +22,22 @@ def test_what_is_asked_for():
     assert (request.include_usage, request.service_tier) == (True, "flex")
 
 
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
+         "messages[0].content[0].file.file_id"),
+        ({"messages": [*ASK["messages"], {"role": "assistant", "audio": {"id": "audio_1"}}]}, "messages[1].audio"),
+        ({"audio": {"format": "mp3", "voice": {"id": "voice_1"}}}, "audio.voice"),
+        ({"audio": {"format": "mp3", "voice": "alloy"}}, None),
+        ({"messages": [{"role": "assistant", "audio": None, "content": "Hi"}]}, None),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_data": "A"}}]}]}, None),
+    ],
+)  # fmt: skip
+def test_what_refers_to_something_kept_upstream(more, param):
+    assert parsed(**more).state == param
+
+
 def test_the_newer_name_of_the_maximum_wins():
     assert parsed(max_tokens=7, max_completion_tokens=9).max_output_tokens == 9
 

@@ -120,6 +120,7 @@ def test_what_is_refused(kind, fields, param):
     assert caught.value.param == param
 
 
+INTERPRETER = {"type": "code_interpreter", "container": "cntr_1"}
 STATE = [
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"previous_response_id": ""}, "previous_response_id"),
@@ -134,6 +135,14 @@ STATE = [
     ({"tools": [TOOL, {"type": "file_search", "vector_store_ids": ["vs_1"]}]}, "tools[1]"),
     ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, "tools[0]"),
     ({"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}]}, "tools[0]"),
+    ({"tools": [{"type": "mcp", "server_label": "s", "tunnel_id": "t"}]}, "tools[0]"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [TOOL, INTERPRETER]}]}, "tools[0]"),
+    ({"input": [{"type": "additional_tools", "role": "developer", "tools": [TOOL, INTERPRETER]}]}, "input[0]"),
+    (
+        {"input": [{"type": "tool_search_output", "tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}]},
+        "input[0]",
+    ),
+    ({"input": [{"type": "image_generation_call", "id": "ig_1"}]}, "input[0]"),
 ]
 
 
@@ -154,6 +163,10 @@ def test_what_refers_to_something_kept_upstream(fields, param):
         {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": []}}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": None, "image_url": "data:,"}]}]},
         {"input": [{"id": "msg_1", "role": "assistant", "content": "it says file_id"}]},
+        {"input": [{"type": "image_generation_call", "id": "ig_1", "result": "iVBORw0KGgo="}]},
+        {"input": [{"type": "additional_tools", "role": "developer", "tools": [TOOL]}]},
+        {"input": [{"type": "tool_search_output", "tools": [{"type": "namespace", "tools": [TOOL]}]}]},
+        {"tools": [{"type": "namespace", "name": "n", "tools": [TOOL]}]},
     ],
 )
 def test_what_refers_to_nothing(fields):
