@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
-__all__ = ["as_it_is", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is"]
+__all__ = ["as_it_is", "as_json", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is"]
 
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -19,6 +20,8 @@ _NEVER_FORWARDED = _HOP_BY_HOP | frozenset(
         "authorization", "api-key", "x-api-key", "cookie", "openai-organization", "openai-project",
         # Ours to set, for our own connection.
         "host", "content-length", "content-encoding", "accept-encoding", "expect",
+        # They have some servers take another method or path than the one that was looked at.
+        "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url",
         # What a client says of its own way here is not to be believed.
         "forwarded", "via", "x-real-ip",
         # Answered here: the cache is ours, the request id too.
@@ -26,6 +29,8 @@ _NEVER_FORWARDED = _HOP_BY_HOP | frozenset(
     }
 )  # fmt: skip
 _NEVER_FORWARDED_PREFIXES = ("x-forwarded-", "x-tollgate-")
+
+_JSON = re.compile(r"application/json[ \t]*(?:;[ \t]*charset=\"?utf-?8\"?[ \t]*)?", re.ASCII | re.IGNORECASE)
 
 _RETURNED = frozenset({"content-type", "openai-processing-ms", "openai-version", "openai-model"})
 _RETURNED_WITH_ERRORS = _RETURNED | frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
@@ -49,6 +54,14 @@ def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
     if named:
         return tuple((name, value) for name, value in kept if name.lower() not in named)
     return tuple(kept)
+
+
+def as_json(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Call a body what it was read as, JSON in UTF-8: by another name it could be read as something else."""
+    for at, (name, value) in enumerate(headers):
+        if name.lower() == "content-type" and not _JSON.fullmatch(value):
+            return (*headers[:at], (name, "application/json"), *headers[at + 1 :])
+    return headers
 
 
 def as_it_is(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

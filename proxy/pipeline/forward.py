@@ -12,7 +12,7 @@ from proxy.core.breaker import BreakerState
 from proxy.core.chat import ask_for_usage
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
-from proxy.core.headers import as_it_is, forwardable
+from proxy.core.headers import as_it_is, as_json, forwardable
 from proxy.core.pricing import service_tier_of
 from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
 from proxy.core.splice import with_model
@@ -109,9 +109,14 @@ class _Calls:
     def __init__(self, exchange: Exchange, services: Services) -> None:
         self._exchange = exchange
         self._services = services
-        self._tour = Tour(exchange.route, services.policy.retry, services.telemetry.retry_refused)
+        policy, telemetry = services.policy.retry, services.telemetry
+        self._tour = Tour(exchange.route, policy, telemetry.retry_refused, exchange.asked.model)
         headers = forwardable(exchange.headers.items())
-        self._headers = headers + as_it_is(exchange.headers) if exchange.as_it_is else headers
+        if exchange.as_it_is:
+            headers += as_it_is(exchange.headers)
+        elif exchange.body is None:
+            headers = as_json(headers)
+        self._headers = headers
         self._requests: dict[Site, UpstreamRequest] = {}
         self._calling: Site | None = None
         self._failed: _Failed | None = None
@@ -147,7 +152,7 @@ class _Calls:
             if stop.wait_ms:
                 await asyncio.sleep(stop.wait_ms / 1_000)
             try:
-                await take_turn(self._exchange, stop.key.call, self._services, deadline)
+                await take_turn(self._exchange, stop, self._services, deadline)
             except Overloaded as error:
                 self._tour.full(stop, error)
                 continue
@@ -206,12 +211,13 @@ class _Calls:
         asked_ms = asked_wait_ms(answer.headers, self._services.clock.now_ms())
         refusal = _KEY_REFUSALS.get(answer.status)
         if refusal is not None:
-            wait_ms = KEY_REFUSED_REST_MS
             if is_quota_used_up(answer.status, code):
                 refusal = "quota"
-            elif refusal == "rate":
-                wait_ms = asked_ms or 0
-            stop.key.rest(self._now_ms(), wait_ms)
+            if refusal == "rate":
+                # Upstream's limits are by model.
+                stop.key.rest(self._now_ms(), asked_ms or 0, self._exchange.asked.model)
+            else:
+                stop.key.rest(self._now_ms(), KEY_REFUSED_REST_MS)
             telemetry.key_refused(stop.site.name, stop.key.number, refusal)
         return _Failed(answer, reason, remedy_for(answer.status, answer.headers, code), asked_ms)
 

@@ -194,6 +194,15 @@ def test_what_is_the_accounts_own_does_not_come_back(call, direct, new_team):
     assert not [name for name in call(REQUEST).headers if name.lower().startswith("x-ratelimit")]
 
 
+def test_what_another_charset_would_hide_is_sent_as_what_was_read(call, upstream):
+    # In UTF-7 this names another model, behind the one that was looked at.
+    hidden = b"+ACI-,+ACI-model+ACI-:+ACI-gpt-4o"
+    body = b'{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "user": "%b"}' % hidden
+    assert b'"model":"gpt-4o"' in body.decode("utf-7").encode()
+    assert call(body, {"Content-Type": "application/json; charset=utf-7"}).status_code == 200
+    assert (upstream.last_body(), upstream.last_headers()["content-type"]) == (body, "application/json")
+
+
 def test_the_query_passes_as_it_was_written(call, upstream):
     assert call(REQUEST, query="?beta=true&name=a%2Fb+c&empty=").status_code == 200
     assert upstream.idle_stats()["records"][-1]["query"] == "beta=true&name=a%2Fb+c&empty="

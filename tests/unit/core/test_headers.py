@@ -2,13 +2,13 @@ import pytest
 from multidict import CIMultiDict
 
 from proxy.core.bucket import Gauge, Standing
-from proxy.core.headers import forwardable, rate_limit_headers, returnable
+from proxy.core.headers import as_json, forwardable, rate_limit_headers, returnable
 
 SECRETS = ["Authorization", "api-key", "X-Api-Key", "Cookie", "Proxy-Authorization"]
 OURS = ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect",
         "Accept-Encoding", "Content-Encoding"]  # fmt: skip
 CLAIMS = ["Forwarded", "Via", "X-Forwarded-For", "x-forwarded-host", "X-Real-IP", "OpenAI-Organization",
-          "OpenAI-Project", "x-tollgate-max-wait"]  # fmt: skip
+          "OpenAI-Project", "x-tollgate-max-wait", "X-HTTP-Method-Override", "X-Original-URL"]  # fmt: skip
 PASSING = ["Content-Type", "Accept", "User-Agent", "x-stainless-retry-count", "OpenAI-Beta", "Idempotency-Key", "x-new"]
 
 
@@ -20,6 +20,25 @@ def test_what_never_goes_upstream(name):
 @pytest.mark.parametrize("name", PASSING)
 def test_what_does(name):
     assert forwardable([(name, "v")]) == ((name, "v"),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["application/json; charset=utf-7", "application/json; charset=utf-8; charset=utf-16", "text/plain", "",
+     "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"],
+)  # fmt: skip
+def test_a_body_goes_by_the_name_it_was_read_by(value):
+    headers = (("x-a", "v"), ("content-type", value), ("x-b", "v"))
+    assert as_json(headers) == (headers[0], ("content-type", "application/json"), headers[2])
+
+
+@pytest.mark.parametrize(
+    "value", ["application/json", "Application/JSON;charset=UTF-8", 'application/json; charset="utf8"']
+)
+def test_one_that_has_it_keeps_it(value):
+    headers = (("x-a", "v"), ("content-type", value))
+    assert as_json(headers) is headers
+    assert as_json(headers[:1]) == headers[:1]
 
 
 def test_what_connection_names_is_for_this_hop_alone():
