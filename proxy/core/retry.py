@@ -10,7 +10,7 @@
 | 429 `insufficient_quota`, 401 | - | yes | yes | - |
 | any other 4xx | - | - | - | - |
 | anything with `x-should-retry: false` | - | - | - | as above |
-| anything with `x-should-retry: true` | yes | as above | yes | as above |
+| anything but a used-up quota with `x-should-retry: true` | yes | as above | yes | as above |
 
 A call that met silence was heard, is likely still being worked on, and will be billed: a second one would be paid for
 twice and told of once in the ledger. It is the client's to ask anew; the breaker (`core/breaker.py`), which counts
@@ -76,7 +76,7 @@ def remedy_for(failure: int | UpstreamFault, headers: Mapping[str, str], code: s
     if isinstance(failure, UpstreamFault):
         remedy = _FAULTS.get(failure)
     elif is_quota_used_up(failure, code):
-        remedy = _KEY_IS_DONE_FOR  # it stays used up
+        return _KEY_IS_DONE_FOR  # it stays used up, whatever is said of it
     else:
         remedy = _STATUSES.get(failure, _ANOTHER_TIME if failure >= 500 else None)
     return Remedy(again=True, other_key=remedy is not None and remedy.other_key) if should == "true" else remedy
@@ -130,5 +130,5 @@ def _number(text: str | None) -> float | None:
 def _until(text: str | None, now_ms: int) -> float | None:
     try:
         return parsedate_to_datetime(text).timestamp() * 1_000 - now_ms if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
