@@ -142,11 +142,16 @@ class Upstream(Protocol):
         ...
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
+        self,
+        team: str = "",
+        weight: int = 1,
+        tokens: int = 0,
+        on_wait: Callable[[], None] = lambda: None,
+        model: str = "",
     ) -> Turn:
-        """Wait until a call that may use `tokens` can be made for `team`; nothing has been sent.
+        """Wait until a call of `model` that may use `tokens` can be made for `team`; nothing has been sent.
 
-        Teams that wait are served by weight; `on_wait` is called when it begins to wait. Raises `Overloaded`, and
+        `model` is what upstream calls it, empty where the request names none. Teams that wait are served by weight; `on_wait` is called when it begins to wait. Raises `Overloaded`, and
         `StoreAway` where the limiter's policy is `closed`.
         """
         ...

@@ -84,12 +84,17 @@ class OpenAIUpstream:
         return self._pacer.waiting if self._pacer is not None else 0
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
+        self,
+        team: str = "",
+        weight: int = 1,
+        tokens: int = 0,
+        on_wait: Callable[[], None] = lambda: None,
+        model: str = "",
     ) -> Turn:
         """Wait for this key's pace."""
         if self._pacer is None:
             return FREE_TURN
-        return await self._pacer.turn(team, weight, tokens, on_wait)
+        return await self._pacer.turn(team, weight, tokens, on_wait, model)
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""
@@ -121,7 +126,7 @@ class OpenAIUpstream:
                 # What answers before it has all goes on taking it for a moment.
                 sent.is_over = True
         if self._pacer is not None:
-            self._pacer.observe(response.status, response.headers)
+            self._pacer.observe(response.status, response.headers, request.model)
         return AiohttpAnswer(response, self.name)
 
     def _url(self, request: UpstreamRequest) -> str:

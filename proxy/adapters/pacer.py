@@ -1,84 +1,30 @@
 """Whose call goes upstream next, and when: one pacer for each key of an upstream, in each worker.
 
-aiolimiter says when: it waits and does not reject, which is right here and wrong for tenants (they are limited by
-`core/bucket.py`). Each call takes one unit of a short period, so that there are no bursts. The pace is this worker's
-part of upstream's requests per minute, slowed down by what upstream says (`core/pace.py`). `core/fair_queue.py` says
-whose: those who wait are served by one pump, whoever of them came first to the limiter.
+All calls under the key wait in one lane: for this worker's part of its requests per minute, and, where upstream's
+limits are shared or it has one of tokens, for one bucket of all workers: the limiter's, under a name no team can have,
+settled with what each call has used.
 
-Where upstream's limits are shared, or it has one of tokens, each call is also charged to one bucket for all workers:
-the limiter's, under a name no team can have. It is settled with what the call has used.
-
-An upstream without a limit is not paced; it is held back for as long as it asks to be, like any other.
+Upstream's own limits are by model, and so is what it says of them (`core/pace.py`). A model that it complains of has a
+lane of its own before that one, for as long as anything is held against it: at a lower pace, or held back altogether,
+which an upstream without a limit here is as well. Other models do not notice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from proxy.adapters.pace_gate import Gate
+from proxy.adapters.lane import FREE_TURN, Lane, PacerOptions
 from proxy.adapters.upstream_bucket import SharedBucket
-from proxy.core.bucket import Cost, Reservation
-from proxy.core.errors import Overloaded
-from proxy.core.fair_queue import Entry, FairQueue, QueueRefusal
-from proxy.core.pace import FULL, Pace, hear
+from proxy.core.fair_queue import QueueRefusal
+from proxy.core.pace import hear
 from proxy.ports import Clock, QueueWatch, Spawn, Turn
 
-__all__ = ["FREE_TURN", "Pacer", "PacerOptions"]
+__all__ = ["FREE_TURN", "MOST_MODELS", "Pacer", "PacerOptions"]
 
-_LOOK_SECONDS = 1.0
-"""Longest sleep of the pump: after it, the number of workers and what others gave back are looked at again."""
-_AT_ONCE_SECONDS = 0.0001
-_PROBE_MS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class PacerOptions:
-    """What one key of an upstream allows, and how long it is waited for."""
-
-    requests_per_minute: int | None = None
-    """Of all workers together; None: not paced."""
-    max_waiting: int = 1_000
-    deadline_seconds: float = 10.0
-
-
-class _Free:
-    """A turn of which nobody keeps an account."""
-
-    __slots__ = ()
-
-    def settle(self, tokens: int) -> None:
-        """Do nothing."""
-
-
-FREE_TURN: Turn = _Free()
-
-
-class _Counted:
-    """A turn that was charged to a bucket."""
-
-    __slots__ = ("_bucket", "_reservation", "_woken")
-
-    def __init__(self, bucket: SharedBucket, reservation: Reservation, woken: Callable[[], None]) -> None:
-        self._bucket = bucket
-        self._reservation: Reservation | None = reservation
-        self._woken = woken
-
-    def settle(self, tokens: int) -> None:
-        self._settle(Cost(1, max(0, tokens)))
-
-    def undo(self) -> None:
-        self._settle(Cost(0, 0))
-
-    def _settle(self, actual: Cost) -> None:
-        reservation, self._reservation = self._reservation, None
-        if reservation is not None:
-            self._bucket.settle(reservation, actual)
-            self._woken()
-
-
-_CALM = Pace()
+MOST_MODELS = 64
+"""Models with a lane of their own; any more share one."""
 
 
 class _Unwatched:
@@ -87,14 +33,6 @@ class _Unwatched:
 
     def refused(self, reason: QueueRefusal) -> None:
         """Tell nobody."""
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    tokens: int
-    answer: asyncio.Future[Turn]
-    ask_at: float = 0.0
-    """By the loop's clock: until then its bucket has no room."""
 
 
 @dataclass(slots=True)
@@ -111,219 +49,116 @@ class Pacer:
     workers: Callable[[], int] = lambda: 1
     bucket: SharedBucket | None = None
     watch: QueueWatch = field(default_factory=_Unwatched)
-    pace: Pace = _CALM
-    _queue: FairQueue[_Waiter] = field(init=False)
-    _gate: Gate = field(default_factory=Gate)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _pumps: bool = False
-    _probed_until_ms: int = 0
+    _whole: Lane = field(init=False)
+    _models: dict[str, Lane] = field(default_factory=dict)
+    _others: Lane | None = None
+    """Of models beyond the number that are told apart."""
     _closed: bool = False
 
     def __post_init__(self) -> None:
-        self._queue = FairQueue(self.options.max_waiting)
+        self._whole = self._lane(self.bucket)
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for their turn."""
-        return len(self._queue)
+        """Calls that wait for their turn, whatever the model."""
+        return sum(len(lane.queue) for lane in self._lanes())
 
-    @property
-    def calls_per_minute(self) -> float | None:
-        """The pace now; None: there is none."""
-        return self._rate() or None
+    def calls_per_minute(self, model: str = "") -> float | None:
+        """The pace of a model now; None: there is none."""
+        lane = self._slowed(model)
+        return (self._whole if lane is None else lane).calls_per_minute or None
 
-    def observe(self, status: int, headers: Mapping[str, str]) -> None:
-        """Hear the head of each answer, which may slow the pace down; `headers` is case-insensitive."""
+    def observe(self, status: int, headers: Mapping[str, str], model: str = "") -> None:
+        """Hear the head of each answer, which may slow its model down; `headers` is case-insensitive."""
         heard = hear(status, headers, self.clock.now_ms())
-        if heard.refused or heard.scarce or self.pace is not _CALM:
-            now_ms = self._now_ms()
-            pace = self.pace.after(heard, now_ms)
-            is_calm = pace.at(now_ms) == FULL and not pace.held_ms(now_ms) and not pace.refusals
-            self.pace = _CALM if is_calm else pace
-            self._probed_until_ms = 0
-            self._news.set()
+        lane = self._slowed(model)
+        if lane is None:
+            if not heard.refused and not heard.scarce:
+                return
+            lane = self._slow(model)
+        lane.observe(heard)
+        if lane.is_calm:
+            self._models.pop(model, None)
+            self._others = None if lane is self._others else self._others
 
     async def turn(
-        self, team: str = "", weight: int = 1, tokens: int = 0, on_wait: Callable[[], None] = lambda: None
+        self,
+        team: str = "",
+        weight: int = 1,
+        tokens: int = 0,
+        on_wait: Callable[[], None] = lambda: None,
+        model: str = "",
     ) -> Turn:
-        """Return when a call may be made for `team`; what it returns is to be settled with the tokens it used.
+        """Return when `team` may call `model`; what it returns is to be settled with the tokens it used.
 
-        `on_wait` is called before it waits. Raises `Overloaded` when too many wait, or it would take too long, and
-        `StoreAway` where the bucket's policy says so.
+        `on_wait` is called when it begins to wait. Raises `Overloaded` when too many wait, or it would take too long,
+        and `StoreAway` where the bucket's policy says so.
         """
-        waiter = None
-        if not self._queue and not self._held_ms():
-            await self._gate.turn_to(self._rate())
-            if self._gate.is_open():
-                await self._gate.pass_through()
-                self._probe()
-                if self.bucket is None:
-                    return FREE_TURN
-                got = await self.bucket.reserve(tokens)
-                if isinstance(got, Reservation):
-                    return _Counted(self.bucket, got, self._woken)
-                self._gate.credit = True
-                waiter = self._waiter(tokens, got)
-        on_wait()
-        return await self._wait(team, weight, waiter or self._waiter(tokens, 0))
+        begun_ns: int | None = None
+        until = 0.0
+
+        def waits() -> float:
+            nonlocal begun_ns, until
+            if begun_ns is None:
+                begun_ns = self.clock.monotonic_ns()
+                until = asyncio.get_running_loop().time() + self.options.deadline_seconds
+                on_wait()
+            return until
+
+        slowed = self._slowed(model)
+        try:
+            if slowed is not None:
+                await slowed.turn(team, weight, 0, waits)
+            try:
+                return await self._whole.turn(team, weight, tokens, waits)
+            except BaseException:
+                if slowed is not None:
+                    slowed.give_back()
+                raise
+        finally:
+            if begun_ns is not None:
+                self.watch.waited((self.clock.monotonic_ns() - begun_ns) / 1e9)
 
     def close(self) -> None:
         """Let go of all who wait, and of who comes from now on and would have to."""
         self._closed = True
-        for entry in self._queue.drain():
-            self._let_go(entry, QueueRefusal.SHUTDOWN)
+        for lane in self._lanes():
+            lane.close()
 
-    def _waiter(self, tokens: int, wait_ms: int) -> _Waiter:
-        loop = asyncio.get_running_loop()
-        return _Waiter(tokens, loop.create_future(), loop.time() + wait_ms / 1_000 if wait_ms else 0.0)
+    def _lanes(self) -> Iterator[Lane]:
+        yield self._whole
+        yield from self._models.values()
+        if self._others is not None:
+            yield self._others
 
-    async def _wait(self, team: str, weight: int, waiter: _Waiter) -> Turn:
-        entry = self._line_up(team, weight, waiter)
-        answer, begun_ns = waiter.answer, self.clock.monotonic_ns()
-        try:
-            async with asyncio.timeout(self.options.deadline_seconds):
-                return await answer
-        except TimeoutError:
-            if answer.done() and not answer.cancelled():
-                return answer.result()
-            raise self._refusal(QueueRefusal.DEADLINE) from None
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self._give_back(answer.result())
-            raise
-        finally:
-            if self._queue.remove(entry):
-                self._news.set()
-            self.watch.waited((self.clock.monotonic_ns() - begun_ns) / 1e9)
+    def _slowed(self, model: str) -> Lane | None:
+        """The lane of a model that something is held against."""
+        return self._models.get(model, self._others) if self._models else self._others
 
-    def _line_up(self, team: str, weight: int, waiter: _Waiter) -> Entry[_Waiter]:
+    def _slow(self, model: str) -> Lane:
+        if len(self._models) >= MOST_MODELS:
+            for name in [name for name, lane in self._models.items() if lane.is_idle]:
+                del self._models[name]
+        lane = self._lane()
+        if len(self._models) < MOST_MODELS:
+            self._models[model] = lane
+        else:
+            self._others = lane
+        return lane
+
+    def _lane(self, bucket: SharedBucket | None = None) -> Lane:
+        lane = Lane(self.options, self.clock, self.spawn, self.workers, self._has_room, self.watch, bucket)
         if self._closed:
-            raise self._refusal(QueueRefusal.SHUTDOWN)
-        if self._held_ms() > self.options.deadline_seconds * 1_000:
-            raise self._refusal(QueueRefusal.TOO_LONG)
-        entry = self._queue.push(team, waiter, weight)
-        if entry is None:
-            gone = self._queue.make_room(team)
-            entry = self._queue.push(team, waiter, weight) if gone is not None else None
-            if gone is None or entry is None:
-                raise self._refusal(QueueRefusal.FULL)
-            self._let_go(gone, QueueRefusal.FULL)
-        self._news.set()
-        if not self._pumps:
-            self._pumps = True
-            self.spawn(self._pump())
-        return entry
+            lane.close()
+        return lane
 
-    async def _pump(self) -> None:
-        """Serve those who wait, one after the other, until nobody does."""
-        try:
-            while (entry := self._queue.first()) is not None:
-                left = max(self._held_ms() / 1_000, entry.item.ask_at - _time())
-                if left > _AT_ONCE_SECONDS:
-                    await self._sleep(left)
-                elif await self._take_unit() and entry is self._queue.first():
-                    await self._serve(entry)
-        finally:
-            self._pumps = False
-
-    async def _serve(self, entry: Entry[_Waiter]) -> None:
-        """Give the first its turn, if the bucket has room."""
-        waiter = entry.item
-        turn: Turn = FREE_TURN
-        if self.bucket is not None:
-            try:
-                got = await self.bucket.reserve(waiter.tokens)
-            except Exception as error:  # noqa: BLE001 - whoever asked raises it
-                if self._queue.remove(entry) and not waiter.answer.done():
-                    waiter.answer.set_exception(error)
-                return
-            if not isinstance(got, Reservation):
-                waiter.ask_at = _time() + got / 1_000
-                return
-            turn = _Counted(self.bucket, got, self._woken)
-        if not entry.waits or waiter.answer.done():
-            # It has left, and may not have had the time to say so.
-            self._queue.remove(entry)
-            self._give_back(turn)
-            return
-        self._gate.credit = False
-        self._probe()
-        self._queue.serve(entry)
-        waiter.answer.set_result(turn)
-
-    async def _take_unit(self) -> bool:
-        """Wait for the pace, for a while."""
-        await self._gate.turn_to(self._rate())
-        try:
-            async with asyncio.timeout(_LOOK_SECONDS):
-                await self._gate.pass_through()
-        except TimeoutError:
+    def _has_room(self, team: str) -> bool:
+        """Whether one more of a team may wait; where all places are taken, the team with the most in a lane yields."""
+        if self.waiting < self.options.max_waiting:
+            return True
+        crowded = max(self._lanes(), key=lambda lane: lane.queue.longest)
+        gone = crowded.queue.make_room(team, sum(lane.queue.waiting(team) for lane in self._lanes()))
+        if gone is None:
             return False
-        self._gate.credit = True
+        crowded.let_go(gone, QueueRefusal.FULL)
         return True
-
-    async def _sleep(self, seconds: float) -> None:
-        self._news.clear()
-        try:
-            async with asyncio.timeout(min(seconds, _LOOK_SECONDS)):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-
-    def _woken(self) -> None:
-        """Ask again for who is first: something came back."""
-        entry = self._queue.first()
-        if entry is not None:
-            entry.item.ask_at = 0.0
-            self._news.set()
-
-    def _give_back(self, turn: Turn) -> None:
-        """Nobody makes this call."""
-        self._gate.credit = True
-        if isinstance(turn, _Counted):
-            turn.undo()
-
-    def _let_go(self, entry: Entry[_Waiter], reason: QueueRefusal) -> None:
-        if not entry.item.answer.done():
-            entry.item.answer.set_exception(self._refusal(reason))
-
-    def _refusal(self, reason: QueueRefusal) -> Overloaded:
-        self.watch.refused(reason)
-        if reason is QueueRefusal.SHUTDOWN:
-            return Overloaded("shutting down")
-        rate = self._rate()
-        queue_ms = int(len(self._queue) * 60_000 / rate) if rate else 0
-        wait_ms = min(60_000, max(1_000, queue_ms, self._held_ms()))
-        return Overloaded(_REASONS[reason], wait_ms)
-
-    def _rate(self) -> float:
-        whole = self.options.requests_per_minute
-        if whole is None:
-            return 0.0
-        level = FULL if self.pace is _CALM else self.pace.at(self._now_ms())
-        return whole * level / (FULL * max(1, self.workers()))
-
-    def _held_ms(self) -> int:
-        if self.pace is _CALM:
-            return 0
-        now_ms = self._now_ms()
-        return max(self.pace.held_ms(now_ms), self._probed_until_ms - now_ms)
-
-    def _probe(self) -> None:
-        """After refusals in a row one call tries upstream; the others follow its answer, or a second later."""
-        if self.pace.refusals > 1:
-            self._probed_until_ms = self._now_ms() + _PROBE_MS
-
-    def _now_ms(self) -> int:
-        return self.clock.monotonic_ns() // 1_000_000
-
-
-_REASONS = {
-    QueueRefusal.FULL: "too many calls wait for their turn upstream",
-    QueueRefusal.TOO_LONG: "upstream asks to be left alone for a while",
-    QueueRefusal.DEADLINE: "no turn upstream came in time",
-}
-
-
-def _time() -> float:
-    return asyncio.get_running_loop().time()

@@ -111,6 +111,11 @@ class FairQueue(Generic[T]):
         line = self._lines.get(team)
         return line.waiting if line is not None else 0
 
+    @property
+    def longest(self) -> int:
+        """Entries of the team that has most."""
+        return self._longest
+
     def remembered(self) -> int:
         """Teams something is held of, waiting or not."""
         return len(self._lines)
@@ -132,9 +137,12 @@ class FairQueue(Generic[T]):
             self._enter(line)
         return entry
 
-    def make_room(self, team: str) -> Entry[T] | None:
-        """Take out the youngest of the longest line, for a team whose line would be shorter all the same."""
-        if self.waiting(team) + 1 >= self._longest:
+    def make_room(self, team: str, waiting: int | None = None) -> Entry[T] | None:
+        """Take out the youngest of the longest line, for a team whose line would be shorter all the same.
+
+        `waiting`: what the team has in this queue and in others that share its places.
+        """
+        if (self.waiting(team) if waiting is None else waiting) + 1 >= self._longest:
             return None
         entry = next(iter(self._of_length[self._longest].values())).last()
         self.remove(entry)

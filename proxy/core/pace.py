@@ -1,10 +1,10 @@
-"""How fast an upstream may be called, of what it could be: down by a half when it complains, up again little by little.
+"""How fast a model may be called, of what it could be: down by half when upstream complains, up again bit by bit.
 
 Additive increase and multiplicative decrease (Chiu and Jain, 1989), in thousandths of the configured share, never above
 it and never below a floor. What was answered within a second of a decrease was asked before it, and says nothing new.
 
-Calls are held back altogether for as long as upstream asks with a second refusal in a row, up to ten seconds: one alone
-may be a matter of one model, or of one large request.
+Its calls are held back altogether for as long as upstream asks with a second refusal in a row, up to ten seconds: one
+alone may be a matter of one large request.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Pace:
     refusals: int = 0
     """In a row."""
     held_until_ms: int = 0
+    asked_until_ms: int = 0
+    """Until when upstream asks not to be called, for however long that is."""
 
     def at(self, now_ms: int) -> int:
         """Thousandths of the share, `FLOOR` to `FULL`."""
@@ -58,15 +60,19 @@ class Pace:
         """How long no call may be made."""
         return max(0, self.held_until_ms - now_ms)
 
+    def asked_ms(self, now_ms: int) -> int:
+        """How long upstream is likely to refuse: what it asked for, while it refuses again and again."""
+        return max(0, self.asked_until_ms - now_ms) if self.refusals > 1 else 0
+
     def after(self, heard: Heard, now_ms: int) -> Pace:
         """The pace once an answer has come."""
         refusals = self.refusals + 1 if heard.refused else 0
-        held_until_ms = self.held_until_ms
-        if refusals > 1 and heard.wait_ms > 0:
-            held_until_ms = max(held_until_ms, now_ms + min(heard.wait_ms, LONGEST_HOLD_MS))
         pace = self
-        if refusals != self.refusals or held_until_ms != self.held_until_ms:
-            pace = replace(self, refusals=refusals, held_until_ms=held_until_ms)
+        if refusals > 1 and heard.wait_ms > 0:
+            held_until_ms = max(self.held_until_ms, now_ms + min(heard.wait_ms, LONGEST_HOLD_MS))
+            pace = replace(self, held_until_ms=held_until_ms, asked_until_ms=now_ms + heard.wait_ms)
+        if refusals != pace.refusals:
+            pace = replace(pace, refusals=refusals)
         if not heard.refused and not heard.scarce:
             return pace
         if self.lowered_ms is not None and now_ms - self.lowered_ms < SAME_COMPLAINT_MS:

@@ -37,14 +37,17 @@ class Tour:
     milliseconds.
     """
 
-    __slots__ = ("_again", "_called", "_calls", "_failed", "_full", "_policy", "_refused", "_remedy", "_route",
-                 "_tried", "_waits")  # fmt: skip
+    __slots__ = ("_again", "_called", "_calls", "_failed", "_full", "_model", "_policy", "_refused", "_remedy",
+                 "_route", "_tried", "_waits")  # fmt: skip
 
-    def __init__(self, route: Sequence[Site], policy: RetryPolicy, on_refused: Callable[[str], None]) -> None:
+    def __init__(
+        self, route: Sequence[Site], policy: RetryPolicy, on_refused: Callable[[str], None], model: str = ""
+    ) -> None:
         """`on_refused` is told the name of an upstream whose budget has no room for a retry."""
         self._route = route
         self._policy = policy
         self._refused = on_refused
+        self._model = model
         self._calls = 0
         self._waits = 0
         self._failed: Site | None = None
@@ -59,7 +62,7 @@ class Tour:
         if not self._calls and not self._full:
             # Nearly every request needs no more than this.
             site = self._route[0]
-            if site.breaker.would_admit(now_ms) and (key := site.key(now_ms)) is not None:
+            if site.breaker.would_admit(now_ms) and (key := site.key(now_ms, model=self._model)) is not None:
                 return Stop(site, key)
         if self._calls >= self._policy.max_attempts or (self._calls and self._remedy is None):
             return None
@@ -101,17 +104,17 @@ class Tour:
         """Calls that may be made now, the best first."""
         remedy, failed = self._remedy, self._failed
         if failed is not None and remedy is not None and remedy.other_key and self._is_open(failed, now_ms):
-            key = failed.key(now_ms, self._tried)
+            key = failed.key(now_ms, self._tried, self._model)
             if key is not None:
                 yield Stop(failed, key)
         fresh = [site for site in self._route if site not in self._called and self._is_open(site, now_ms)]
         for site in fresh:
-            key = site.key(now_ms)
+            key = site.key(now_ms, model=self._model)
             if key is not None:
                 yield Stop(site, key)
         if not self._calls:
             for site in fresh:
-                yield Stop(site, site.soonest())
+                yield Stop(site, site.soonest(self._model))
         for each in sorted(self._again, key=lambda each: each.not_before_ms or 0):
             if each not in self._again or not self._is_open(each.site, now_ms):
                 continue

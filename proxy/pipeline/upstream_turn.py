@@ -6,7 +6,7 @@ import asyncio
 
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.services import Services
-from proxy.ports import Upstream
+from proxy.pipeline.tour import Stop
 
 __all__ = ["take_turn"]
 
@@ -15,9 +15,9 @@ _NOTED_NS = 1_000_000
 
 
 async def take_turn(
-    exchange: Exchange, upstream: Upstream, services: Services, deadline: asyncio.Timeout | None = None
+    exchange: Exchange, stop: Stop, services: Services, deadline: asyncio.Timeout | None = None
 ) -> None:
-    """Wait until this request may be sent under the key of `upstream`. Raises `Overloaded`, `StoreAway`.
+    """Wait until this request may be sent where `stop` says. Raises `Overloaded`, `StoreAway`.
 
     The wait is no part of the time that upstream took, nor of `deadline`, which bounds that. The turn of the call
     before, which brought nothing, is settled with nothing used.
@@ -33,9 +33,10 @@ async def take_turn(
         if deadline is not None:
             deadline.reschedule(None)
 
+    model = stop.site.candidate.name_of(exchange.asked.model) or exchange.asked.model
     begun_ns = clock.monotonic_ns()
     try:
-        exchange.turn = await upstream.turn(team.name, team.weight, tokens, stop_the_clock)
+        exchange.turn = await stop.key.call.turn(team.name, team.weight, tokens, stop_the_clock, model)
     finally:
         waited_ns = clock.monotonic_ns() - begun_ns
         if waited_ns >= _NOTED_NS:

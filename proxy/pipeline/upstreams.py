@@ -17,6 +17,8 @@ KEY_REFUSED_REST_MS = 60_000
 """How long a key that upstream refuses, or whose quota is used up, is passed over where there is another."""
 _LONGEST_REST_MS = 60_000
 _SHORTEST_REST_MS = 1_000
+_MOST_MODELS = 64
+"""Models that one key is known to be out of rate for."""
 _NEVER = 2**62
 _PROBE_MS = 30_000
 """A probe is a request like any other: that its head takes a while says nothing yet."""
@@ -34,11 +36,32 @@ class SiteKey:
     number: int
     """From 1, in the order in which they were configured."""
     call: Upstream
-    rests_until_ms: int = 0
+    _until_ms: int = 0
+    _of_models: dict[str, int] = field(default_factory=dict)
+    """Until when it rests for one model alone."""
 
-    def rest(self, now_ms: int, wait_ms: int) -> None:
-        """Pass it over for a while, a bounded one: nobody asks for it in the meantime what would show it mended."""
-        self.rests_until_ms = now_ms + min(max(wait_ms, _SHORTEST_REST_MS), _LONGEST_REST_MS)
+    def rest(self, now_ms: int, wait_ms: int, model: str | None = None) -> None:
+        """Pass it over for a while, a bounded one: nobody asks for it in the meantime what would show it mended.
+
+        With `model` for that one alone.
+        """
+        until_ms = now_ms + min(max(wait_ms, _SHORTEST_REST_MS), _LONGEST_REST_MS)
+        if model is None:
+            self._until_ms = until_ms
+            return
+        self._of_models[model] = until_ms
+        if len(self._of_models) > _MOST_MODELS:
+            self._of_models = {name: each for name, each in self._of_models.items() if now_ms < each}
+        if len(self._of_models) > _MOST_MODELS:
+            del self._of_models[min(self._of_models, key=self._of_models.__getitem__)]
+
+    def rests_until_ms(self, model: str = "") -> int:
+        """From when on it is called for a model again."""
+        return max(self._until_ms, self._of_models.get(model, 0)) if self._of_models else self._until_ms
+
+    def is_resting(self, now_ms: int) -> bool:
+        """Whether it is passed over, if only for one model."""
+        return now_ms < max(self._until_ms, *self._of_models.values(), 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,19 +87,19 @@ class Site:
         return sum(key.call.waiting for key in self.keys)
 
     def resting(self, now_ms: int) -> int:
-        """Keys that are passed over."""
-        return sum(now_ms < key.rests_until_ms for key in self.keys)
+        """Keys that are passed over, if only for one model."""
+        return sum(key.is_resting(now_ms) for key in self.keys)
 
-    def key(self, now_ms: int, tried: Collection[SiteKey] = ()) -> SiteKey | None:
-        """The key to call under: of those that neither rest nor were tried, the least waited for, in turn."""
+    def key(self, now_ms: int, tried: Collection[SiteKey] = (), model: str = "") -> SiteKey | None:
+        """The key to call a model under: of those that neither rest nor were tried, the least waited for, in turn."""
         if len(self.keys) == 1:
             key = self.keys[0]
-            return key if now_ms >= key.rests_until_ms and key not in tried else None
+            return key if now_ms >= key.rests_until_ms(model) and key not in tried else None
         count = len(self.keys)
         best = None
         for step in range(1, count + 1):
             key = self.keys[(self._latest + step) % count]
-            if now_ms < key.rests_until_ms or key in tried:
+            if now_ms < key.rests_until_ms(model) or key in tried:
                 continue
             if best is None or key.call.waiting < best.call.waiting:
                 best = key
@@ -84,9 +107,9 @@ class Site:
             self._latest = best.number - 1
         return best
 
-    def soonest(self) -> SiteKey:
+    def soonest(self, model: str = "") -> SiteKey:
         """Of keys that all rest, the one that has rested most."""
-        return min(self.keys, key=lambda key: key.rests_until_ms)
+        return min(self.keys, key=lambda key: key.rests_until_ms(model))
 
 
 class Upstreams:

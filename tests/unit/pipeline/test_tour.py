@@ -120,7 +120,7 @@ def test_keys_that_rest_are_passed_over_but_not_when_all_do():
 def test_a_rest_has_bounds(asked_ms, rests_ms):
     key = SiteKey(1, Line())
     key.rest(NOW_MS, asked_ms)
-    assert key.rests_until_ms == NOW_MS + rests_ms
+    assert key.rests_until_ms() == NOW_MS + rests_ms
 
 
 def test_the_key_that_is_waited_for_least_is_taken():

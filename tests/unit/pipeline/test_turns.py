@@ -617,8 +617,8 @@ def test_the_time_in_the_queue_is_neither_upstreams_nor_of_its_deadline():
         asked_for = []
 
         async def turn(*question):
-            *what, on_wait = question
-            asked_for.append(what)
+            *what, on_wait, model = question
+            asked_for.append([*what, model])
             on_wait()
             await asyncio.sleep(20)
             return Turn()
@@ -633,7 +633,7 @@ def test_the_time_in_the_queue_is_neither_upstreams_nor_of_its_deadline():
         assert record.overhead_ms == pytest.approx(20_000, abs=1)
         exchange = asked.exchange
         reserved = exchange.reserved_input_tokens + exchange.reserved_output_tokens
-        assert asked_for == [["growth", 1, reserved]]
+        assert asked_for == [["growth", 1, reserved, asked.exchange.asked.model]]
         assert settled == [8], "settled with what it has used"
 
     on_stage(play)
