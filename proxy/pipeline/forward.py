@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -104,7 +105,7 @@ class _Failed:
 class _Calls:
     """The calls of one request."""
 
-    __slots__ = ("_calling", "_exchange", "_failed", "_headers", "_requests", "_services", "_tour")
+    __slots__ = ("_calling", "_exchange", "_failed", "_headers", "_is_probe", "_requests", "_services", "_tour")
 
     def __init__(self, exchange: Exchange, services: Services) -> None:
         self._exchange = exchange
@@ -119,6 +120,7 @@ class _Calls:
         self._headers = headers
         self._requests: dict[Site, UpstreamRequest] = {}
         self._calling: Site | None = None
+        self._is_probe = False
         self._failed: _Failed | None = None
 
     async def until_answered(self, stop: Stop, deadline: asyncio.Timeout) -> UpstreamAnswer:
@@ -171,15 +173,15 @@ class _Calls:
     def timed_out(self) -> None:
         """The deadline of all calls has passed in the middle of one."""
         if self._calling is not None:
-            self._calling.breaker.failed(self._now_ms())
+            self._report(self._calling, is_outage=True)
 
     async def _call(self, stop: Stop, request: UpstreamRequest) -> UpstreamAnswer | _Failed:
-        exchange, breaker, telemetry = self._exchange, stop.site.breaker, self._services.telemetry
-        is_probe = breaker.state is BreakerState.HALF_OPEN
+        exchange, site, answer = self._exchange, stop.site, None
+        self._is_probe = site.breaker.state is BreakerState.HALF_OPEN
         self._tour.called(stop, self._now_ms())
         exchange.attempts += 1
-        exchange.tried.append(stop.site.name)
-        exchange.upstream, exchange.running, self._calling = stop.site.name, True, stop.site
+        exchange.tried.append(site.name)
+        exchange.upstream, exchange.running, self._calling = site.name, True, site
         try:
             answer = await stop.key.call.send(request)
             exchange.running = answer.status < 300
@@ -188,27 +190,38 @@ class _Calls:
             # One that kept silent is likely still at work; one that broke off before it answered is not.
             exchange.running = failure.fault is UpstreamFault.TIMEOUT and exchange.running
             self._calling = None
-            breaker.failed(self._now_ms())
-            telemetry.upstream_failed(stop.site.name, failure.fault)
-            return _Failed(failure, failure.fault, remedy_for(failure.fault, {}))
+            self._report(site, is_outage=True)
+            self._services.telemetry.upstream_failed(site.name, failure.fault)
+            # Of an error that broke off, the head holds.
+            headers = {} if answer is None else answer.headers
+            return _Failed(failure, failure.fault, remedy_for(failure.fault, headers), self._asked_ms(headers))
         except BaseException:
-            if is_probe:
-                breaker.withdrawn(self._now_ms())
+            if self._is_probe:
+                site.breaker.withdrawn(self._now_ms())
             raise
         self._calling = None
         self._note_remaining(stop, answer)
-        if is_outage(answer.status):
-            breaker.failed(self._now_ms())
-        else:
-            breaker.succeeded()
+        self._report(site, is_outage=is_outage(answer.status))
         return answer if answer.status < 400 else self._refused(stop, answer, code)
+
+    def _report(self, site: Site, *, is_outage: bool) -> None:
+        """Tell how upstream is. While a call tries it, those that are older tell nothing of the present."""
+        if site.breaker.state is BreakerState.HALF_OPEN and not self._is_probe:
+            return
+        if is_outage:
+            site.breaker.failed(self._now_ms())
+        else:
+            site.breaker.succeeded()
+
+    def _asked_ms(self, headers: Mapping[str, str]) -> int | None:
+        return asked_wait_ms(headers, self._services.clock.now_ms())
 
     def _refused(self, stop: Stop, answer: UpstreamAnswer, code: str | None) -> _Failed:
         """Upstream answered with an error: what may mend it, and whose fault it is."""
         telemetry, reason = self._services.telemetry, f"status_{answer.status}"
         if answer.status in _UPSTREAM_TO_BLAME or answer.status >= 500:
             telemetry.upstream_failed(stop.site.name, reason)
-        asked_ms = asked_wait_ms(answer.headers, self._services.clock.now_ms())
+        asked_ms = self._asked_ms(answer.headers)
         refusal = _KEY_REFUSALS.get(answer.status)
         if refusal is not None:
             if is_quota_used_up(answer.status, code):

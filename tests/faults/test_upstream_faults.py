@@ -276,6 +276,15 @@ async def test_an_error_whose_body_breaks_off_is_tried_again(open_gateway: Open)
     assert upstream.calls == 3
 
 
+@pytest.mark.parametrize("wish", ["x-should-retry: false", "Retry-After: 9"])
+async def test_the_head_of_an_error_whose_body_breaks_off_holds(open_gateway: Open, wish: str) -> None:
+    upstream = ScriptedUpstream(says(b"{", status="503 Away", headers=f"Content-Length: 100\r\n{wish}\r\n"))
+    async with upstream as url:
+        gateway = await open_gateway(**{"upstream.base_url": url})
+        assert (await told(gateway, CHAT)).status == 502
+    assert upstream.calls == 1, "it says that a second call will not help, or not as soon as a client would wait"
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 @pytest.mark.parametrize("usage", [False, True])
 async def test_a_stream_that_drips(gateway: Gateway, size: int, usage: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from proxy.core.breaker import Breaker, BreakerState
 from proxy.core.errors import UpstreamFailure, UpstreamFault
 from proxy.core.retry import RetryPolicy
@@ -106,6 +108,30 @@ def test_a_probe_that_is_long_in_coming_makes_way_for_another():
         assert await statuses(stage, 1) == [200]
         assert site.breaker.state is BreakerState.CLOSED
         assert len(house.requests) == 4
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("early", ["breaks", "answers", "is out of time"])
+def test_what_was_asked_before_tells_nothing_while_another_tries(early):
+    async def play():
+        last = {"breaks": UpstreamFailure("u0", UpstreamFault.BROKEN), "answers": 0.0, "is out of time": 100.0}[early]
+        slow = Play([plain()], before=[REST_SECONDS + 0.5, last])
+        probe_play = Play([plain()], before=[2.0])
+        stage, (house,), (site,) = stage_of([slow, OUTAGE, OUTAGE, probe_play, ANSWER], total_deadline_ms=3_000)
+        old = stage.ask()
+        await asyncio.sleep(0.01)
+        await statuses(stage, 2)
+        await asyncio.sleep(REST_SECONDS + 0.1)
+        probe = stage.ask()
+        await asyncio.wait([old.task])
+        assert old.status == {"breaks": 502, "answers": 200, "is out of time": 504}[early]
+        assert site.breaker.state is BreakerState.HALF_OPEN
+        assert await statuses(stage, 1) == [503]
+        await asyncio.wait([probe.task])
+        assert site.breaker.state is BreakerState.CLOSED
+        assert await statuses(stage, 1) == [200]
+        assert len(house.requests) == 5
 
     on_stage(play)
 
