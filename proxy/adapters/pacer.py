@@ -72,10 +72,10 @@ class Pacer:
         """Hear the head of each answer, which may slow its model down; `headers` is case-insensitive."""
         heard = hear(status, headers, self.clock.now_ms())
         lane = self._slowed(model)
-        if lane is None:
-            if not heard.refused and not heard.scarce:
-                return
+        if (heard.refused or heard.scarce) and lane is self._others:
             lane = self._slow(model)
+        if lane is None:
+            return
         lane.observe(heard)
         if lane.is_calm:
             self._models.pop(model, None)
@@ -139,11 +139,12 @@ class Pacer:
         if len(self._models) >= MOST_MODELS:
             for name in [name for name, lane in self._models.items() if lane.is_idle]:
                 del self._models[name]
-        lane = self._lane()
+            if self._others is not None and self._others.is_idle:
+                self._others = None
         if len(self._models) < MOST_MODELS:
-            self._models[model] = lane
+            lane = self._models[model] = self._lane()
         else:
-            self._others = lane
+            lane = self._others = self._others or self._lane()
         return lane
 
     def _lane(self, bucket: SharedBucket | None = None) -> Lane:

@@ -287,6 +287,44 @@ async def test_at_shutdown_those_who_wait_are_let_go_with_a_503(open_gateway: Op
     assert queue.seen == ["first"]
 
 
+async def test_a_model_that_upstream_refuses_holds_back_no_other(open_gateway: Open) -> None:
+    queue = Queue(await open_gateway(**{"upstream.max_attempts": 1}))
+    queue.add_team("crowd")
+    queue.add_team("other")
+    post = partial(queue.gateway.session.post, f"{queue.gateway.worker.base_url}/chat/completions?name=refused")
+    headers = {
+        "Authorization": f"Bearer {queue.keys['crowd']}", "x-simulate-status": "429", "x-simulate-retry-after": "5",
+    }  # fmt: skip
+    for _ in range(2):
+        async with post(json={**UNCACHED, "model": "gpt-4o"}, headers=headers) as response:
+            assert response.status == 429
+    waits = queue.ask("waits", "crowd", wait=None, model="gpt-4o")
+    await until(lambda: queue.upstream_waiting == 1)
+    status, told, _ = await queue.ask("one", "other", wait=None, model="gpt-4o-mini")
+    assert (status, told["x-tollgate-queue-wait-ms"]) == (200, "0")
+    assert queue.seen == ["refused", "refused", "one"]
+    assert not waits.done()
+    assert (await waits)[0] == 200
+
+
+async def test_who_would_be_held_back_too_long_is_told_at_once(open_gateway: Open) -> None:
+    queue = Queue(await open_gateway(**{"upstream.max_attempts": 1}))
+    queue.add_team("growth")
+    post = partial(queue.gateway.session.post, f"{queue.gateway.worker.base_url}/chat/completions?name=refused")
+    headers = {
+        "Authorization": f"Bearer {queue.keys['growth']}", "x-simulate-status": "429", "x-simulate-retry-after": "40",
+    }  # fmt: skip
+    for _ in range(2):
+        async with post(json=UNCACHED, headers=headers) as response:
+            assert response.status == 429
+    status, told, body = await queue.ask("told", "growth", wait=None)
+    assert (status, body["error"]["code"]) == (503, "server_is_overloaded")
+    assert 30 < int(told["retry-after"]) <= 40
+    assert queue.seen == ["refused", "refused"]
+    assert queue.gateway.metric("tollgate_queue_refusals_total", queue="upstream", reason="too_long") == 1
+    assert queue.gateway.metric("tollgate_queue_wait_seconds_count", queue="upstream") == 0
+
+
 async def test_an_upstream_that_refuses_again_and_again_is_left_alone(open_gateway: Open) -> None:
     queue = Queue(await open_gateway(**{"upstream.max_attempts": 1}))
     queue.add_team("growth")

@@ -8,7 +8,7 @@ import pytest
 from async_solipsism.clock import Clock
 
 from proxy.adapters.memory.limiter import MemoryLimiter
-from proxy.adapters.pacer import Pacer, PacerOptions
+from proxy.adapters.pacer import MOST_MODELS, Pacer, PacerOptions
 from proxy.adapters.upstream_bucket import SharedBucket
 from proxy.core.bucket import Refused
 from proxy.core.errors import Overloaded, StoreAway
@@ -398,6 +398,219 @@ async def test_who_would_be_held_back_beyond_its_deadline_is_told_so_at_once() -
     await asyncio.sleep(3.5)
     await pacer.turn("a")
     assert asyncio.get_running_loop().time() == pytest.approx(8, abs=TICKS)
+
+
+@in_virtual_time
+async def test_one_who_may_wait_just_as_long_as_upstream_is_to_be_left_alone_is_told_at_once() -> None:
+    """What upstream asks for counts, though it is tried sooner than that."""
+    pacer = pacer_of(None, deadline_seconds=10)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "30"}, "a")
+    loop = asyncio.get_running_loop()
+
+    async def waits_of_one() -> tuple[float, int]:
+        begun = loop.time()
+        with pytest.raises(Overloaded) as told:
+            await pacer.turn("a", model="a")
+        return loop.time() - begun, told.value.retry_after_ms
+
+    assert await waits_of_one() == (0, 30_000)
+    await asyncio.sleep(5)
+    assert await waits_of_one() == (0, pytest.approx(25_000, abs=2))
+    await asyncio.sleep(5.5)
+    await pacer.turn("a", model="a")
+    assert await waits_of_one() == (0, pytest.approx(19_500, abs=2)), (
+        "one tries it, and the others need not wait for that"
+    )
+    pacer.observe(200, {}, "a")
+    await times_of(pacer, 5)
+
+
+# Models.
+
+
+class Models:
+    """Calls of several models, in the order of their turns."""
+
+    def __init__(self, pacer: Pacer) -> None:
+        self.pacer = pacer
+        self.order: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def want(self, model: str, count: int = 1, team: str = "a") -> None:
+        async def call() -> None:
+            await self.pacer.turn(team, model=model)
+            self.order.append(model)
+
+        self.tasks += [asyncio.ensure_future(call()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("rate", [None, 600])
+def test_a_model_that_is_refused_holds_back_no_other(rate: int | None) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        pacer = pacer_of(rate)
+        for _ in range(2):
+            pacer.observe(429, {"retry-after": "5"}, "gpt-4o")
+        calls = Models(pacer)
+        calls.want("gpt-4o", 10)
+        await asyncio.sleep(0)
+        calls.want("gpt-4o-mini", 10, team="b")
+        calls.want("gpt-4o-mini", 10)
+        await asyncio.sleep(0.01)
+        assert calls.order == ["gpt-4o-mini"] * 20, "at once, before it and behind it"
+        assert pacer.waiting == 10
+        await asyncio.sleep(5)
+        assert pacer.waiting == 9
+        pacer.observe(200, {}, "gpt-4o-mini")
+        await asyncio.sleep(0.5)
+        assert pacer.waiting == 9, "the answer of another model says nothing of it"
+        pacer.observe(200, {}, "gpt-4o")
+        await asyncio.gather(*calls.tasks)
+        assert pacer.waiting == 0
+
+    run()
+
+
+@in_virtual_time
+async def test_refusals_of_two_models_are_not_in_a_row_and_what_lies_between_is_of_one_model() -> None:
+    pacer = pacer_of(None)
+    loop = asyncio.get_running_loop()
+    for model in ("a", "b", "c"):
+        pacer.observe(429, {"retry-after": "5"}, model)
+    for model in ("a", "b", "c"):
+        await pacer.turn("team", model=model)
+    assert loop.time() == 0
+    pacer.observe(200, {}, "b")
+    pacer.observe(429, {"retry-after": "5"}, "a")
+    pacer.observe(429, {"retry-after": "5"}, "b")
+    await pacer.turn("team", model="b")
+    assert loop.time() == 0
+    await pacer.turn("team", model="a")
+    assert loop.time() == pytest.approx(5, abs=TICKS)
+
+
+@in_virtual_time
+async def test_a_model_that_is_slowed_down_leaves_the_others_the_whole_pace() -> None:
+    pacer = pacer_of(600)
+    for _ in range(8):
+        pacer.observe(429, {}, "slow")
+        await asyncio.sleep(1)
+    assert pacer.calls_per_minute() == pacer.calls_per_minute("fast") == 600
+    assert pacer.calls_per_minute("slow") < 60
+    pacer.observe(200, {}, "slow")
+    calls = Models(pacer)
+    calls.want("slow", 100)
+    await asyncio.sleep(0)
+    calls.want("fast", 220)
+    await asyncio.sleep(20.5)
+    assert 20 * 10 <= calls.order.count("fast") <= 20 * 11 + 6
+    assert calls.order.count("slow") <= 40
+    assert len(calls.order) <= 20 + 20.5 * 10 + 1, "both together no more than the key has"
+    for task in calls.tasks:
+        task.cancel()
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert pacer.waiting == 0
+
+
+@in_virtual_time
+async def test_only_so_many_wait_whatever_their_models_and_no_team_keeps_another_out() -> None:
+    pacer = pacer_of(None, max_waiting=10)
+    for model in ("a", "b"):
+        for _ in range(2):
+            pacer.observe(429, {"retry-after": "5"}, model)
+    calls = Models(pacer)
+    for model in ("a", "b"):
+        calls.want(model, 7, team="crowd")
+    await asyncio.sleep(0)
+    assert pacer.waiting == 10
+    calls.want("a", team="one")
+    await asyncio.sleep(0.01)
+    assert pacer.waiting == 10
+    assert sum(task.done() for task in calls.tasks) == 5
+    assert not calls.tasks[-1].done()
+    assert pacer.watch.refusals == {QueueRefusal.FULL: 5}
+    pacer.observe(200, {}, "a")
+    pacer.observe(200, {}, "b")
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert len(calls.order) == 10
+    assert len(pacer.watch.waits) == 11, "those who wait still, and the one that yielded"
+
+
+@in_virtual_time
+async def test_the_wait_for_a_model_and_for_the_key_is_one_wait() -> None:
+    pacer = pacer_of(60, deadline_seconds=6)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "5"}, "a")
+    calls = Models(pacer)
+    calls.want("b", 8)  # the burst is used up, and six wait
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    begun = []
+    with pytest.raises(Overloaded):
+        await pacer.turn("a", model="a", on_wait=lambda: begun.append(loop.time()))
+    assert loop.time() == pytest.approx(6, abs=TICKS), "five seconds for the model, and one for the key"
+    assert begun == [0]
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert len(pacer.watch.waits) == 7, "each is told of once"
+    assert max(pacer.watch.waits) == pytest.approx(6, abs=TICKS)
+
+
+@in_virtual_time
+async def test_who_leaves_the_key_gives_its_model_its_turn_back() -> None:
+    pacer = pacer_of(60, deadline_seconds=100)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "2"}, "a")
+    calls = Models(pacer)
+    calls.want("b", 12)
+    await asyncio.sleep(0)
+    calls.want("a", 2)
+    await asyncio.sleep(2.1)
+    lane = pacer._models["a"]
+    assert len(lane.queue) == 1, "the first tries it, and waits for the key"
+    calls.tasks[-2].cancel()
+    await asyncio.sleep(0.1)
+    assert len(lane.queue) == 0, "the next one may"
+    pacer.observe(200, {}, "a")
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+
+
+@in_virtual_time
+async def test_only_so_many_models_are_remembered_and_the_rest_share_a_lane() -> None:
+    pacer = pacer_of(60)
+    for number in range(MOST_MODELS + 50):
+        for _ in range(2):
+            pacer.observe(429, {"retry-after": "5"}, f"model-{number}")
+    assert len(pacer._models) == MOST_MODELS
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await pacer.turn("team", model="never-heard-of")
+    await asyncio.sleep(200)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "5"}, "another")
+    assert list(pacer._models) == ["another"], "of those that are as good as new nothing is kept"
+    pacer.observe(200, {}, "never-heard-of")
+    await pacer.turn("team", model="never-heard-of")
+    await asyncio.sleep(200)
+    pacer.observe(200, {}, "another")
+    assert (pacer._models, pacer._others) == ({}, None)
+
+
+@in_virtual_time
+async def test_at_shutdown_those_who_wait_for_a_model_are_let_go_as_well() -> None:
+    pacer = pacer_of(None)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "5"}, "a")
+    calls = Models(pacer)
+    calls.want("a", 3)
+    await asyncio.sleep(0.1)
+    pacer.close()
+    done = await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert [str(each.reason) for each in done] == ["shutting down"] * 3
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "5"}, "b")
+    with pytest.raises(Overloaded, match="shutting down"):
+        await pacer.turn("team", model="b")
 
 
 @in_virtual_time

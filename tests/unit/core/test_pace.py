@@ -51,6 +51,17 @@ def test_one_refusal_holds_nothing_back_and_the_second_in_a_row_does():
     assert twice.after(FINE, 1_600).held_ms(1_600) == 2_900, "an answer may be of a call from before"
 
 
+def test_what_upstream_asks_for_is_remembered_for_as_long_as_it_goes_on_refusing():
+    asked = Heard(refused=True, wait_ms=30_000)
+    once = Pace().after(asked, 1_000)
+    assert once.asked_ms(1_000) == 0
+    twice = once.after(asked, 2_000)
+    assert (twice.held_ms(2_000), twice.asked_ms(2_000)) == (LONGEST_HOLD_MS, 30_000)
+    assert (twice.held_ms(12_000), twice.asked_ms(12_000)) == (0, 20_000)
+    assert twice.after(Heard(refused=True, wait_ms=4_000), 12_000).asked_ms(12_000) == 4_000, "the latest counts"
+    assert twice.after(FINE, 12_000).asked_ms(12_000) == 0
+
+
 @given(HISTORIES)
 @settings(max_examples=300, deadline=None)
 def test_it_is_never_above_the_share_nor_below_the_floor(history):

@@ -123,6 +123,39 @@ def test_a_rest_has_bounds(asked_ms, rests_ms):
     assert key.rests_until_ms() == NOW_MS + rests_ms
 
 
+def test_a_key_that_is_out_of_rate_for_one_model_serves_the_others():
+    one, other = site("a"), site("b")
+    one.keys[0].rest(NOW_MS, 30_000, "gpt-4o")
+    for model, first in (("gpt-4o", "b"), ("gpt-4o-mini", "a"), ("", "a")):
+        tour = Tour((one, other), POLICY, [].append, model)
+        assert tour.next(NOW_MS, 0, 0.5).site.name == first
+    assert one.resting(NOW_MS) == 1
+    assert one.resting(NOW_MS + 30_000) == 0
+    two = site("c", keys=2)
+    two.keys[0].rest(NOW_MS, 9_000, "gpt-4o")
+    two.keys[1].rest(NOW_MS, 5_000, "gpt-4o")
+    assert two.key(NOW_MS, model="gpt-4o") is None
+    assert two.soonest("gpt-4o").number == 2
+    assert {two.key(NOW_MS, model="gpt-4o-mini").number for _ in range(2)} == {1, 2}
+
+
+def test_a_rest_for_every_model_is_not_cut_short_by_one_for_a_model():
+    key = SiteKey(1, Line())
+    key.rest(NOW_MS, 60_000)
+    key.rest(NOW_MS, 1_000, "gpt-4o")
+    assert key.rests_until_ms("gpt-4o") == key.rests_until_ms() == NOW_MS + 60_000
+
+
+def test_only_so_many_models_are_remembered_that_a_key_rests_for():
+    key = SiteKey(1, Line())
+    for number in range(1_000):
+        key.rest(NOW_MS + number, 60_000, f"model-{number}")
+    assert len(key._of_models) <= 64
+    assert key.rests_until_ms("model-999") == NOW_MS + 999 + 60_000
+    key.rest(NOW_MS + 100_000, 1_000, "another")
+    assert list(key._of_models) == ["another"], "what is over is not kept"
+
+
 def test_the_key_that_is_waited_for_least_is_taken():
     busy = site("a", keys=3)
     busy.keys[0].call.waiting, busy.keys[2].call.waiting = 4, 2
