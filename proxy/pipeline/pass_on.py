@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -16,12 +17,13 @@ from proxy.pipeline.exchange import Exchange, Reply
 from proxy.pipeline.keep_alive import KeepAlive
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.services import Services
-from proxy.pipeline.settle import settle, settle_broken, settle_refused
+from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST, settle, settle_broken, settle_refused
 from proxy.ports import Downstream, UpstreamAnswer
 
 __all__ = ["pass_as_it_is", "pass_media"]
 
 _SSE = "text/event-stream"
+_READ_ON_SECONDS = 5
 _MAX_ID_CHARACTERS = 128
 _NOT_MODIFIED = 304
 _STREAM_HEADERS = (("Cache-Control", "no-cache, no-store"), ("X-Accel-Buffering", "no"))
@@ -32,9 +34,9 @@ async def pass_media(
     exchange: Exchange, media: Media, answer: UpstreamAnswer, client: Downstream, services: Services
 ) -> Reply:
     """Pass images or audio on, and settle with the usage that is found in it. Raises `UpstreamFailure`."""
+    following = media.follow(answer.headers.get("Content-Type", ""))
     try:
         _note_id(exchange, answer)
-        following = media.follow(answer.headers.get("Content-Type", ""))
         chunks = _timed(exchange, answer, services)
         streamed = _is_stream(answer)
         # The head of a stream goes out before its first event, which may take a minute to paint.
@@ -49,6 +51,9 @@ async def pass_media(
         with _kept_alive(exchange, following, client, services) as kept:
             await kept.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
             return await _Passing(exchange, kept, services, holds=not streamed).run(first, chunks, following)
+    except (ConnectionResetError, asyncio.CancelledError):
+        await _settle_behind(exchange, answer, following, services)
+        raise
     except UpstreamFailure as failure:
         services.telemetry.upstream_failed(exchange.upstream, failure.fault)
         raise
@@ -137,15 +142,8 @@ class _Passing:
             await self._client.write(chunk)
 
     def _settle(self, following: MediaAnswer | None) -> None:
-        exchange = self._exchange
-        if exchange.settled:
-            return
-        metered = following.metered if following is not None else None
-        if metered is None or not metered.priceable:
-            # No figure of ours would be right.
-            exchange.price = None
-        usage = NO_USAGE if metered is None else metered.usage
-        settle(exchange, self._services, status=exchange.status, outcome=Outcome.OK, usage=usage)
+        if not self._exchange.settled:
+            _settle_metered(self._exchange, following, self._services)
 
     async def _break_off(self, fault: UpstreamFault, following: MediaAnswer | None) -> Reply:
         """End an answer that upstream did not finish so that no client can take it for whole."""
@@ -161,6 +159,37 @@ class _Passing:
             await self._client.write(before + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
         self._client.abort()
         return Reply(exchange.status, body=None)
+
+
+async def _settle_behind(
+    exchange: Exchange, answer: UpstreamAnswer, following: MediaAnswer, services: Services
+) -> None:
+    """Read on, when the client has left, to the usage that stands behind all images: they are made, and billed.
+
+    Bounded in time; what is not found by then is estimated. Of a stream more may be in the making, and is stopped.
+    """
+    if exchange.settled or _is_stream(answer) or following.whole or services.shutdown.over:
+        return
+    try:
+        async with asyncio.timeout(_READ_ON_SECONDS):
+            async for chunk in answer.chunks():
+                following.feed(chunk)
+    except (UpstreamFailure, TimeoutError):
+        return
+    if following.metered is not None:
+        exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+        _settle_metered(exchange, following, services, Outcome.CLIENT_GONE)
+
+
+def _settle_metered(
+    exchange: Exchange, following: MediaAnswer | None, services: Services, outcome: Outcome = Outcome.OK
+) -> None:
+    metered = following.metered if following is not None else None
+    if metered is None or not metered.priceable:
+        # No figure of ours would be right.
+        exchange.price = None
+    usage = NO_USAGE if metered is None else metered.usage
+    settle(exchange, services, status=exchange.status, outcome=outcome, usage=usage)
 
 
 @contextmanager

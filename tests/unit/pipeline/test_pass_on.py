@@ -199,6 +199,24 @@ def test_a_client_that_leaves_is_accounted_for_and_upstream_let_go(kind):
     on_stage(play)
 
 
+@pytest.mark.parametrize("seen", [0, 30])
+def test_who_leaves_before_the_usage_pays_for_the_images_all_the_same(seen):
+    async def play() -> None:
+        # An iterator: who asks for chunks again is given those that have not come.
+        steps = iter([IMAGE[:seen], 1.0, 3.0, IMAGE[seen:]] if seen else [1.0, 3.0, IMAGE])
+        stage = Stage(Play(steps, kind="application/json"))
+        asked = ask(stage, IMAGES)
+        await asyncio.sleep(1)
+        await asked.leave()
+        (event,) = stage.books.ended
+        assert (event.outcome, event.estimated, event.status) == (Outcome.CLIENT_GONE, False, 200 if seen else 499)
+        assert (event.usage.input_tokens, event.usage.output_tokens) == (50, 7)
+        assert stage.upstream.cut == 0
+        stage.ties_out()
+
+    on_stage(play)
+
+
 def test_where_answers_are_drained_the_usage_is_known_though_the_client_left():
     async def play() -> None:
         stage = Stage(Play([IMAGE[:30], 5.0, IMAGE[30:]]), max_draining=5)
