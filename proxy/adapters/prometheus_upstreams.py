@@ -47,7 +47,7 @@ class UpstreamMetrics:
         )
         self.upstream_keys_resting = Gauge(
             "tollgate_upstream_keys_resting",
-            "Keys of an upstream that are passed over because they were refused.",
+            "Keys of an upstream that are passed over because they were refused, if only for one model.",
             ("upstream",),
             multiprocess_mode="livemax",
             registry=on,
