@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from itertools import chain
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
@@ -26,6 +26,7 @@ __all__ = [
     "stays_open",
 ]
 
+_VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 _MOST_DIGITS = 18
 _TOO_LARGE = ErrorAnswer(431, f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes together.")
 _TOO_MANY = ErrorAnswer(431, f"The request has more than {MAX_HEADERS} headers.")
@@ -81,8 +82,12 @@ def flaw_of(message: RawRequestMessage) -> tuple[Malformed, ErrorAnswer] | None:
     size = sum(map(len, chain.from_iterable(message.raw_headers))) + 4 * len(message.raw_headers)
     if size + len(message.path) + len(message.method) + 12 > MAX_HEAD_BYTES:
         return Malformed.HEAD_TOO_LARGE, _TOO_LARGE
-    if message.chunked and message.headers.getall("Transfer-Encoding")[0].lower() != "chunked":
-        # The parser takes whatever list ends in it, and undoes nothing of the rest.
+    if message.version not in _VERSIONS:
+        return Malformed.REQUEST, _NOT_HTTP
+    if message.chunked and (
+        message.version == HttpVersion10 or message.headers.getall("Transfer-Encoding")[0].lower() != "chunked"
+    ):
+        # The parser takes it where there is no such thing, and whatever list ends in it, undoing nothing of the rest.
         return Malformed.FRAMING, _NOT_HTTP
     if len(message.headers.get("Content-Length", "")) > _MOST_DIGITS:
         # Nor does it tell the largest number it can hold from no length.

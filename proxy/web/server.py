@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
@@ -109,6 +109,8 @@ class OpenAIServer(web.Server):
             return await self._handler(request)
         reason, answer = flaw
         self.watcher.malformed(reason)
+        # It is answered in the version that is spoken here, whichever it named.
+        request._version = HttpVersion11  # noqa: SLF001 - aiohttp writes that of the request
         return response_of(answer)
 
     def _request(
