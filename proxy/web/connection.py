@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import HttpVersion11, StreamReader, web
@@ -28,6 +30,8 @@ _LINGER_SECONDS = 2.0
 _FRAMING_BYTES = 256 * 1024
 _FRAMING_RATIO = 8
 """Most bytes of framing in a body, beside so many for each of its own: chunks of one byte take five."""
+_END_BYTES = 16
+_END_WITHOUT_TRAILERS = re.compile(rb"\n0+\r\n\r\n\Z")
 _log = logging.getLogger(__name__)
 
 Payload = StreamReader
@@ -40,9 +44,11 @@ class Connection(web.RequestHandler):
         "_body_bytes",
         "_bounds",
         "_deaf",
+        "_end",
         "_head_bytes",
         "_head_since",
         "_holds_back",
+        "_in_chunks",
         "_owner",
         "_payload",
         "_read_at",
@@ -71,6 +77,10 @@ class Connection(web.RequestHandler):
         """The body of the latest request that has come."""
         self._body_bytes = 0
         """What has come of it, framing included."""
+        self._in_chunks = False
+        """It comes in chunks, and is not known to have ended without trailers."""
+        self._end = b""
+        """The last bytes of what has come, of a body in chunks."""
         self._head_since: float | None = None
         self._head_bytes = 0
         self._read_at = 0.0
@@ -108,18 +118,37 @@ class Connection(web.RequestHandler):
             self._read_at = self._loop.time()
         if self._request_count > known:
             self._head_since, self._head_bytes = None, 0
+            self._on_messages(self._request_count - known)
             self._on_message(in_body=in_body)
-        elif not data:
-            return
-        elif in_body:
+        elif data and in_body:
             self._on_body(len(data))
-        else:
+        elif data:
             self._on_head(len(data))
+        if self._in_chunks:
+            self._look_for_trailers(data)
+
+    def _on_messages(self, count: int) -> None:
+        """Serve nothing that came together with the end of a body in chunks: see `_look_for_trailers`."""
+        earlier = islice(reversed(self._messages), 1, count) if count > 1 else ()
+        if self._in_chunks or any(isinstance(each, RawRequestMessage) and each.chunked for each, _ in earlier):
+            self.leaving = True
+
+    def _look_for_trailers(self, data: bytes) -> None:
+        """Let a body that ends in trailers be the last: aiohttp's parser takes one of them for the next one's header.
+
+        Where others share the connection, that would give their request a key of somebody else's.
+        """
+        self._end = (self._end + data[-_END_BYTES:])[-_END_BYTES:]
+        if self._payload.is_eof():
+            self._in_chunks = False
+            if self._buffer_paused or _END_WITHOUT_TRAILERS.search(self._end) is None:
+                self.leaving = True
 
     def _on_message(self, *, in_body: bool) -> None:
         message, payload = self._messages[-1]
         if isinstance(message, RawRequestMessage):
             self._payload, self._body_bytes = payload, 0
+            self._in_chunks, self._end = message.chunked, b""
             self._holds_back = "Expect" in message.headers and message.version >= HttpVersion11
             return
         self._deaf = True

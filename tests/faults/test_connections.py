@@ -105,6 +105,54 @@ async def test_nothing_behind_a_body_that_breaks_is_looked_at(gateway: Gateway) 
     assert gateway.metric("tollgate_malformed_requests_total", reason="framing") == 1
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_trailer_gives_the_next_request_no_header(gateway: Gateway, at_once: bool) -> None:
+    """Behind a balancer the next one on the connection may be somebody else's, and this one its key."""
+    trailed = ONE_CHUNK[:-2] + b"Authorization: Bearer %s\r\n\r\n" % gateway.key.encode()
+    first, second = post("sk-tg_wrong", CHUNKED, body=trailed), post("sk-tg_another", LENGTH)
+    async with gateway.connection() as (reader, writer):
+        writer.write(first + second if at_once else first)
+        answer = await read_answer(reader)
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+        writer.write(second)
+        writer.write_eof()
+        assert await ended(reader) == b""
+    await gateway.settled()
+    assert gateway.stats.requests == 0
+
+
+async def test_a_trailer_that_comes_late_ends_the_connection_too(gateway: Gateway) -> None:
+    async with gateway.connection() as (reader, writer):
+        writer.write(post(gateway.key, CHUNKED, body=ONE_CHUNK[:-2]))
+        await until(lambda: gateway.in_flight == 1)
+        for piece in (b"x-a", b": 0\r", b"\n", b"\r\n"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        answer = await read_answer(reader)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_a_body_in_chunks_that_ends_plainly_is_followed_by_others(gateway: Gateway) -> None:
+    async with gateway.connection() as (reader, writer):
+        for size in (1, 7, 10_000):
+            request = post(gateway.key, CHUNKED, body=ONE_CHUNK)
+            for at in range(0, len(request), size):
+                writer.write(request[at : at + size])
+                await asyncio.sleep(0)
+            answer = await read_answer(reader)
+            assert (answer.status, answer.headers.get("connection")) == (200, None)
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0", None])
+async def test_other_versions_are_refused_in_ours(gateway: Gateway, version: bytes | None) -> None:
+    line = b" HTTP/" + version if version else b""
+    answer = await gateway.raw(gateway.request_bytes().replace(b" HTTP/1.1", line, 1))
+    assert (answer.status, answer.headers["connection"]) == (400, "close")
+    assert answer.data.startswith(b"HTTP/1.1 ")
+    assert gateway.stats.requests == 0
+    assert gateway.metric("tollgate_malformed_requests_total", reason="request") == 1
+
+
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"TLS/1.2", b"IRC/6.9"])
 async def test_whoever_asks_for_another_protocol_gets_an_answer_and_no_second_one(
     gateway: Gateway, protocol: bytes

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -68,10 +69,11 @@ async def exchange(gateway: Gateway, case: Case) -> tuple[list[tuple[int, dict[s
     """Send a case; what was answered, and what became of the connection."""
     sentinel = b"GET /v1/sentinel HTTP/1.1\r\nHost: gateway\r\n\r\n"
     async with gateway.connection() as (reader, writer), asyncio.timeout(5):
-        writer.write(case.sent)
+        writer.write(case.sent + case.behind)
         if case.then is Then.STAYS:
+            data = await reader.readuntil(b"\r\n\r\n")
             writer.write(sentinel)
-            data = await reader.readuntil(b"(GET /v1/sentinel)")
+            data += await reader.readuntil(b"(GET /v1/sentinel)")
             data += await reader.readuntil(b"}}")
             found = responses(data)
             assert found.pop()[0] == 404
@@ -104,7 +106,7 @@ async def check(stage: Stage, name: str, case: Case) -> None:
         if status >= 400:
             shaped(status, headers, body)
             assert gateway.key.encode() not in body
-    if case.then in {Then.CLOSES, Then.LINGERS} and b"HTTP/1.0\r\n" not in case.sent:
+    if case.then in {Then.CLOSES, Then.LINGERS} and b"/1.0\r\n" not in case.sent:
         assert found[-1][1]["connection"] == "close", name
     for head in recorder.heads:
         canonical(head, gateway)
@@ -135,6 +137,8 @@ async def test_corpus(stage: Stage, kind: str) -> None:
         if name.partition(":")[0].partition(" ")[0] == kind:
             try:
                 await check(stage, name, case)
+                if case.behind:
+                    await check(stage, f"{name}, alone", replace(case, behind=b""))
             except (AssertionError, KeyError, TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
                 wrong.append(f"{name}: {type(error).__name__} {str(error)[:300]}")
                 stage.recorder.forget()

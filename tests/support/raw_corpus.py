@@ -33,6 +33,8 @@ class Case:
     then: Then
     forwarded: tuple[str, ...] = ()
     """What the requests that reached upstream ask, in order: what of them is not here must not get there."""
+    behind: bytes = b""
+    """What follows on the connection and is not looked at. It is refused for what it is, too, without that."""
 
 
 def ask(question: str) -> bytes:
@@ -61,7 +63,7 @@ def corpus(key: str) -> dict[str, Case]:
 
     def broken(*lines: bytes, body: bytes = BODY, status: int = 400, **more: bytes) -> Case:
         """Refused, and what follows on the connection is not looked at."""
-        return Case(post(key, *lines, body=body, **more) + smuggled, (status,), Then.CLOSES)
+        return Case(post(key, *lines, body=body, **more), (status,), Then.CLOSES, behind=smuggled)
 
     def line(line: bytes, status: int = 400) -> Case:
         return broken(LENGTH, line=line, status=status)
@@ -182,6 +184,11 @@ def _chunks(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Broke
     size = len(BODY)
     half = size // 2
 
+    def trailed(*lines: bytes) -> Case:
+        """Served, and nothing is after it: the parser would take a trailer for a header of that."""
+        body = ONE_CHUNK[:-2] + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+        return Case(post(key, CHUNKED, b"Trailer: x-sum", body=body), (200,), Then.CLOSES, ("first",), behind=smuggled)
+
     def sized(text: bytes) -> bytes:
         return text + b"\r\n" + BODY + b"\r\n0\r\n\r\n"
 
@@ -222,11 +229,18 @@ def _chunks(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Broke
         "chunks: capitals": good(CHUNKED, body=sized(b"%X" % size)),
         "chunks: zeros at the end": good(CHUNKED, body=b"%x\r\n" % size + BODY + b"\r\n0000\r\n\r\n"),
         "chunks: an extension": good(CHUNKED, body=sized(b'%x;a=b;c="d"' % size)),
-        "chunks: a trailer": good(CHUNKED, b"Trailer: x-sum", body=ONE_CHUNK[:-2] + b"x-sum: 1\r\n\r\n"),
-        "chunks: trailers that are headers elsewhere": good(
-            CHUNKED, body=ONE_CHUNK[:-2] + b"Authorization: Bearer x\r\nx-tollgate-a: b\r\n\r\n"
+        "chunks: a trailer": trailed(b"x-sum: 1"),
+        "chunks: an empty trailer": trailed(b"x-sum:"),
+        "chunks: a trailer that ends as a body does": trailed(b"x-sum: 0"),
+        "chunks: a host in the trailers": Case(
+            trailed(b"Host: elsewhere.example").sent, (200,), Then.CLOSES, ("first",)
         ),
-        "chunks: a host in the trailers": broken(CHUNKED, body=ONE_CHUNK[:-2] + b"Host: elsewhere.example\r\n\r\n"),
+        "chunks: trailers that are headers elsewhere": trailed(
+            b"x-tollgate-max-wait: nonsense", b"Authorization: Bearer x"
+        ),
+        "chunks: an extension at the end": Case(
+            post(key, CHUNKED, body=ONE_CHUNK.replace(b"\r\n0\r\n", b"\r\n0;a=b\r\n")), (200,), Then.CLOSES, ("first",)
+        ),
         "chunks: a length in the trailers": broken(CHUNKED, body=ONE_CHUNK[:-2] + b"Content-Length: 5\r\n\r\n"),
         "chunks: a coding in the trailers": broken(CHUNKED, body=ONE_CHUNK[:-2] + b"Transfer-Encoding: x\r\n\r\n"),
         "chunks: a trailer without a colon": broken(CHUNKED, body=ONE_CHUNK[:-2] + b"trailer\r\n\r\n"),
@@ -346,8 +360,6 @@ def _targets(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Brok
         "http/1.1": b"POST " + path + b" http/1.1",
         "HTTP/1,1": b"POST " + path + b" HTTP/1,1",
         "XTTP/1.1": b"POST " + path + b" XTTP/1.1",
-        "ICE/1.0": b"SOURCE " + path + b" ICE/1.0",
-        "RTSP/1.0": b"SETUP " + path + b" RTSP/1.0",
         "a space behind the version": b"POST " + path + b" HTTP/1.1 ",
         "a tab between": b"POST\t" + path + b"\tHTTP/1.1",
         "a space in front": b" POST " + path + b" HTTP/1.1",
@@ -374,6 +386,9 @@ def _targets(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Brok
         "line: the preface of HTTP/2": Case(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + smuggled, (400,), Then.CLOSES),
         "line: a TLS hello": Case(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", (400,), Then.CLOSES),
         "line: the PROXY protocol": Case(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + smuggled, (400,), Then.CLOSES),
+        # As HTTP/1.0, with a method that nothing here has.
+        "line: ICE/1.0": Case(post(key, LENGTH, line=b"SOURCE " + path + b" ICE/1.0"), (405,), Then.CLOSES),
+        "line: RTSP/1.0": Case(post(key, LENGTH, line=b"SETUP " + path + b" RTSP/1.0"), (405,), Then.CLOSES),
         "line: two spaces after the path": good(LENGTH, line=b"POST " + path + b"  HTTP/1.1"),
         "line: too long": line(b"POST /v1/" + b"a" * 70_000 + b" HTTP/1.1", status=431),
         "line: too long, without end": Case(b"POST /v1/" + b"a" * 140_000, (431,), Then.CLOSES),
@@ -414,6 +429,9 @@ def _sequences(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Br
         "sequence: two": Case(first + second, (200, 200), Then.STAYS, ("first", "second")),
         "sequence: two, with a blank line between": Case(
             first + b"\r\n" + second, (200, 200), Then.STAYS, ("first", "second")
+        ),
+        "sequence: one in chunks, and one that came with its end": Case(
+            post(key, CHUNKED, body=ONE_CHUNK) + second, (200,), Then.CLOSES, ("first",)
         ),
         "sequence: a good one, a broken one, a good one": Case(
             first + b"BREW / HTTP/1.1\r\n\r\n" + smuggled, (400,), Then.CLOSES
