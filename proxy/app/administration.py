@@ -55,6 +55,7 @@ def admin_api(settings: Settings, engine: Engine) -> AdminApi:
         tiers=settings.limits.all_tiers(),
         default_tier=settings.limits.default_tier,
         clock=SystemClock(),
+        aliases=settings.models.aliases,
     )
     given = settings.server.admin_token
     token = admin_token_file(settings) if given is None else GivenAdminToken(given.reveal())

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from proxy.cli.instants import INSTANT
-from proxy.cli.options import data_options, json_option, option, settings_from
+from proxy.cli.options import data_options, json_option, option, refuse_alias, settings_from
 from proxy.cli.output import Cell, echo_json, echo_table, printable
 from proxy.cli.stores import registry_of, reports_of
 from proxy.core.cache_store import CacheStore
@@ -33,7 +33,7 @@ def cache() -> None:
 
 @cache.command
 @click.option("--team", required=True, help="The team whose answers are forgotten.")
-@click.option("--model", metavar="M", help="Those of this model alone, by the name clients ask for.")
+@click.option("--model", metavar="M", help="Those of this model alone, not an alias of it.")
 @option("redis_url")
 @data_options
 @json_option
@@ -50,6 +50,8 @@ def purge(team: str, model: str | None, *, config: Path | None, as_json: bool, *
       tollgate cache purge --team growth --model gpt-5-mini --json
     """
     settings = settings_from(config, options)
+    if model is not None:
+        refuse_alias(settings, model)
     with registry_of(settings) as registry:
         registry.purge_cache(team, model)
     if model is not None:

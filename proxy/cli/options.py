@@ -26,6 +26,7 @@ __all__ = [
     "limit_option",
     "max_wait_option",
     "option",
+    "refuse_alias",
     "settings_from",
 ]
 
@@ -174,3 +175,10 @@ def settings_from(config: Path | None, flags: Mapping[str, object]) -> Settings:
         return load(config, None, {name.replace("__", "."): value for name, value in flags.items()})
     except SettingsError as error:
         raise SettingsRefused(error) from None
+
+
+def refuse_alias(settings: Settings, model: str) -> None:
+    """Refuse another name of a model: nothing that is set or kept goes by it. Raises `UsageError`."""
+    named = settings.models.aliases.get(model)
+    if named is not None:
+        raise click.UsageError(f"{model} is an alias of {named}: name that")

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from proxy.cli.budgets import budget_changes, budget_options, budgets_cell
-from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, settings_from
+from proxy.cli.options import CLEARED, MODELS, data_options, json_option, limit_option, refuse_alias, settings_from
 from proxy.cli.output import echo_json, echo_table, instant
 from proxy.cli.stores import now_ms, registry_of, require_tier
 from proxy.core.principal import HEAVIEST_WEIGHT, CacheMode, Team
@@ -116,7 +116,7 @@ def set_(name: str, tier: str | None, *, config: Path | None, as_json: bool, **o
 
 @teams.command
 @click.argument("name")
-@click.option("--model", required=True, help="Model, by the name clients ask for.")
+@click.option("--model", required=True, help="Model, not an alias of one.")
 @limit_option("requests_per_minute", "Requests per minute for this model.", clearable=False)
 @limit_option("tokens_per_minute", "Tokens per minute for this model.", clearable=False)
 @click.option("--none", "cleared", is_flag=True, help="Limit the model no more.")
@@ -143,6 +143,8 @@ def limit(
     if cleared == bool(requests_per_minute or tokens_per_minute):
         raise click.UsageError("name --rpm, --tpm or both, or --none")
     settings = settings_from(config, options)
+    if not cleared:
+        refuse_alias(settings, model)
     with registry_of(settings) as registry:
         team = registry.set_model_limit(name, model, requests_per_minute, tokens_per_minute)
         _show(registry, [team], settings, as_json=as_json, alone=True)

@@ -45,7 +45,7 @@ class Team:
     max_parallel: int | None = None
     """Requests it may have under way at one time; None: any number."""
     model_limits: Mapping[str, Limits] = field(default_factory=dict)
-    """Limits on single models, by the name clients ask for; each has a bucket beside the team's own."""
+    """Limits on single models, by their own names, which aliases stand for; each has a bucket beside the team's own."""
     shadow_tier: str | None = None
     """Tier it is tried on: decided against it too, and refused nothing for it."""
     shadow_since_ms: int = 0

@@ -124,6 +124,8 @@ def report_cache(desk: Desk, params: CacheQuery, _: Nothing) -> CacheReport:
 
 
 def purge_cache(desk: Desk, _: Nothing, body: Purge) -> Purged:
+    if body.model is not None:
+        desk.require_own_name("model", body.model)
     with desk.registry() as registry:
         registry.purge_cache(body.team, body.model)
     return Purged(team=body.team, model=body.model, purged=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Protocol
 
@@ -68,6 +68,8 @@ class Desk:
     tiers: Mapping[str, Tier]
     default_tier: str
     clock: Clock
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of models, which nothing goes by that is set or kept."""
 
     def require_tier(self, field: str, tier: str) -> str:
         """The tier's name itself. Raises `BadValue` for one that neither the documentation nor the settings have."""
@@ -75,6 +77,11 @@ class Desk:
         if tier not in self.tiers:
             raise BadValue(field, f"no tier is named {tier}; there are {', '.join(self.tiers)}")
         return tier
+
+    def require_own_name(self, named: str, model: str) -> None:
+        """Raises `BadValue` for an alias of a model."""
+        if model in self.aliases:
+            raise BadValue(named, f"{model} is an alias of {self.aliases[model]}: name that")
 
     def team(self, team: Team, spent: Spendings | None = None) -> TeamView:
         """A team as it is shown now; what it spent of its budgets is read, unless it is given."""

@@ -126,6 +126,7 @@ def set_team(desk: Desk, params: TeamPath, body: TeamChange) -> TeamView:
 def set_model_limit(desk: Desk, params: ModelPath, body: ModelLimit) -> TeamView:
     if body.requests_per_minute is None and body.tokens_per_minute is None:
         raise BadValue("requests_per_minute", "give it, tokens_per_minute or both; DELETE takes the limit away")
+    desk.require_own_name("model", params.model)
     with desk.registry() as registry:
         changed = registry.set_model_limit(params.team, params.model, body.requests_per_minute, body.tokens_per_minute)
     return desk.team(changed)
@@ -213,7 +214,7 @@ OPERATIONS = (
         name="setModelLimit",
         method="PUT",
         path="/teams/{team}/model-limits/{model}",
-        summary="Limit what a team uses of one model, by the name clients ask for, in place of a limit it had.",
+        summary="Limit what a team uses of one model, not an alias of it, in place of a limit it had.",
         command="teams limit",
         handle=set_model_limit,
         params=ModelPath,

@@ -145,6 +145,19 @@ def test_a_model_is_limited_and_no_more(told, done):
     assert list(left["model_limits"]) == ["gpt-5-mini"]
 
 
+def test_an_alias_is_no_name_to_limit_or_forget_by(told, misused, tmp_path):
+    file = tmp_path / "tollgate.toml"
+    file.write_text('[models.aliases]\nfast = "gpt-4o-mini"\n')
+    told("teams", "add", "growth")
+    for command in (
+        ("teams", "limit", "growth", "--model", "fast", "--rpm", "1"),
+        ("cache", "purge", "--team", "growth", "--model", "fast"),
+    ):
+        assert "fast is an alias of gpt-4o-mini: name that" in misused(*command, "--config", str(file))
+    limited = told("teams", "limit", "growth", "--model", "gpt-4o-mini", "--rpm", "1", "--config", str(file))
+    assert list(limited["model_limits"]) == ["gpt-4o-mini"]
+
+
 def test_a_key_has_limits_of_its_own(told, done):
     told("teams", "add", "growth")
     issued = told("keys", "issue", "--team", "growth", "--rpm", "5", "--tpm", "600", "--max-parallel", "2")

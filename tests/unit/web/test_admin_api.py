@@ -27,7 +27,9 @@ GIVEN = "a-token-of-the-operator-0123456789"
 
 @pytest.fixture
 def settings(tmp_path):
-    return load(environ={"TOLLGATE_ADMIN_TOKEN": GIVEN}, overrides={"data_dir": str(tmp_path / "data")})
+    file = tmp_path / "tollgate.toml"
+    file.write_text('[models.aliases]\nfast = "gpt-4o-mini"\n')
+    return load(file, {"TOLLGATE_ADMIN_TOKEN": GIVEN}, {"data_dir": str(tmp_path / "data")})
 
 
 @pytest.fixture
@@ -82,6 +84,19 @@ async def test_a_token_that_is_given_makes_no_file(settings, url, session):
     with pytest.raises(DataUnusable, match="TOLLGATE_ADMIN_TOKEN"):
         rotate_admin_token(settings, "cli:test")
     assert GIVEN not in f"{settings!r} {settings.server!r}"
+
+
+async def test_an_alias_is_no_name_to_limit_or_forget_by(url, session):
+    await session.post(f"{url}/admin/v1/teams", json={"name": "growth"})
+    for method, path, body in (
+        ("PUT", "/teams/growth/model-limits/{}", {"requests_per_minute": 1}),
+        ("POST", "/cache/purge", {"team": "growth"}),
+    ):
+        for model, status in (("fast", 422), ("gpt-4o-mini", 200)):
+            named = body if "{}" in path else {**body, "model": model}
+            async with session.request(method, f"{url}/admin/v1{path.format(model)}", json=named) as answer:
+                told = await answer.json()
+            assert (answer.status, "fast is an alias of gpt-4o-mini" in str(told)) == (status, model == "fast")
 
 
 async def test_a_store_that_is_away_is_a_503_in_openais_shape(engine, url, session):
