@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from proxy import __version__
 from proxy.app.supervisor import _KILL_AFTER_DRAIN_SECONDS
+from proxy.pipeline.principals import STALE_MS
 from proxy.settings import SettingsError, load
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import COMMAND, ROOT, Child, clean_environment, eventually
@@ -215,6 +216,12 @@ def test_pods_end_after_their_streams(mounted):
     assert POD["terminationGracePeriodSeconds"] > (
         server.drain_seconds + server.ready_grace_seconds + _KILL_AFTER_DRAIN_SECONDS
     )
+
+
+def test_pods_stay_in_service_for_as_long_as_they_serve_without_the_database():
+    probe = CONTAINER["readinessProbe"]
+    assert probe["httpGet"]["path"] == "/readyz"
+    assert probe["periodSeconds"] * probe["failureThreshold"] * 1_000 == STALE_MS
 
 
 def test_disks_hold_what_is_put_on_them(mounted):
