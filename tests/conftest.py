@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,10 @@ import pytest
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import migrate
 from tests.support.postgres_server import PostgresServer
+
+# Some images forbid it, to be small; here hundreds of starts would each compile the whole package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
