@@ -37,7 +37,9 @@ def place_of(path: str) -> Place | None:
     if not below.startswith(_DEPLOYMENTS):
         return Place(f"/{below}")
     name, slash, rest = below.removeprefix(_DEPLOYMENTS).partition("/")
-    return Place(f"/{rest}", unquote(name)) if name and slash else None
+    deployment = unquote(name)
+    # A line end in it would be one of the form that it is put into.
+    return Place(f"/{rest}", deployment) if name and slash and deployment.isprintable() else None
 
 
 def without_api_version(query: str) -> str:

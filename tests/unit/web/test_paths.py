@@ -25,7 +25,8 @@ def test_every_spelling_of_a_path_is_one_place(base):
     "path",
     ["", "/", "/v1", "/v2/models", "/V1/models", "/openai", "/OpenAI/models", "/chat/completions",
      "/deployments/m/embeddings", "/v1/deployments/", "/v1/deployments/gpt-4o", "/v1/deployments//embeddings",
-     "/openai/deployments/gpt-4o", "//v1/models", "/x/openai/models"],
+     "/openai/deployments/gpt-4o", "//v1/models", "/x/openai/models", "/v1/deployments/a%0Ab/images/edits",
+     "/openai/deployments/a%0d%0a--b%0D%0A/images/edits", "/openai/deployments/a%00/embeddings"],
 )  # fmt: skip
 def test_what_could_not_be_the_api_is_nowhere(path):
     assert place_of(path) is None
