@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
 
 from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
-__all__ = ["as_it_is", "as_json", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is"]
+__all__ = ["as_it_is", "as_json", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is",
+           "without_keys"]  # fmt: skip
 
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -28,6 +30,9 @@ _NEVER_FORWARDED = _HOP_BY_HOP | frozenset(
         "cache-control", "pragma", "x-request-id",
     }
 )  # fmt: skip
+_OF_KEYS = frozenset({"authorization", "api-key", "x-api-key"})
+_KEY_CHARACTERS = 12
+"""What is shorter could stand in a header by chance."""
 _NEVER_FORWARDED_PREFIXES = ("x-forwarded-", "x-tollgate-")
 
 _JSON = re.compile(r"application/json[ \t]*(?:;[ \t]*charset=\"?utf-?8\"?[ \t]*)?", re.ASCII | re.IGNORECASE)
@@ -41,19 +46,40 @@ _RETURNED_AS_IT_IS = _RETURNED_WITH_ERRORS | frozenset(
 
 
 def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Keep the client's headers that go upstream: all but those named here and those its `Connection` names."""
+    """Keep the client's headers that go upstream.
+
+    All but those named here, those its `Connection` names, and any other that its key stands in: a misspelt one, say.
+    """
     kept: list[tuple[str, str]] = []
     named: set[str] = set()
+    keys: list[str] = []
     for name, value in headers:
         lower = name.lower()
         if lower in _NEVER_FORWARDED:
             if lower == "connection":
                 named.update(token.strip().lower() for token in value.split(","))
+            elif lower in _OF_KEYS and (key := _key_in(value)):
+                keys.append(key)
         elif not lower.startswith(_NEVER_FORWARDED_PREFIXES):
             kept.append((name, value))
     if named:
-        return tuple((name, value) for name, value in kept if name.lower() not in named)
+        kept = [(name, value) for name, value in kept if name.lower() not in named]
+    for key in keys:
+        kept = [(name, value) for name, value in kept if key not in value]
     return tuple(kept)
+
+
+def without_keys(query: str, headers: Mapping[str, str]) -> str:
+    """A query as it was sent, but for parts that the client's key stands in."""
+    keys = {_key_in(value) for name, value in headers.items() if name.lower() in _OF_KEYS} - {""}
+    return "&".join(part for part in query.split("&") if not any(key in unquote(part) for key in keys))
+
+
+def _key_in(value: str) -> str:
+    """The key that a header holds, with or without a scheme; empty where it is too short to be known by."""
+    scheme, blank, rest = value.partition(" ")
+    key = rest.strip() if blank and scheme.lower() == "bearer" else value
+    return key if len(key) >= _KEY_CHARACTERS else ""
 
 
 def as_json(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

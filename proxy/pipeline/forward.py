@@ -13,7 +13,7 @@ from proxy.core.breaker import BreakerState
 from proxy.core.chat import ask_for_usage
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
-from proxy.core.headers import as_it_is, as_json, forwardable
+from proxy.core.headers import as_it_is, as_json, forwardable, without_keys
 from proxy.core.pricing import service_tier_of
 from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
 from proxy.core.splice import with_model
@@ -258,9 +258,10 @@ class _Calls:
             body = ask_for_usage(asked) if asking else asked.raw
             if model != asked.model:
                 body = with_model(body, model)
+        query = without_keys(exchange.query, exchange.headers) if exchange.query else ""
         request = UpstreamRequest(
             method=exchange.method,
-            path_qs=f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path,
+            path_qs=f"{exchange.path}?{query}" if query else exchange.path,
             headers=self._headers,
             body=body,
             as_it_is=exchange.as_it_is,

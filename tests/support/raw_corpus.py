@@ -326,6 +326,9 @@ def _heads(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Broken
         ),
         "head: two content types": broken(LENGTH, b"Content-Type: a/b", b"Content-Type: c/d"),
         "head: two keys, of which the first counts": good(LENGTH, b"Authorization: Bearer another"),
+        "head: the key in headers of other names": good(
+            LENGTH, b"Authorisation: Bearer " + key.encode(), b"x-client-request-id: " + key.encode()
+        ),
         "head: a value above ASCII": Case(post(key, LENGTH, b"x-a: \xe9"), (400,), Then.STAYS),
         "head: a value in UTF-8": good(LENGTH, "x-a: é".encode()),
         "head: an empty value": good(LENGTH, b"x-a:"),
@@ -405,6 +408,9 @@ def _targets(key: str, smuggled: bytes, broken: Broken, line: Broken, good: Brok
         "target: an encoded NUL": unknown(b"/v1/chat/completions%00"),
         "target: a fragment": unknown(b"/v1/chat/completions#x"),
         "target: a backslash": unknown(b"/v1\\chat/completions"),
+        "target: the key in the query": good(
+            LENGTH, line=LINE.replace(b" HTTP", b"?a=b&api_key=%s HTTP" % key.encode())
+        ),
         "target: a query is sent on": Case(
             post(key, LENGTH, line=LINE.replace(b" HTTP", b"?a=%0d%0ab&c=//x HTTP")), (200,), Then.STAYS, ("first",)
         ),

@@ -2,7 +2,7 @@ import pytest
 from multidict import CIMultiDict
 
 from proxy.core.bucket import Gauge, Standing
-from proxy.core.headers import as_json, forwardable, rate_limit_headers, returnable
+from proxy.core.headers import as_json, forwardable, rate_limit_headers, returnable, without_keys
 
 SECRETS = ["Authorization", "api-key", "X-Api-Key", "Cookie", "Proxy-Authorization"]
 OURS = ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect",
@@ -10,6 +10,33 @@ OURS = ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive
 CLAIMS = ["Forwarded", "Via", "X-Forwarded-For", "x-forwarded-host", "X-Real-IP", "OpenAI-Organization",
           "OpenAI-Project", "x-tollgate-max-wait", "X-HTTP-Method-Override", "X-Original-URL"]  # fmt: skip
 PASSING = ["Content-Type", "Accept", "User-Agent", "x-stainless-retry-count", "OpenAI-Beta", "Idempotency-Key", "x-new"]
+
+
+KEY = "sk-tg_abcdefghijkl_0123456789"
+
+
+@pytest.mark.parametrize(
+    "told", [("Authorization", f"Bearer {KEY}"), ("authorization", f"bearer  {KEY}"), ("Api-Key", KEY)]
+)
+@pytest.mark.parametrize(
+    "also", [("Authorisation", f"Bearer {KEY}"), ("x-client-request-id", KEY), ("x-a", f"token={KEY}; b")]
+)
+def test_the_key_goes_upstream_in_no_header_of_any_name(told, also):
+    assert forwardable([also, told, ("x-kept", "v")]) == (("x-kept", "v"),)
+    assert forwardable([("api-key", "another-key-of-theirs"), told, also]) == ()
+
+
+def test_a_key_that_is_a_word_takes_no_header_with_it():
+    told = [("Authorization", "Bearer json"), ("Content-Type", "application/json"), ("x-a", "Bearer")]
+    assert forwardable(told) == (("Content-Type", "application/json"), ("x-a", "Bearer"))
+    assert without_keys("format=json", dict(told)) == "format=json"
+
+
+def test_a_query_goes_on_without_the_key():
+    headers = {"Authorization": f"Bearer {KEY}", "x-a": "b"}
+    assert without_keys(f"api_key={KEY}", headers) == ""
+    assert without_keys(f"a=%20&key={KEY.replace('_', '%5F')}&&c", headers) == "a=%20&&c"
+    assert without_keys("a=b", {}) == "a=b"
 
 
 @pytest.mark.parametrize("name", SECRETS + OURS + CLAIMS)
