@@ -104,6 +104,8 @@ class Lane:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _pumps: bool = False
     _probed_until_ms: int = 0
+    _returns: int = 0
+    """How often something came back to the bucket."""
     _closed: bool = False
 
     def __post_init__(self) -> None:
@@ -149,11 +151,12 @@ class Lane:
                 self._probe()
                 if self.bucket is None:
                     return FREE_TURN
+                returns = self._returns
                 got = await self.bucket.reserve(tokens)
                 if isinstance(got, Reservation):
                     return _Counted(self.bucket, got, self._woken)
                 self._gate.credit = True
-                waiter = self._waiter(tokens, got)
+                waiter = self._waiter(tokens, got if returns == self._returns else 0)
         return await self._wait(team, weight, waiter or self._waiter(tokens, 0), on_wait)
 
     def give_back(self) -> None:
@@ -170,7 +173,7 @@ class Lane:
 
     def _waiter(self, tokens: int, wait_ms: int) -> _Waiter:
         loop = asyncio.get_running_loop()
-        return _Waiter(tokens, loop.create_future(), loop.time() + wait_ms / 1_000 if wait_ms else 0.0)
+        return _Waiter(tokens, loop.create_future(), _ask_at(wait_ms) if wait_ms else 0.0)
 
     async def _wait(self, team: str, weight: int, waiter: _Waiter, on_wait: Callable[[], float]) -> Turn:
         entry, answer = self._line_up(team, weight, waiter), waiter.answer
@@ -220,6 +223,7 @@ class Lane:
         waiter = entry.item
         turn: Turn = FREE_TURN
         if self.bucket is not None:
+            returns = self._returns
             try:
                 got = await self.bucket.reserve(waiter.tokens)
             except Exception as error:  # noqa: BLE001 - whoever asked raises it
@@ -227,7 +231,8 @@ class Lane:
                     waiter.answer.set_exception(error)
                 return
             if not isinstance(got, Reservation):
-                waiter.ask_at = _time() + got / 1_000
+                # What has come back meanwhile, the answer may not know of.
+                waiter.ask_at = _ask_at(got) if returns == self._returns else 0.0
                 return
             turn = _Counted(self.bucket, got, self._woken)
         if not entry.waits or waiter.answer.done():
@@ -261,6 +266,7 @@ class Lane:
 
     def _woken(self) -> None:
         """Ask again for who is first: something came back."""
+        self._returns += 1
         entry = self.queue.first()
         if entry is not None:
             entry.item.ask_at = 0.0
@@ -311,6 +317,11 @@ _REASONS = {
     QueueRefusal.TOO_LONG: "upstream asks to be left alone for a while",
     QueueRefusal.DEADLINE: "no turn upstream came in time",
 }
+
+
+def _ask_at(wait_ms: int) -> float:
+    """When the bucket is asked again, by the loop's clock: others give back as well, and nobody tells."""
+    return _time() + min(wait_ms / 1_000, _LOOK_SECONDS)
 
 
 def _time() -> float:

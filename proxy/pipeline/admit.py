@@ -39,9 +39,10 @@ async def admit(exchange: Exchange, services: Services) -> None:
     elif turns.has_line(exchange.principal.team.name) and _can_fit(exchange, services.policy):
         decision = await _wait(exchange, services, turns, None, bound_ms)
     else:
+        settlements = turns.settlements
         decision = await _reserve(exchange, services, exchange.at_ms)
         if isinstance(decision, Refused):
-            decision = await _wait(exchange, services, turns, decision, bound_ms)
+            decision = await _wait(exchange, services, turns, decision, bound_ms, settlements)
     principal, model = exchange.principal, exchange.asked.model
     match decision:
         case Admitted() as admitted:
@@ -67,7 +68,12 @@ def patience_ms(exchange: Exchange, services: Services) -> int:
 
 
 async def _wait(
-    exchange: Exchange, services: Services, turns: Turns, refused: Refused | None, bound_ms: int
+    exchange: Exchange,
+    services: Services,
+    turns: Turns,
+    refused: Refused | None,
+    bound_ms: int,
+    settlements: int | None = None,
 ) -> Decision:
     async def ask_again() -> Decision:
         # A key may have been revoked meanwhile, and its limits or its team's may be others.
@@ -84,7 +90,8 @@ async def _wait(
     exchange.on_wait()
     begun_ns = clock.monotonic_ns()
     try:
-        return await turns.wait(Asking(team.name, team.weight, scopes, cost, ask_again), refused, bound_ms)
+        asking = Asking(team.name, team.weight, scopes, cost, ask_again)
+        return await turns.wait(asking, refused, bound_ms, settlements=settlements)
     finally:
         exchange.queued_ns += clock.monotonic_ns() - begun_ns
 

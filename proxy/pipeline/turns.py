@@ -106,6 +106,8 @@ class Turns:
         self._costs: dict[tuple[str, str], Ahead] = {}
         """Of each team's scope: requests and tokens that those who wait will take of it."""
         self._closed = False
+        self.settlements = 0
+        """Requests that were settled, of all teams."""
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -117,6 +119,7 @@ class Turns:
 
     def settled(self, team: str) -> None:
         """Hear that a request of a team was settled: its place is free, and what it did not use is back."""
+        self.settlements += 1
         first = self._queue.first_of(team) if self._queue else None
         if first is not None:
             first.item.ring()
@@ -127,10 +130,13 @@ class Turns:
         for entry in self._queue.drain():
             self._send_away(entry, QueueRefusal.SHUTDOWN)
 
-    async def wait(self, asking: Asking, refused: Refused | None, bound_ms: int) -> Decision:
+    async def wait(
+        self, asking: Asking, refused: Refused | None, bound_ms: int, *, settlements: int | None = None
+    ) -> Decision:
         """Wait at most `bound_ms`, and return the limiter's decision; one that came to nothing is `Refused`.
 
-        `refused` is its answer to one who has asked already; None for one that lines up behind others. A refusal tells
+        `refused` is its answer to one who has asked already, when there had been so many `settlements`: it may not know
+        of those since. It is None for one that lines up behind others. A refusal tells
         the wait that is left, what is queued ahead included. Raises `Overloaded` at shutdown, and what asking raises.
         """
         if self._closed:
@@ -139,15 +145,17 @@ class Turns:
         entry = self._push(waiter)
         if entry is None:
             self._watch.refused(QueueRefusal.FULL)
-            return refused or await self._expected(asking, self._ahead_of_next(asking))
+            return refused or await self._expected(asking)
         begun_ns = self._clock.monotonic_ns()
         why = QueueRefusal.TOO_LONG
         try:
             if self._queue.first_of(asking.team) is entry and refused is not None:
                 waiter.hear(refused)
+                if settlements != self.settlements:
+                    waiter.ring()
                 expected = refused
             else:
-                expected = await self._expected(asking, self._ahead_of_next(asking))
+                expected = await self._expected(asking)
             if expected.wait_ms <= bound_ms or expected.dimension is Dimension.PARALLEL:
                 why = QueueRefusal.DEADLINE
                 self._count(waiter, 1)
@@ -172,16 +180,20 @@ class Turns:
                     async with asyncio.timeout(left):
                         await waiter.news.wait()
             else:
+                waiter.news.clear()
                 decision = await self._ask(waiter)
                 if not isinstance(decision, Refused):
                     return decision
                 waiter.hear(decision)
+                if waiter.news.is_set():
+                    # What has come back meanwhile, the answer may not know of.
+                    waiter.ask_at = 0.0
                 continue
             waiter.news.clear()
         if waiter.let_go is QueueRefusal.SHUTDOWN:
             raise self._away(QueueRefusal.SHUTDOWN)
         self._watch.refused(waiter.let_go)
-        return await self._expected(waiter.asking, self._ahead_of_next(waiter.asking))
+        return await self._expected(waiter.asking)
 
     async def _ask(self, waiter: _Waiter) -> Decision:
         """Ask in a task of its own: who leaves meanwhile, or is out of time, has been charged nothing in the end."""
@@ -277,9 +289,12 @@ class Turns:
             return replace(waiter.refused, wait_ms=max(1, left_ms))
         return await self._expected(waiter.asking, self._ahead_of(entry))
 
-    async def _expected(self, asking: Asking, ahead: list[Ahead]) -> Refused:
-        """The wait behind others, as far as it can be known."""
+    async def _expected(self, asking: Asking, ahead: list[Ahead] | None = None) -> Refused:
+        """The wait behind others, as far as it can be known; `ahead` is None for one behind all who wait."""
         standings = await self._limiter.peek(asking.team, asking.scopes)
+        if ahead is None:
+            # Not before: of those who come at the same moment, each counts on the ones before it.
+            ahead = self._ahead_of_next(asking)
         refused = refusal_behind(asking.scopes, standings, ahead, asking.cost, self._clock.now_ms())
         if refused is not None:
             return refused

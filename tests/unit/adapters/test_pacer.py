@@ -697,6 +697,39 @@ async def test_two_workers_together_have_what_the_bucket_has() -> None:
 
 
 @in_virtual_time
+async def test_what_another_worker_gives_back_is_found_within_a_second() -> None:
+    limiter = MemoryLimiter(LoopClock())
+    one, other = (pacer_of(None, bucket=bucket_of(None, 6_000, limiter)) for _ in range(2))
+    turn = await one.turn("a", tokens=5_700)
+    waiting = [asyncio.ensure_future(other.turn("b", tokens=5_000)) for _ in range(1)]
+    await asyncio.sleep(2.1)
+    turn.settle(0)
+    await asyncio.sleep(1)
+    assert waiting[0].done(), "though it was to wait 49 seconds"
+
+
+@in_virtual_time
+async def test_what_comes_back_while_the_bucket_is_asked_is_not_slept_through() -> None:
+    class Far(MemoryLimiter):
+        async def reserve(self, *question):
+            decision = await super().reserve(*question)
+            await asyncio.sleep(0.3)
+            return decision
+
+    pacer = pacer_of(None, bucket=bucket_of(None, 6_000, Far(LoopClock())))
+    loop = asyncio.get_running_loop()
+    turn = await pacer.turn("a", tokens=5_700)
+    waiting = asyncio.ensure_future(pacer.turn("b", tokens=5_000))
+    await asyncio.sleep(0.1)
+    first = asyncio.ensure_future(pacer.turn("b", tokens=5_000))
+    await asyncio.sleep(0.1)
+    turn.settle(0)
+    await asyncio.wait([waiting, first], return_when=asyncio.FIRST_COMPLETED)
+    assert loop.time() < 1.3, "asked again as soon as the answer of before was heard"
+    await asyncio.gather(waiting, first)
+
+
+@in_virtual_time
 async def test_one_that_is_larger_than_the_bucket_goes_when_that_is_full() -> None:
     pacer = pacer_of(None, bucket=bucket_of(None, 600))
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.core.bucket import Cost
 from proxy.core.budget import Budget, Period
 from proxy.core.errors import InvalidRequest
@@ -162,6 +163,27 @@ def test_one_whose_wait_would_be_too_long_is_refused_at_once_and_told_the_truth(
         await stage.over()
         assert stage.watch.refusals == {QueueRefusal.TOO_LONG: 3}
         assert "short" not in stage.sent()
+
+    on_stage(play)
+
+
+def test_those_who_come_at_once_count_on_each_other_however_long_the_limiter_takes():
+    class Far(MemoryLimiter):
+        async def peek(self, *question):
+            await asyncio.sleep(0.1)
+            return await super().peek(*question)
+
+    async def play():
+        stage = WaitingStage(limiter=Far(LoopClock()))
+        stage.doorman.admit("growth", limits=SLOW)
+        await stage.want("r0").task
+        crowd = [stage.want(f"w{number}", wait="3500ms") for number in range(10)]
+        await asyncio.sleep(0.2)
+        assert [each.task.done() for each in crowd] == [False] * 3 + [True] * 7
+        told = [int(each.headers["retry-after-ms"]) for each in crowd[3:]]
+        assert told == pytest.approx([4_000 - 100] * 7, abs=5), "behind those three, and nobody else"
+        await stage.over()
+        assert stage.watch.refusals == {QueueRefusal.TOO_LONG: 7}
 
     on_stage(play)
 
@@ -382,6 +404,32 @@ def test_a_place_is_waited_for_and_taken_as_soon_as_it_is_free():
         await asyncio.wait([each.task for each in impatient])
         await stage.over()
         assert statuses(stage)[:3] == [200] * 3
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("at_ms", range(50, 1_000, 50))
+def test_no_place_that_falls_free_is_slept_through(at_ms):
+    """Whenever that is in the course of asking: before it is asked, decided, or heard."""
+
+    class Far(MemoryLimiter):
+        async def reserve(self, *question):
+            await asyncio.sleep(0.1)
+            decision = await super().reserve(*question)
+            await asyncio.sleep(0.1)
+            return decision
+
+    async def play():
+        stage = WaitingStage(Play([at_ms / 1_000, plain()]), Play([plain()]), limiter=Far(LoopClock()))
+        stage.doorman.admit("growth", max_parallel=1)
+        stage.want("r0")
+        await asyncio.sleep(0.15)
+        waits = stage.want("r1")
+        await waits.task
+        free = 0.2 + at_ms / 1_000
+        # One question may be on its way already, and the next one takes as long as that.
+        assert now() <= max(free, 0.35) + 0.2 + 0.2 + 0.001
+        await stage.over()
 
     on_stage(play)
 
