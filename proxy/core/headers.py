@@ -53,20 +53,36 @@ def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
     kept: list[tuple[str, str]] = []
     named: set[str] = set()
     keys: list[str] = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in _NEVER_FORWARDED:
-            if lower == "connection":
-                named.update(token.strip().lower() for token in value.split(","))
-            elif lower in _OF_KEYS and (key := _key_in(value)):
-                keys.append(key)
-        elif not lower.startswith(_NEVER_FORWARDED_PREFIXES):
-            kept.append((name, value))
-    if named:
+    for pair in headers:
+        name, value = pair
+        known = _known.get(name)
+        if _goes_on(name) if known is None else known:
+            kept.append(pair)
+        elif (lower := name.lower()) == "connection":
+            named.update(token.strip().lower() for token in value.split(","))
+        elif lower in _OF_KEYS and (key := _key_in(value)):
+            keys.append(key)
+    # What is named nearly always is `keep-alive`.
+    if named := named - _NEVER_FORWARDED:
         kept = [(name, value) for name, value in kept if name.lower() not in named]
     for key in keys:
         kept = [(name, value) for name, value in kept if key not in value]
     return tuple(kept)
+
+
+_known: dict[str, bool] = {}
+"""Whether headers go on, by their names as they were written: clients have few, and each request has them all."""
+_MOST_KNOWN, _KNOWN_CHARACTERS = 1_024, 64
+
+
+def _goes_on(name: str) -> bool:
+    lower = name.lower()
+    known = lower not in _NEVER_FORWARDED and not lower.startswith(_NEVER_FORWARDED_PREFIXES)
+    if len(name) <= _KNOWN_CHARACTERS:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[name] = known
+    return known
 
 
 def without_keys(query: str, headers: Mapping[str, str]) -> str:

@@ -42,6 +42,8 @@ class RetryBudget:
 
     def _move_to(self, second: int) -> None:
         """Forget the seconds that have become too old."""
+        if second <= self._second:
+            return
         for passed in range(self._second + 1, min(second, self._second + SECONDS) + 1):
             self._requests[passed % SECONDS] = self._retries[passed % SECONDS] = 0
-        self._second = max(self._second, second)
+        self._second = second

@@ -115,7 +115,7 @@ class _Calls:
         headers = forwardable(exchange.headers.items())
         if exchange.as_it_is:
             headers += as_it_is(exchange.headers)
-        elif exchange.body is None:
+        elif exchange.body is None and exchange.headers.get("Content-Type") != "application/json":
             headers = as_json(headers)
         self._headers = headers
         self._requests: dict[Site, UpstreamRequest] = {}

@@ -1,6 +1,7 @@
 import pytest
 from multidict import CIMultiDict
 
+from proxy.core import headers
 from proxy.core.bucket import Gauge, Standing
 from proxy.core.headers import as_json, forwardable, rate_limit_headers, returnable, without_keys
 
@@ -70,6 +71,15 @@ def test_one_that_has_it_keeps_it(value):
 
 def test_what_connection_names_is_for_this_hop_alone():
     assert forwardable([("Connection", "close, X-Hop"), ("x-hop", "v"), ("x-kept", "v")]) == (("x-kept", "v"),)
+
+
+def test_names_that_clients_make_up_are_no_matter():
+    for number in range(3_000):
+        sent = ((f"X-{number}", "a"), (f"X-Tollgate-{number}", "a"), ("x" * 1_000 + str(number), "a"))
+        assert forwardable(sent) == (sent[0], sent[2])
+        assert forwardable((("CoOkIe", "a"), ("Accept", "b"))) == (("Accept", "b"),)
+    assert len(headers._known) <= 1_024
+    assert max(map(len, headers._known)) <= 64
 
 
 @pytest.mark.parametrize(
