@@ -12,6 +12,7 @@ that has brought nothing: tokens given back while others hold some of the same b
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.fingerprint import EXCLUDED_MEMBERS
@@ -78,7 +79,7 @@ async def _lead(flight: Flight, seat: Seat, client: Downstream, services: Servic
     if flight.address is not None:
         exchange.fill = await services.cache.claim(flight.address)
         exchange.collapsed = exchange.fill is None and not wants_new(exchange.wishes)
-    exchange.on_wait = flight.hold
+    exchange.on_wait = partial(_hold, flight, services)
     try:
         await _admit(exchange, services)
     except BaseException:
@@ -166,6 +167,14 @@ async def _fly(flight: Flight, services: Services) -> None:
         await _let_go(leader)
 
 
+def _hold(flight: Flight, services: Services) -> None:
+    """Keep nobody from the answer while the leader waits for limits: it claims its right anew once it is admitted."""
+    flight.hold()
+    fill, flight.leader.fill = flight.leader.fill, None
+    if fill is not None:
+        services.spawn(fill.release())
+
+
 async def _let_go(exchange: Exchange) -> None:
     if exchange.fill is not None:
         await exchange.fill.release()
@@ -177,10 +186,13 @@ async def _refused_in_full(leader: Exchange, services: Services) -> Landing | No
         return None
     step_back(leader, services)
     leader.collapsed = False
+    had_claimed = leader.fill is not None
     try:
         await _admit(leader, services)
     except TollgateError as error:
         return Landing(error=error, place=error.__traceback__, refused=True)
+    if had_claimed and leader.fill is None:
+        leader.fill = await services.cache.claim(_address_of(leader))
     return None
 
 
@@ -192,7 +204,7 @@ async def _found_elsewhere(exchange: Exchange, services: Services) -> CachedAnsw
     cache, address = services.cache, _address_of(exchange)
     until_ns = services.clock.monotonic_ns() + services.policy.cache_fill_wait_ms * 1_000_000
     for waited in range(_MOST_WAITS):
-        if waited:
+        if waited or (exchange.fill is None and not exchange.collapsed):
             exchange.fill = await cache.claim(address)
         if wants_new(exchange.wishes):
             return None
@@ -260,6 +272,7 @@ async def _read_along(flight: Flight, seat: Seat, exchange: Exchange, client: Do
     """Pass a stream on, from its beginning to however it ends."""
     follows = exchange is not flight.leader
     exchange.status, headers = flight.head or (0, ())
+    exchange.error_event = flight.leader.error_event
     await client.open(exchange.status, (*headers, *own_headers(exchange)))
     while True:
         landing = flight.landing

@@ -133,6 +133,8 @@ class Exchange:
     """What a streamed answer has said so far."""
     between_events: Callable[[], bool] | None = None
     """Whether more of a stream is to come, and all that has come is whole events; where silent ones are kept alive."""
+    error_event: Callable[[str, str], bytes] | None = field(default=None, repr=False)
+    """The event that tells of an error, message and code, in a stream that has begun; empty behind its last."""
     first_byte_ns: int | None = None
     # settle
     dispatched: bool = False

@@ -48,6 +48,8 @@ async def pass_media(
         if "Content-Length" in answer.headers and "Content-Encoding" not in answer.headers and not streamed:
             headers += (("Content-Length", answer.headers["Content-Length"]),)
         exchange.status = answer.status
+        if streamed:
+            exchange.error_event = lambda *error: b"" if following.done or following.errored else _error_event(*error)
         with _kept_alive(exchange, following, client, services) as kept:
             await kept.open(answer.status, (*headers, *_common(exchange, streamed=streamed)))
             return await _Passing(exchange, kept, services, holds=not streamed).run(first, chunks, following)
@@ -155,10 +157,14 @@ class _Passing:
             # An event that was passed in half is ended first, or the error would become a part of it.
             before = b"" if following.between_events else b"\n\n"
             message = "The upstream API broke off in the middle of this answer."
-            error = {"message": message, "type": "server_error", "param": None, "code": f"upstream_{fault.value}"}
-            await self._client.write(before + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n")
+            await self._client.write(before + _error_event(message, f"upstream_{fault.value}"))
         self._client.abort()
         return Reply(exchange.status, body=None)
+
+
+def _error_event(message: str, code: str) -> bytes:
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
+    return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
 
 async def _settle_behind(

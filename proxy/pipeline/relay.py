@@ -115,6 +115,7 @@ async def _relay_stream(
     exchange: Exchange, answer: UpstreamAnswer, stream: AnswerStream, client: Downstream, services: Services
 ) -> Reply:
     exchange.stream, exchange.status = stream, answer.status
+    exchange.error_event = lambda *error: b"" if stream.done or stream.errored else stream.error_event(*error)
     kept = returnable(answer.headers.items(), error=False)
     copy = Copy(stream_room_bytes(services.policy) if exchange.address is not None else 0)
     await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_own(exchange)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiohttp import ClientConnectionError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -26,7 +26,16 @@ _NOT_SENT_ON = frozenset({"authorization", "api-key"})
 class AiohttpDownstream:
     """Keeps the promises of `ports.Downstream` for one request."""
 
-    __slots__ = ("_held_bytes", "_id_headers", "_left_out", "_max_body_bytes", "_request", "_response", "_room")
+    __slots__ = (
+        "_closing",
+        "_held_bytes",
+        "_id_headers",
+        "_left_out",
+        "_max_body_bytes",
+        "_request",
+        "_response",
+        "_room",
+    )
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class AiohttpDownstream:
         self._response: web.StreamResponse | None = None
         self._room = room
         self._held_bytes = 0
+        self._closing = False
 
     @property
     def response(self) -> web.StreamResponse | None:
@@ -113,18 +123,22 @@ class AiohttpDownstream:
 
     async def close(self) -> None:
         """End the answer as complete."""
+        self._closing = True
         await self._opened.write_eof()
+
+    async def break_off(self, last: bytes) -> None:
+        """Abort an answer that has begun, with `last` behind what was sent; nothing is waited for."""
+        if last and not self._closing:
+            with suppress(TimeoutError, ConnectionResetError):
+                async with asyncio.timeout(0):
+                    await self.write(last)
+        self.abort()
 
     def abort(self) -> None:
         """Close the connection without the final chunk, once what was written has gone out."""
         transport = self._request.transport
         if transport is not None:
             transport.close()
-
-    def abort_if_open(self) -> None:
-        """Break off an answer that has begun; one that has not can still be an error with a status of its own."""
-        if self._response is not None:
-            self.abort()
 
     @property
     def _opened(self) -> web.StreamResponse:

@@ -124,9 +124,9 @@ class OpenAIRoutes:
         except asyncio.CancelledError:
             if not self._services.shutdown.over:
                 raise
-            reply, ending = _failed(exchange, client, Overloaded("shutting down"))
+            reply, ending = await _failed(exchange, client, Overloaded("shutting down"))
         except Exception as error:  # noqa: BLE001 - the last border: no error leaves here unshaped
-            reply, ending = _failed(exchange, client, error)
+            reply, ending = await _failed(exchange, client, error)
         finally:
             client.release()
             if not exchange.outlives:
@@ -164,12 +164,17 @@ def _method_of(place: Place) -> str | None:
     return "GET" if is_free and not place.deployment else None
 
 
-def _failed(exchange: Exchange, client: AiohttpDownstream, error: Exception) -> tuple[Reply, Ending]:
-    """Break off an answer that has begun; put an error in the place of one that has not."""
+async def _failed(exchange: Exchange, client: AiohttpDownstream, error: Exception) -> tuple[Reply, Ending]:
+    """Break off an answer that has begun, in a stream with an event; put an error in the place of one that has not."""
     answer = answer_of(error) if isinstance(error, TollgateError) else fault(error)
-    status = client.response.status if client.response is not None else answer.status
-    client.abort_if_open()
-    ending = Ending(status, answer.outcome, answer.code or answer.type, error)
+    code = answer.code or answer.type
+    status = answer.status
+    if client.response is not None:
+        status = client.response.status
+        event = exchange.error_event(answer.message, code) if exchange.error_event is not None else b""
+        # An event of which this client has only a part is ended first; between two events that is nothing.
+        await client.break_off(event and b"\n\n" + event)
+    ending = Ending(status, answer.outcome, code, error)
     return _with_own_headers(reply_of(answer), exchange), ending
 
 

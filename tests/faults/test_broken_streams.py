@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import openai
@@ -72,6 +73,12 @@ ENDPOINTS = {
         "/v1/responses", {"model": "gpt-4o-mini", "input": "Hi", "stream": True, "store": False}, response_events()
     ),
 }
+IMAGES = Endpoint(
+    "/v1/images/generations",
+    {"model": "gpt-image-1", "prompt": TEXT, "stream": True},
+    [of({"type": "image_generation.partial_image", "b64_json": "aGk=", "partial_image_index": at}) for at in range(3)]
+    + [of({"type": "image_generation.partial_image", "note": TEXT})] * 2,
+)
 PLACES: dict[str, Callable[[Endpoint], int]] = {
     "before anything": lambda _: 0,
     "in a character": lambda endpoint: endpoint.text.index(HEDGEHOG) + 2,
@@ -213,6 +220,53 @@ async def test_wherever_and_however(open_gateway: Open, listeners: int, name: st
         assert event["input_tokens"] + event["output_tokens"] <= tokens < 100
         assert len(gateway.worker.services.flights) == 0
         assert await gateway.mismatches() == []
+
+
+@pytest.mark.parametrize("place", HARDEST)
+@pytest.mark.parametrize(
+    ("listeners", "endpoint"),
+    [*((listeners, ENDPOINTS[name]) for listeners in (1, 3) for name in ("chat", "responses")), (1, IMAGES)],
+    ids=["chat", "responses", "chat shared", "responses shared", "images"],
+)
+async def test_one_that_is_cut_at_shutdown_tells_so(
+    open_gateway: Open, listeners: int, endpoint: Endpoint, place: str
+) -> None:
+    sent = endpoint.text[: PLACES[place](endpoint)]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"Connection: close\r\n\r\n" + sent)
+        await reader.read()
+
+    async with ScriptedUpstream(script) as base_url:
+        gateway = await open_gateway(**{"upstream.base_url": base_url, "server.drain_seconds": 0.3})
+        ask = json.dumps({**endpoint.ask, **({"temperature": 0} if listeners > 1 else {})}).encode()
+        async with AsyncExitStack() as stack:
+            connections = [await stack.enter_async_context(gateway.connection()) for _ in range(listeners)]
+            for reader, writer in connections:
+                writer.write(gateway.request_bytes(ask, path=endpoint.path))
+                await reader.readuntil(b"\r\n\r\n")
+            await gateway.stop()
+            for reader, _ in connections:
+                data = unchunked(Answer(b"\r\n\r\n" + await reader.read(), clean=False))
+                assert data.startswith(sent + b"\n\n")
+                assert error_at_the_end(endpoint.path, data) == "server_is_overloaded"
+        assert [record["outcome"] for record in gateway.records()] == ["unavailable"] * listeners
+
+
+async def test_one_that_was_told_whole_is_told_nothing_more_at_shutdown(open_gateway: Open) -> None:
+    endpoint = ENDPOINTS["chat"]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"Connection: close\r\n\r\n" + endpoint.text)
+        await reader.read()
+
+    async with ScriptedUpstream(script) as base_url:
+        gateway = await open_gateway(**{"upstream.base_url": base_url, "server.drain_seconds": 0.3})
+        async with gateway.connection() as (reader, writer):
+            writer.write(gateway.request_bytes(json.dumps(endpoint.ask).encode(), path=endpoint.path))
+            await reader.readuntil(b"\r\n\r\n")
+            await gateway.stop()
+            assert unchunked(Answer(b"\r\n\r\n" + await reader.read(), clean=False)) == endpoint.text
 
 
 async def hear_out(stream: AsyncStream, seen: list) -> None:

@@ -76,8 +76,10 @@ def test_what_outlasts_the_drain_is_cut_and_charged(start, session):
             lines = answer.iter_lines()
             assert next(lines).startswith(b"data: ")
             gateway.signal(signal.SIGTERM)
+            heard = []
             with pytest.raises(requests.exceptions.ChunkedEncodingError):
-                list(lines)
+                heard.extend(line for line in lines if line)
+            assert b'"code":"server_is_overloaded"' in heard[-1]
         assert gateway.wait() == 0
     (event,) = gateway.events("growth", 1)
     assert (event["outcome"], event["estimated"]) == ("unavailable", 1)
