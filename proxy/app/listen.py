@@ -10,8 +10,10 @@ from aiohttp import web
 
 from proxy.adapters.certificates import CertificateUnusable, ListenerCertificate
 from proxy.app.open_files import connections_that_fit, lift_open_files
+from proxy.app.secure_site import SecureSite
 from proxy.settings import ServerSettings
 from proxy.web.bounds import Bounds
+from proxy.web.server import OpenAIServer
 
 __all__ = ["AnyRunner", "bounds_of", "certificate_of", "follow_certificate", "listen", "runner_of", "url_of"]
 
@@ -46,6 +48,10 @@ async def listen(
     `shared`: other processes listen on the same port, and the kernel deals connections out.
     """
     await runner.setup()
+    if tls is not None and isinstance(runner.server, OpenAIServer):
+        secure = SecureSite(runner, runner.server, (host, port), tls, shared=shared)
+        await secure.start()
+        return url_of(host, secure.port, secure=True)
     site = web.TCPSite(runner, host, port, reuse_port=shared or None, ssl_context=tls)
     await site.start()
     return url_of(host, runner.addresses[0][1], secure=tls is not None)

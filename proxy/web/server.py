@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -38,6 +39,7 @@ class OpenAIServer(web.Server):
         self.draining = False
         """Clients are told with each answer to come back on another connection."""
         self._watched: set[Connection | Full] = set()
+        self._greeted = 0
         self._sweep_timer: asyncio.TimerHandle | None = None
         timeouts = (
             self._bounds.header_timeout_seconds,
@@ -48,7 +50,7 @@ class OpenAIServer(web.Server):
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # aiohttp never asks for more
         """Make the protocol of a new connection."""
-        if len(self._watched) < self._bounds.max_connections:
+        if self.open_connections < self._bounds.max_connections:
             return Connection(self, self._bounds)
         self.watcher.cut(Cut.TOO_MANY)
         return Full(self)
@@ -68,8 +70,28 @@ class OpenAIServer(web.Server):
 
     @property
     def open_connections(self) -> int:
-        """Connections that are open, those included that are one too many."""
-        return len(self._watched)
+        """Connections that are open, those included that are one too many, or have not shaken hands yet."""
+        return len(self._watched) + self._greeted
+
+    @property
+    def has_room_to_greet(self) -> bool:
+        """Whether there is room for one more, if only to be told that it is one too many."""
+        return self.open_connections < 2 * self._bounds.max_connections
+
+    @property
+    def handshake_seconds(self) -> float:
+        """How long a client has for its handshake: as long as for a head."""
+        return self._bounds.header_timeout_seconds
+
+    @contextmanager
+    def greeting(self) -> Iterator[asyncio.Protocol]:
+        """Make the protocol of a connection, which counts as open from here on, for as long as it shakes hands."""
+        protocol = self()
+        self._greeted += 1
+        try:
+            yield protocol
+        finally:
+            self._greeted -= 1
 
     def cancel_requests(self) -> None:
         """Cancel all that are being served; one whose answer has not begun can still be told why."""

@@ -94,6 +94,50 @@ async def test_slow_clients_over_tls(open_gateway: Open, tmp_path: Path) -> None
         assert (await read_answer(reader)).status == 408
 
 
+async def test_clients_that_do_not_shake_hands_are_counted_and_let_go(open_gateway: Open, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    bounds = {"server.max_connections": 2, "server.header_timeout_seconds": 2.0}
+    gateway = await serve(open_gateway, authority.issue("gateway"), **bounds)
+    listener, tls = gateway.worker.listener, context(authority)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(connected(gateway, None))
+        await until(lambda: listener.open_connections == 2)
+        answer, _ = await ask(gateway, tls)
+        assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
+        silent = [await stack.enter_async_context(connected(gateway, None)) for _ in range(20)]
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                assert await silent[-1][0].read(-1) == b"", "there is no room to tell it anything"
+            assert listener.open_connections <= 4
+            await until(lambda: listener.open_connections == 0)
+    assert gateway.metric("tollgate_connections_cut_total", reason="too_many") >= 17
+    assert (await ask(gateway, tls))[0].status == 200
+
+
+async def test_a_handshake_that_is_none_is_forgotten_at_once(open_gateway: Open, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    gateway = await serve(open_gateway, authority.issue("gateway"), **{"server.max_connections": 1})
+    for _ in range(5):
+        async with connected(gateway, None) as (_, writer):
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await until(lambda: gateway.worker.listener.open_connections == 0)
+    assert (await ask(gateway, context(authority)))[0].status == 200
+
+
+async def test_whoever_shakes_hands_when_the_server_stops_holds_it_up_for_no_time(
+    open_gateway: Open, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    gateway = await serve(open_gateway, authority.issue("gateway"))
+    async with connected(gateway, None) as (reader, _):
+        await until(lambda: gateway.worker.listener.open_connections == 1)
+        async with asyncio.timeout(10):
+            await gateway.stop()
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read(-1) == b""
+
+
 async def test_a_certificate_is_changed_without_a_restart(
     open_gateway: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
