@@ -14,7 +14,7 @@ ORDERS = {
                                 "dispatch", "forward", "pass_as_it_is", "settle_broken"],
     call.call: ["dispatch", "forward", "pass_media", "relay", "let_go"],
     coalesce._admit: ["admit", "decide_shadow", "settle_broken"],
-    coalesce._lead: ["claim", "wants_new", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
+    coalesce._lead: ["claim", "wants_new", "partial", "_admit", "_let_go", "depart", "spawn", "_fly", "_listen"],
 }  # fmt: skip
 
 

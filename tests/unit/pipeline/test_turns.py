@@ -20,7 +20,7 @@ from proxy.core.fair_queue import QueueRefusal
 from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Limits
 from proxy.pipeline.turns import MAX_WAIT_HEADER, Turns, parse_max_wait
-from tests.support.stage import Asked, LoopClock, Play, SlowLimiter, Stage, chat, on_stage, plain
+from tests.support.stage import Asked, LeasedCache, LoopClock, Play, SlowLimiter, Stage, chat, on_stage, plain
 
 SLOW = Limits(requests_per_minute=60, request_capacity=1)
 """One at once, and then one a second."""
@@ -576,6 +576,76 @@ def test_a_leader_that_leaves_while_it_waits_leaves_the_lead():
         await stage.over()
         assert [each.status for each in asked[1:]] == [200, 200]
         assert len(stage.sent()) == 2
+
+    on_stage(play)
+
+
+def two_processes(*plays: Play) -> tuple[WaitingStage, WaitingStage]:
+    cache, one = LeasedCache(), WaitingStage(*plays)
+    limiter, upstream = one.limiter, one.upstream
+    return tuple(WaitingStage(cache=cache, limiter=limiter, upstream=upstream) for _ in range(2))
+
+
+def test_a_leader_that_waits_keeps_no_other_process_from_the_answer():
+    async def play():
+        waiting, other = two_processes(Play([0.5, plain()]))
+        waiting.doorman.admit("growth/slow", key_limits=Limits(requests_per_minute=6, request_capacity=1))
+        waiting.want("before", by="growth/slow")
+        await asyncio.sleep(1)
+        leader = waiting.ask(chat(), by="growth/slow", headers={MAX_WAIT_HEADER: "20s"})
+        await asyncio.sleep(1)
+        begun = now()
+        hurried = other.ask(chat())
+        await hurried.task
+        assert (hurried.status, now()) == (200, pytest.approx(begun + 0.5, abs=0.05))
+        assert hurried.headers["Cache-Status"] == "tollgate; fwd=uri-miss; stored"
+        await waiting.all()
+        assert leader.status == 200
+        assert leader.headers["Cache-Status"] == "tollgate; fwd=uri-miss; collapsed"
+        assert len(waiting.upstream.requests) == 2
+        assert not waiting.cache.held
+
+    on_stage(play)
+
+
+def test_a_leader_that_has_waited_keeps_its_answer():
+    async def play():
+        waiting, other = two_processes(Play([0.5, plain()]))
+        waiting.doorman.admit("growth/slow", key_limits=Limits(requests_per_minute=6, request_capacity=1))
+        waiting.want("before", by="growth/slow")
+        await asyncio.sleep(1)
+        leader = waiting.ask(chat(), by="growth/slow", headers={MAX_WAIT_HEADER: "20s"})
+        await asyncio.sleep(9.2)
+        assert leader.exchange.fill is not None, "it is admitted, and others wait for it"
+        follower = other.ask(chat())
+        await waiting.all()
+        await other.all()
+        assert leader.headers["Cache-Status"] == "tollgate; fwd=uri-miss; stored"
+        assert follower.headers["Cache-Status"] == "tollgate; fwd=uri-miss; collapsed"
+        assert len(waiting.upstream.requests) == 2
+        assert not waiting.cache.held
+
+    on_stage(play)
+
+
+def test_one_that_waited_for_another_process_in_vain_and_then_for_limits_keeps_its_answer():
+    async def play():
+        one, other = two_processes(
+            Play([plain()], before=[60.0]), Play([b"{}"], before=[2.0], status=500), Play([plain()])
+        )
+        other.doorman.admit("growth/slow", key_limits=Limits(tokens_per_minute=600))
+        other.want("long", by="growth/slow", body={"max_tokens": 550})
+        await asyncio.sleep(1)
+        one.ask(chat(max_tokens=200))
+        await asyncio.sleep(1)
+        asked = other.ask(chat(max_tokens=200), by="growth/slow", headers={MAX_WAIT_HEADER: "30s"})
+        await one.all()
+        await asyncio.wait([asked.task])
+        assert asked.exchange.queued_ns > 1e9
+        assert asked.status == 200
+        assert asked.headers["Cache-Status"].endswith("stored")
+        await other.all()
+        assert not other.cache.held
 
     on_stage(play)
 
