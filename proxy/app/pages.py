@@ -20,11 +20,15 @@ from proxy.core.bucket import Scope, Standing
 from proxy.core.overview import Now
 from proxy.core.refusals import RecentRefusals, Refusal, merged
 from proxy.pipeline.overview import Overviews, Peek, Sources
-from proxy.ports import Spawn
+from proxy.pipeline.page_sessions import PageSessions
+from proxy.pipeline.services import Services
+from proxy.pipeline.team_account import TeamAccounts
+from proxy.ports import KeyStore, Spawn
 from proxy.settings import Settings
 from proxy.web.pages.operator import OperatorPage
+from proxy.web.pages.team_site import TeamSite
 
-__all__ = ["fleet_page", "operator_page_of", "share_refusals"]
+__all__ = ["fleet_page", "operator_page_of", "share_refusals", "team_site_of"]
 
 _ACTOR = "page"
 _SHARE_SECONDS = 1.0
@@ -66,6 +70,15 @@ async def fleet_page(
     return operator_page_of(
         settings, engine, partial(shared_now, directory), partial(_shared_refusals, directory), peek
     )
+
+
+def team_site_of(settings: Settings, engine: Engine, services: Services, store: KeyStore) -> TeamSite | None:
+    """The page of teams; None where it is switched off."""
+    if not settings.server.pages:
+        return None
+    sessions = PageSessions(services.principals, store, peppers_of(settings), services.clock)
+    accounts = TeamAccounts(SqlUsageReports(engine), services.clock, services.telemetry)
+    return TeamSite(services, sessions, accounts)
 
 
 async def share_refusals(refusals: RecentRefusals, directory: Path, number: int) -> None:

@@ -20,7 +20,7 @@ from proxy.app.administration import admin_api
 from proxy.app.background import in_background
 from proxy.app.equip import Equipment, equip
 from proxy.app.listen import AnyRunner, bounds_of, certificate_of, follow_certificate, listen, runner_of
-from proxy.app.pages import operator_page_of, share_refusals
+from proxy.app.pages import operator_page_of, share_refusals, team_site_of
 from proxy.core.errors import StoreAway
 from proxy.pipeline.drain import give_up_all
 from proxy.pipeline.services import Services
@@ -74,7 +74,8 @@ async def serving(settings: Settings, engine: Engine, *, seat: Seat | None = Non
         stack.push_async_callback(worker.ledger.close)
         stack.push_async_callback(worker.close_tokenizer)
         sizes = {"max_body_bytes": server.max_body_bytes, "max_held_bytes": server.max_held_bytes}
-        routes = OpenAIRoutes(worker.services, **sizes)
+        site = team_site_of(settings, engine, worker.services, equipment.key_store)
+        routes = OpenAIRoutes(worker.services, **sizes, site=site)
         worker.listener = listener = routes.server(bounds_of(server), worker.metrics.http)
         public = runner_of(listener, shutdown_seconds=server.drain_seconds)
         stack.push_async_callback(public.cleanup)

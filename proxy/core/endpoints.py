@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 __all__ = ["CHAT", "COMPLETIONS", "EMBEDDINGS", "IMAGES", "IMAGE_EDITS", "IMAGE_VARIATIONS", "ME", "MODELS",
-           "MODERATIONS", "RESPONSES", "RESPONSE_INPUT", "SPEECH", "TRANSCRIPTIONS", "TRANSLATIONS", "Passed",
+           "MODERATIONS", "PAGE", "RESPONSES", "RESPONSE_INPUT", "SPEECH", "TRANSCRIPTIONS", "TRANSLATIONS", "Passed",
            "never_open", "passed"]  # fmt: skip
 
 CHAT = "chat"
@@ -31,6 +31,7 @@ TRANSCRIPTIONS = "transcription"
 TRANSLATIONS = "translation"
 MODELS = "models"
 ME = "me"
+PAGE = "page"
 
 
 @dataclass(frozen=True, slots=True)

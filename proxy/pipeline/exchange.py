@@ -29,6 +29,8 @@ class Reply:
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = field(default=b"", repr=False)
+    error_code: str = ""
+    """What it is counted and logged as where it tells people of an error; others are raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Exchange:
     """Case-insensitive."""
     deployment: str = ""
     """The model that the path names, as those of Azure's SDKs do; empty: none."""
+    secure: bool = False
+    """Whether it came to us by TLS."""
 
     # authenticate
     principal: Principal = field(init=False, repr=False)
@@ -152,6 +156,11 @@ class Exchange:
     def may_use_model(self) -> bool:
         """Whether team and key are open to the model that is asked, by either of its names."""
         return self.principal.may_use_any({self.asked.model, self.named or self.asked.model})
+
+    @property
+    def came_by_tls(self) -> bool:
+        """Whether the client's connection is encrypted, as far as we and what stands before us can say."""
+        return self.secure or self.headers.get("X-Forwarded-Proto", "").lower() == "https"
 
     @property
     def kind(self) -> Kind:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from proxy.core.endpoints import ME, MODELS, Passed, never_open, passed
+from proxy.core.endpoints import ME, MODELS, PAGE, Passed, never_open, passed
 from proxy.core.errors import EndpointClosed, MethodNotAllowed, Overloaded, TollgateError, UnknownPath
 from proxy.core.event import Outcome
 from proxy.core.ids import uuid7
@@ -31,6 +31,7 @@ from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
 from proxy.web.bounds import Bounds, Watcher
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.errors import answer_of, fault, reply_of
+from proxy.web.pages.team_site import TeamSite
 from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
 from proxy.web.room import BodyRoom
 from proxy.web.server import OpenAIServer
@@ -41,6 +42,7 @@ _METERED = {kind.path: endpoint for endpoint, kind in KINDS.items()}
 _MODELS_PATH, _ME_PATH = "/models", "/tollgate/me"
 _MODEL_PATH = f"{_MODELS_PATH}/"
 _SHOWN_CHARACTERS = 256
+_UNAVAILABLE = 503
 _CLIENT_ID = re.compile(r"(?!(?:.*[._:-])?sk-)[A-Za-z0-9._:-]{1,128}", re.ASCII)
 """What is logged of an id that a client gave; what begins as a key does is none."""
 _CREDENTIALS = ("Authorization", "api-key")
@@ -51,8 +53,11 @@ Step = Callable[[Exchange, AiohttpDownstream], Awaitable[Reply]]
 class OpenAIRoutes:
     """The public listener: each request becomes an exchange, is sent on its way and answered with what comes back."""
 
-    def __init__(self, services: Services, *, max_body_bytes: int, max_held_bytes: int) -> None:
+    def __init__(
+        self, services: Services, *, max_body_bytes: int, max_held_bytes: int, site: TeamSite | None = None
+    ) -> None:
         self._services = services
+        self._site = site
         self._max_body_bytes = max_body_bytes
         self._room = BodyRoom(max_held_bytes)
 
@@ -77,7 +82,8 @@ class OpenAIRoutes:
             case method, (path, "") if (family := passed(method, path)) is not None:
                 return await self._answer(request, place, family.endpoint, partial(self._passed, family))
             case _:
-                return await self._answer(request, place, "_other", partial(self._other, sent, known))
+                endpoint, step = self._beside(request, sent, known)
+                return await self._answer(request, place, endpoint, step)
 
     async def _metered(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
         return await travel(exchange, client, self._services)
@@ -94,6 +100,20 @@ class OpenAIRoutes:
 
     async def _me(self, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         return await show_caller(exchange, self._services)
+
+    def _beside(self, request: web.BaseRequest, sent: str, known: Place | None) -> tuple[str, Step]:
+        """What is no part of the API: a page, or nothing."""
+        if self._site is not None and self._site.methods(sent):
+            return PAGE, partial(self._page, self._site, sent, request.remote)
+        return "_other", partial(self._other, sent, known)
+
+    async def _page(
+        self, site: TeamSite, sent: str, address: str | None, exchange: Exchange, client: AiohttpDownstream
+    ) -> Reply:
+        methods = site.methods(sent) or ()
+        if exchange.method not in methods:
+            raise MethodNotAllowed(exchange.method, sent, "GET" if "GET" in methods else "POST")
+        return await site.answer(sent, exchange, client.stream, address)
 
     async def _other(self, sent: str, known: Place | None, exchange: Exchange, _: AiohttpDownstream) -> Reply:
         """Every path that is not open, and every method that an open one does not have."""
@@ -118,7 +138,7 @@ class OpenAIRoutes:
         ending = Ending(CLIENT_CLOSED_REQUEST, Outcome.CLIENT_GONE)
         try:
             reply = await step(exchange, client)
-            ending = Ending(reply.status)
+            ending = _ending_of(reply)
         except ConnectionResetError:
             reply = Reply(CLIENT_CLOSED_REQUEST)
         except asyncio.CancelledError:
@@ -149,7 +169,15 @@ class OpenAIRoutes:
             endpoint=endpoint,
             headers=request.headers,
             deployment=place.deployment,
+            secure=request.secure,
         )
+
+
+def _ending_of(reply: Reply) -> Ending:
+    if not reply.error_code:
+        return Ending(reply.status)
+    outcome = Outcome.UNAVAILABLE if reply.status == _UNAVAILABLE else Outcome.REJECTED
+    return Ending(reply.status, outcome, reply.error_code)
 
 
 def _names_a_model(path: str) -> bool:

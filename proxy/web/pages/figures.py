@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
-from proxy.core.money import PICO_DIGITS, format_usd
+from proxy.core.money import PICO_DIGITS, PICO_PER_USD, format_usd
 from proxy.core.overview import Level
 from proxy.core.views.budgets import BudgetView
 from proxy.web.pages.html import Child, Html, el
@@ -23,6 +23,7 @@ __all__ = [
     "money_cell",
     "number_cell",
     "percent",
+    "places",
     "table",
 ]
 
@@ -32,21 +33,29 @@ _PICO_PER_NANO = 1_000
 _FULL = 100
 
 
-def money(pico_usd: int) -> str:
-    """Dollars with cents; what is less than a cent and not nothing, with six places."""
-    digits = _SMALL if 0 < abs(pico_usd) < 10 ** (PICO_DIGITS - _CENTS) else _CENTS
+def money(pico_usd: int, digits: int | None = None) -> str:
+    """Dollars with cents; less than a cent with six places, or as being that where two `digits` are asked for."""
+    small = 0 < abs(pico_usd) < 10 ** (PICO_DIGITS - _CENTS)
+    if small and digits == _CENTS:
+        return "<$0.01"
+    digits = digits or (_SMALL if small else _CENTS)
     whole, _, decimals = format_usd(abs(pico_usd), digits).partition(".")
     return f"{'-' if pico_usd < 0 else ''}${int(whole):,}.{decimals}"
 
 
-def amount(pico_usd: int, class_: str | None = None) -> Html:
+def places(most_pico_usd: int) -> int:
+    """Decimal places for a column of amounts of which this is the largest, so that their points are in one line."""
+    return _CENTS if most_pico_usd >= PICO_PER_USD else _SMALL
+
+
+def amount(pico_usd: int, class_: str | None = None, digits: int | None = None) -> Html:
     """The same, with the exact amount for programs."""
-    return el("data", money(pico_usd), value=format_usd(pico_usd, PICO_DIGITS), class_=class_)
+    return el("data", money(pico_usd, digits), value=format_usd(pico_usd, PICO_DIGITS), class_=class_)
 
 
-def money_cell(pico_usd: int) -> Html:
+def money_cell(pico_usd: int, digits: int | None = None) -> Html:
     """A cell of a table with an amount in it."""
-    return el("td", amount(pico_usd), class_="n")
+    return el("td", amount(pico_usd, digits=digits), class_="n")
 
 
 def count(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.core.overview import Account, Line, Spent
-from proxy.web.pages.figures import amount, count, day_name, money_cell, number_cell, percent, table
+from proxy.web.pages.figures import amount, count, day_name, money_cell, number_cell, percent, places, table
 from proxy.web.pages.html import Html, el, join
 
 __all__ = ["chart_of_days", "day_figures", "lines", "tiles"]
@@ -43,37 +43,39 @@ def _many(number: int, name: str) -> str:
 
 def lines(caption: str, of: str, found: Sequence[Line], empty: str) -> Html:
     """A table of teams or models: what they spent today and this month."""
-    rows = [_row(line.name or "–", line) for line in found[:MAX_LINES]]  # noqa: RUF001 - a dash
+    digits = places(max((line.month.cost_pico_usd for line in found), default=0))
+    rows = [_row(line.name or "–", line, digits) for line in found[:MAX_LINES]]  # noqa: RUF001 - a dash
     if rest := found[MAX_LINES:]:
         today = sum((line.today for line in rest), Spent())
         month = sum((line.month for line in rest), Spent())
-        rows.append(_row(f"{count(len(rest))} more", Line("", today, month)))
+        rows.append(_row(f"{count(len(rest))} more", Line("", today, month), digits))
     header = (of, ">Today", ">This month", ">Requests", ">Tokens", ">From cache", ">Saved")
     return table(caption, header, rows, empty)
 
 
-def _row(name: str, line: Line) -> Html:
+def _row(name: str, line: Line, digits: int) -> Html:
     month = line.month
     return el(
         "tr",
         el("th", name, scope="row"),
-        money_cell(line.today.cost_pico_usd),
-        money_cell(month.cost_pico_usd),
+        money_cell(line.today.cost_pico_usd, digits),
+        money_cell(month.cost_pico_usd, digits),
         number_cell(month.requests),
         number_cell(month.tokens),
         el("td", percent(month.cached, month.requests), class_="n"),
-        money_cell(month.saved_pico_usd),
+        money_cell(month.saved_pico_usd, digits),
     )
 
 
 def day_figures(account: Account) -> Html:
-    """A table by day, and the place of the chart that is drawn from it."""
+    """A table by day, newest first; the chart is drawn from it."""
+    digits = places(max((spent.cost_pico_usd for _, spent in account.days), default=0))
     rows = [
         el(
             "tr",
             el("th", day_name(day), scope="row"),
-            money_cell(spent.cost_pico_usd),
-            money_cell(spent.saved_pico_usd),
+            money_cell(spent.cost_pico_usd, digits),
+            money_cell(spent.saved_pico_usd, digits),
             number_cell(spent.requests),
             number_cell(spent.tokens),
         )
