@@ -15,13 +15,21 @@ import msgspec
 
 from proxy.core.errors import InvalidRequest
 
-__all__ = ["MAX_DEPTH", "JsonObject", "canonical", "member_spans", "parse_object"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_VALUES", "JsonObject", "canonical", "member_spans", "parse_object"]
 
 JsonObject = dict[str, Any]
 
 MAX_DEPTH = 64
 """Nested arrays and objects; OpenAI's deepest documented shape, a JSON schema of ten levels, needs about 30."""
 
+MAX_CONTAINERS = 100_000
+MAX_VALUES = 1_000_000
+"""Arrays and objects, and all values together: each takes twenty times its bytes, and time that nobody else has.
+
+No request to OpenAI is near: it takes 300,000 token ids at once, in 2,048 lists.
+"""
+
+_COUNTED_BYTES = 256 * 1024
 _MAX_EXACT_FLOAT = float(2**53)
 _INT64_DIGITS = 19
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -34,6 +42,10 @@ def parse_object(body: bytes, max_depth: int = MAX_DEPTH) -> JsonObject:
     """
     if not body:
         raise InvalidRequest("The request body is empty; a JSON object is expected.")
+    if len(body) > MAX_CONTAINERS and _has_too_many_values(body):
+        raise InvalidRequest(
+            f"The request body has more than {MAX_CONTAINERS} arrays and objects, or {MAX_VALUES} values in all."
+        )
     try:
         value = _decoder.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -109,6 +121,23 @@ def _integer(text: str) -> int:
 
 def _constant(text: str) -> float:
     raise InvalidRequest(f"The request body is not valid JSON: {text} is not a JSON value.")
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") < MAX_VALUES // 2:
+        return False
+    # Without its escapes a string ends at the next quote: every other piece between quotes is outside of strings.
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    containers, values, in_string = 0, 1, False
+    for at in range(0, len(plain), _COUNTED_BYTES):
+        pieces = plain[at : at + _COUNTED_BYTES].split(b'"')
+        signs = b"".join(pieces[in_string::2])
+        containers += signs.count(b"[") + signs.count(b"{")
+        values += signs.count(b",")
+        if containers > MAX_CONTAINERS or containers + values > MAX_VALUES:
+            return True
+        in_string = in_string == (len(pieces) % 2 == 1)
+    return False
 
 
 def _depth_exceeds(value: object, room: int) -> bool:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import InvalidRequest
-from proxy.core.strict_json import canonical, member_spans, parse_object
+from proxy.core.strict_json import MAX_CONTAINERS, MAX_VALUES, canonical, member_spans, parse_object
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -39,7 +39,7 @@ objects = st.dictionaries(st.text(), values, max_size=6)
         (b'{"a": ' + b"9" * 5000 + b"}", "out of range"),
         (b'{"a": "\\ud83d"}', "surrogate"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, "levels deep"),
-        (b'{"a":' + b"[" * 100_000, "levels deep"),
+        (b'{"a":' + b"[" * 90_000, "levels deep"),
     ],
 )
 def test_what_two_parsers_could_read_differently_is_refused(body, said):
@@ -57,6 +57,29 @@ def test_depth_up_to_the_bound_passes_and_one_more_does_not(depth):
     assert parse_object(nested(depth))
     with pytest.raises(InvalidRequest):
         parse_object(nested(depth + 1), max_depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("unit", "most"),
+    [
+        ("[]", MAX_CONTAINERS - 2),
+        ('{"a":1}', MAX_CONTAINERS - 2),
+        ("1", MAX_VALUES - 2),
+        ('"[,\\\\\\"{"', MAX_VALUES - 2),
+    ],
+    ids=["arrays", "objects", "numbers", "strings"],
+)
+def test_values_up_to_the_bound_pass_and_one_more_does_not(unit, most):
+    body = f'{{"a":[{",".join([unit] * most)}]}}'.encode()
+    assert len(parse_object(body)["a"]) == most
+    with pytest.raises(InvalidRequest, match="arrays and objects"):
+        parse_object(body[:-2] + b"," + unit.encode() + b"]}")
+
+
+@given(st.lists(st.sampled_from(["\\", '"', "[", ",", "é", "."]), max_size=40), st.integers(0, 5), st.integers(0, 3))
+def test_what_stands_in_text_is_no_value(parts, dots, copies):
+    text = "".join(parts).replace(".", "." * 10**dots) * 2**copies + "[" * (MAX_CONTAINERS + 1)
+    assert parse_object(json.dumps({"a": text, "b": [text]}).encode())["a"] == text
 
 
 def test_brackets_in_text_are_not_depth():
