@@ -112,6 +112,8 @@ def run(database: str, spool: str, mode: str, first: int, step: int, tell: int) 
 
 
 def main(database: str, spool: str) -> None:
+    # What a driver imports is imported once, and not in every fork.
+    open_engine(database).dispose()
     for line in sys.stdin:
         mode, first, step = line.split()
         heard, tell = os.pipe()
