@@ -95,6 +95,11 @@ class Breaker:
         """Whether `admits` would say yes; nothing is moved."""
         return self.state is _CLOSED or now_ms >= self.until_ms
 
+    def asks_again_in_ms(self, now_ms: int) -> int:
+        """When to come back, while not closed. While a probe is under way that is a guess: after one more rest."""
+        left_ms = max(1, self.until_ms - now_ms)
+        return left_ms if self.state is _OPEN else min(left_ms, self._rest_ms)
+
     def withdrawn(self, now_ms: int) -> None:
         """Note that the probe was given up before it could tell anything: the next to ask is the probe."""
         if self.state is _HALF_OPEN:

@@ -161,7 +161,7 @@ class Upstreams:
 
 def nobody_answers(route: Sequence[Site], now_ms: int) -> Overloaded:
     """Say that every upstream of a route rests after a run of failures, and when the first is asked again."""
-    opens_ms = min(
-        (site.breaker.until_ms for site in route if site.breaker.state is not BreakerState.CLOSED), default=0
-    )
-    return Overloaded("the upstream API has failed many times in a row", max(1, opens_ms - now_ms))
+    waits_ms = [
+        site.breaker.asks_again_in_ms(now_ms) for site in route if site.breaker.state is not BreakerState.CLOSED
+    ]
+    return Overloaded("the upstream API has failed many times in a row", min(waits_ms, default=1))

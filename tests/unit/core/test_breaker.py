@@ -46,6 +46,18 @@ def test_one_probe_is_let_through_when_the_rest_is_over():
     assert not breaker.admits(1_149)
 
 
+def test_when_to_come_back_is_the_end_of_the_rest_or_as_long_again_while_one_tries():
+    breaker = Breaker(BreakerPolicy(failures_to_open=1, rest_ms=100, max_rest_ms=400, probe_ms=250))
+    breaker.failed(1_000)
+    assert [breaker.asks_again_in_ms(at_ms) for at_ms in (1_000, 1_060, 1_100)] == [100, 40, 1]
+    assert breaker.admits(1_100)
+    assert [breaker.asks_again_in_ms(at_ms) for at_ms in (1_100, 1_300, 1_350)] == [100, 50, 1]
+    breaker.failed(1_300)
+    assert breaker.asks_again_in_ms(1_300) == 200
+    assert breaker.admits(1_500)
+    assert breaker.asks_again_in_ms(1_501) == 200
+
+
 def test_a_probe_that_is_never_heard_of_makes_way_for_another():
     breaker = opened()
     assert breaker.admits(100)
