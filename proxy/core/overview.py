@@ -87,7 +87,8 @@ class Level:
     per_minute: int
     capacity: int
     """What it holds when it is full: all that could be used at once."""
-    remaining: int
+    remaining: int | None
+    """None: whoever keeps it does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class TeamNow:
     name: str
     tier: str
     requests: Level | None
-    """As of this moment; None where there is no limit, or it could not be asked."""
+    """As of this moment; None where there is no limit."""
     tokens: Level | None
     max_parallel: int | None
     budgets: tuple[BudgetView, ...]
@@ -155,9 +156,9 @@ def levels_of(scope: Scope, standing: Standing, now_ms: int) -> tuple[Level | No
 
 
 def _level(gauge: Gauge | None, per_minute: int | None, capacity: int | None) -> Level | None:
-    if gauge is None or per_minute is None or capacity is None:
+    if per_minute is None or capacity is None:
         return None
-    return Level(per_minute, capacity, max(0, min(capacity, gauge.remaining)))
+    return Level(per_minute, capacity, None if gauge is None else max(0, min(capacity, gauge.remaining)))
 
 
 def first_day(now_ms: int) -> date:

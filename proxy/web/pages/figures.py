@@ -113,6 +113,8 @@ def gauge(label: str, level: Level | None) -> Html:
     """A limit, and how much of it is used now; where more or less than a minute's worth fits at once, that too."""
     if level is None:
         return el("span", "no limit", class_="quiet")
+    if level.remaining is None:
+        return el("span", f"{count(level.per_minute)} a minute, use not known", class_="quiet")
     used = level.capacity - level.remaining
     text = f"{count(used)} of {count(level.capacity)}"
     rate = f", {count(level.per_minute)} a minute" if level.per_minute != level.capacity else ""
