@@ -178,8 +178,10 @@ def test_keys_whose_peppers_are_lost_or_others(doctor, kind, request):
     peppers.write_text(json.dumps({"current": 2, "peppers": {"2": "ab" * 32}}))
     told = doctor("", **variables)
     assert told["peppers"][:2] == ("fail", f"1 keys are hashed under peppers that {peppers} lacks, and are refused")
-    # Looking has noted nothing: what was there is still right.
+    # Looking has noted nothing: what was there is still right, and the only one.
     peppers.write_text(kept)
+    with open_registry(settings_of(doctor, **variables)) as registry:
+        assert [pepper.version for pepper in registry.list_peppers()] == [1]
     assert doctor("", **variables).verdict("peppers") == "ok"
 
 
