@@ -131,19 +131,22 @@ def test_a_reader_follows_a_writer(writer):
     assert (second.begins, second.ends, second.stop) == ([], [event(1)], Stop.END)
 
 
-def test_a_tail_cut_anywhere_loses_the_last_record_alone(writer):
-    writer.begin(dispatch(1))
-    writer.end(event(1))
-    [before] = writer.segments()
-    writer.end(event(2))
-    [after] = writer.segments()
-    whole = after.path.read_bytes()
-    for size in range(before.size_bytes, after.size_bytes):
-        after.path.write_bytes(whole[:size])
-        [segment] = segments_in(writer.directory)
-        begins, ends, offset, stop = read_all(segment)
-        assert (begins, ends, offset) == ([dispatch(1)], [event(1)], before.size_bytes)
-        assert stop is (Stop.END if size == before.size_bytes else Stop.TORN)
+def test_a_segment_cut_at_any_byte_keeps_every_record_before_the_cut(writer):
+    records = [dispatch(1), dispatch(2), event(1), event(2)]
+    ends = [len(MAGIC)]
+    for record, append in zip(records, (writer.begin, writer.begin, writer.end, writer.end), strict=True):
+        append(record)
+        ends.append(writer.segments()[0].size_bytes)
+    [segment] = writer.segments()
+    whole = segment.path.read_bytes()
+    assert len(whole) == ends[-1]
+    for size in range(len(whole)):
+        segment.path.write_bytes(whole[:size])
+        begins, events, offset, stop = read_all(segments_in(writer.directory)[0])
+        kept = sum(end <= size for end in ends) - 1
+        assert begins + events == records[: max(0, kept)], size
+        assert offset == (ends[kept] if kept >= 0 else 0)
+        assert stop is (Stop.END if size == offset > 0 else Stop.TORN), size
 
 
 def test_a_changed_byte_in_the_last_record_is_a_torn_tail_or_damage_and_never_an_event(writer):
