@@ -6,6 +6,7 @@ what the handle says can still be there.
 """
 
 from collections import deque
+from functools import cache
 
 import pytest
 
@@ -16,49 +17,79 @@ from proxy.core.tiers import Limits, Schedule
 MINUTE_MS = 60_000
 
 
+class Bucket:
+    """A bucket of tokens that refills by one a minute; each step is taken once from each level, histories share it."""
+
+    def __init__(self, capacity):
+        limits = Limits(None, 1, None, capacity)
+        self._schedule = Schedule(limits, limits)
+        self._scopes = (Scope("team", self._schedule),)
+        self.waited, self.reserved, self.settled = map(cache, (self._waited, self._reserved, self._settled))
+
+    def _waited(self, used):
+        later, _ = bucket.advance(_at(used), self._schedule, MINUTE_MS)
+        return _found(later)
+
+    def _reserved(self, used, size):
+        """What is found afterwards, and what the handle says is there; None for a refusal."""
+        cost = Cost(0, size)
+        answer, states = bucket.reserve([_at(used)], self._scopes, cost, 0, 2)
+        decision = bucket.decision("team", self._scopes, cost, answer)
+        if not isinstance(decision, Admitted):
+            return None
+        (handle,) = decision.reservation.handles
+        assert handle.removed_tokens == 0
+        return _found(states[0]), handle.level_tokens // UNITS
+
+    def _settled(self, used, size, actual, still_there):
+        handle = Handle(1, 0, -1, 0, still_there * UNITS)
+        return _found(bucket.settle(_at(used), self._schedule, handle, Cost(0, size), Cost(0, actual), 0, 2))
+
+
+def _at(used):
+    return 1, 0, 0, 0, used * UNITS, 0
+
+
+def _found(state):
+    """The level of a state, and what was removed on the way."""
+    return state[4] // UNITS, state[5] // UNITS
+
+
 def search(capacity, most_open, overrun):
     """Visit every reachable node; yields (level, true level, open reservations) of each, in tokens."""
-    limits = Limits(None, 1, None, capacity)
-    schedule = Schedule(limits, limits)
-    scopes = (Scope("team", schedule),)
+    steps = Bucket(capacity)
     seen = {(0, 0, ())}
     queue = deque(seen)
     while queue:
         node = queue.popleft()
         yield node
-        for following in follow(node, schedule, scopes, capacity, most_open, overrun):
+        for following in follow(node, steps, capacity, most_open, overrun):
             if following not in seen:
                 seen.add(following)
                 queue.append(following)
 
 
-def follow(node, schedule, scopes, capacity, most_open, overrun):
+def follow(node, steps, capacity, most_open, overrun):
     used, true, reservations = node
-    state = (1, 0, 0, 0, used * UNITS, 0)
-    later, _ = bucket.advance(state, schedule, MINUTE_MS)
-    yield after(later, max(0, true - 1), reservations)
+    yield after(steps.waited(used), max(0, true - 1), reservations)
     if len(reservations) < most_open:
         for size in range(1, capacity + 1):
-            cost = Cost(0, size)
-            answer, states = bucket.reserve([state], scopes, cost, 0, 2)
-            decision = bucket.decision("team", scopes, cost, answer)
-            if isinstance(decision, Admitted):
-                handle = decision.reservation.handles[0]
-                still_there = handle.level_tokens // UNITS
-                assert handle.removed_tokens == 0
+            reserved = steps.reserved(used, size)
+            if reserved is not None:
+                found, still_there = reserved
                 for actual in range(size + overrun + 1):
-                    yield after(states[0], true + actual, reservations, (size, actual, still_there))
-    for index, (size, actual, still_there) in enumerate(reservations):
-        handle = Handle(1, 0, -1, 0, still_there * UNITS)
-        settled = bucket.settle(state, schedule, handle, Cost(0, size), Cost(0, actual), 0, 2)
+                    yield after(found, true + actual, reservations, (size, actual, still_there))
+    for index, reservation in enumerate(reservations):
+        settled = steps.settled(used, *reservation)
         yield after(settled, true, reservations[:index] + reservations[index + 1 :])
 
 
-def after(state, true, reservations, *new):
-    """The node of a state: what was removed on the way is taken off every reservation that saw it happen."""
-    removed = state[5] // UNITS
-    kept = [(size, actual, max(0, still_there - removed)) for size, actual, still_there in reservations]
-    return state[4] // UNITS, true, tuple(sorted([*kept, *new]))
+def after(found, true, reservations, *new):
+    """The node of a level: what was removed on the way is taken off every reservation that saw it happen."""
+    used, removed = found
+    if removed:
+        reservations = [(size, actual, max(0, still_there - removed)) for size, actual, still_there in reservations]
+    return used, true, tuple(sorted([*reservations, *new]))
 
 
 @pytest.mark.parametrize(
