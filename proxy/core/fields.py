@@ -29,10 +29,20 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 def check_fields(body: JsonObject, types: Types, ranges: Ranges) -> None:
-    """Check those fields of `body` that are known. Raises `InvalidRequest` naming the parameter."""
+    """Check those fields of `body` that are known. Raises `InvalidRequest` naming the parameter.
+
+    A name that is a known one but for its case is refused: an upstream may not mind (Go, .NET), and would be told of
+    another model, or of more tokens, than were looked at here.
+    """
     for name, value in body.items():
         kinds = types.get(name)
-        if kinds is None or value is None:
+        if kinds is None:
+            if (folded := name.casefold()) != name and folded in types:
+                raise InvalidRequest(
+                    f"Unknown parameter: '{name}'. Did you mean '{folded}'?", param=name, code="unknown_parameter"
+                )
+            continue
+        if value is None:
             continue
         # bool is an int to Python, never to JSON.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

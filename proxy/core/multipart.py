@@ -56,8 +56,8 @@ class Form:
     def one(self, name: str) -> str | None:
         """The text of a field that may stand there once, None where it is absent. Raises `InvalidRequest`."""
         for other in (*self.fields, *self.files):
-            if other != name and other.partition("[")[0] == name:
-                raise InvalidRequest(f"The form's field '{name}' is no array.", param=name)
+            if other != name and other.partition("[")[0].lower() == name:
+                raise InvalidRequest(f"The form's field '{name}' goes by this name alone.", param=name)
         if name in self.files:
             raise InvalidRequest(f"The form's field '{name}' must be text, not a file.", param=name)
         found = self.fields.get(name, ())

@@ -56,6 +56,30 @@ def test_whatever_comes_is_refused_or_estimated(endpoint, fields):
     assert isinstance(kind.nondeterminism(asked.body), str | None)
 
 
+WHOLE = {
+    "model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x", "prompt": "x", "voice": "alloy",
+    "images": [{"image_url": "data:image/png;base64,AAAA"}],
+}  # fmt: skip
+NOT_AS_JSON = {"image_variation", "transcription", "translation"}
+
+
+@pytest.mark.parametrize("endpoint", [name for name in KINDS if name not in NOT_AS_JSON])
+def test_another_case_is_no_other_name(endpoint):
+    whole = {name: value for name, value in WHOLE.items() if name != "prompt" or "responses" not in endpoint}
+    assert asking(endpoint, **whole).model == "m"
+    assert asking(endpoint, **whole, Xmodel="other").model == "m"
+    for name in ("Model", "MODEL", "mOdel"):
+        assert refused(endpoint, **whole, **{name: "other"}) == name
+        assert refused(endpoint, **{name: None}, **whole) == name
+
+
+def test_no_letter_that_is_another_in_lower_case_is_taken_for_it():
+    for name in ("max_to\u212aens", "\u017ftream", "Previous_Response_ID", "N"):
+        endpoint = "responses" if name.startswith("Prev") else "chat"
+        whole = {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}
+        assert refused(endpoint, **whole, **{name: 1}) == name
+
+
 @pytest.mark.parametrize("endpoint", KINDS)
 @given(body=st.binary(max_size=60) | st.sampled_from([b"{}", b"[]", b'{"usage":5}', b'{"results":5}', b"[" * 5_000]))
 def test_an_answer_that_is_none_is_not_kept(endpoint, body):

@@ -185,7 +185,8 @@ def test_a_field_that_is_one_is_text_and_there_once():
     twice = read(form(MODEL, part("model", "gpt-4o-transcribe")))
     as_file = read(form(part("model", "whisper-1", "m.txt")))
     as_array = read(form(part("model[]", "whisper-1"), MODEL))
-    for each in (twice, as_file, as_array):
+    in_capitals = read(form(part("Model", "whisper-1"), MODEL))
+    for each in (twice, as_file, as_array, in_capitals):
         with pytest.raises(InvalidRequest) as caught:
             each.one("model")
         assert caught.value.param == "model"
