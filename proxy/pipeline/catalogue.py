@@ -11,12 +11,14 @@ import msgspec
 
 from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault, UpstreamKeyRefused
 from proxy.pipeline.single_flight import SingleFlight
-from proxy.pipeline.upstreams import Site, Upstreams
+from proxy.pipeline.upstreams import Site, Upstreams, nobody_answers
 from proxy.ports import Clock, Upstream, UpstreamRequest
 
 __all__ = ["Catalogue", "Model"]
 
 _KEPT_MS = 60_000
+_LONGEST_MS = 10_000
+"""A list is short: who has not told it by then would keep waiting those whom the others would do."""
 _GET_MODELS = UpstreamRequest("GET", "/models", (("Accept", "application/json"),))
 
 Model = dict[str, Any]
@@ -43,7 +45,8 @@ class Catalogue:
     ) -> list[Model]:
         """Return the models of all upstreams, each once, as the first of them tells of it.
 
-        An upstream that cannot be asked has none for the moment, and `on_failed` is told its name and what is wrong.
+        An upstream that cannot be asked has none for the moment, and `on_failed` is told its name and what is wrong;
+        one that rests after a run of failures is not asked.
         Raises `Overloaded`, `UpstreamFailure`, `UpstreamKeyRefused` where nobody can be asked; none is kept.
         """
         found: dict[object, Model] = {}
@@ -71,8 +74,10 @@ class Catalogue:
         now_ms = clock.monotonic_ns() // 1_000_000
         shelf = self._shelves.setdefault(site.name, _Shelf())
         if shelf.fetched_ms is None or now_ms - shelf.fetched_ms >= _KEPT_MS:
+            if not site.breaker.would_admit(now_ms):
+                raise nobody_answers((site,), now_ms)
             try:
-                await self._fetches.join(site.name, lambda: _renew(shelf, site, now_ms, deadline_ms))
+                await self._fetches.join(site.name, lambda: _renew(shelf, site, now_ms, min(deadline_ms, _LONGEST_MS)))
             except UpstreamFailure as failure:
                 on_failed(failure.upstream, failure.fault)
                 raise

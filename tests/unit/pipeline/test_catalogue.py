@@ -9,8 +9,10 @@ from aiohttp.test_utils import TestServer
 
 from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.core.errors import UpstreamFailure, UpstreamFault
+from proxy.core.routing import Candidate
 from proxy.pipeline.catalogue import Catalogue
-from proxy.pipeline.upstreams import Upstreams
+from proxy.pipeline.upstreams import Site, SiteKey, Upstreams
+from tests.support.stage import LoopClock, Play, Upstream, on_stage
 
 MODELS = [{"id": "m", "object": "model"}]
 DEADLINE_MS = 60_000
@@ -98,3 +100,27 @@ async def test_an_upstream_that_keeps_silent_is_left_at_the_deadline(shelf, upst
         await Catalogue().models(upstreams, clock, 50, lambda *told: failures.append(told))
     assert failed.value.fault is UpstreamFault.TIMEOUT
     assert failures == [("openai", "timeout")]
+
+
+def test_one_that_hangs_keeps_the_lists_of_others_waiting_for_seconds_and_not_at_all_while_it_rests():
+    async def play():
+        there, hangs = Upstream([Play([json.dumps({"data": MODELS}).encode()])]), Upstream([Play([], before=[9_999.0])])
+        sites = [
+            Site(Candidate(name, name), (SiteKey(1, house),)) for name, house in (("there", there), ("hangs", hangs))
+        ]
+        upstreams, catalogue, failures = Upstreams(sites), Catalogue(), []
+
+        async def listed():
+            begun = asyncio.get_running_loop().time()
+            models = await catalogue.models(upstreams, LoopClock(), 600_000, lambda *told: failures.append(told))
+            assert models == MODELS
+            return asyncio.get_running_loop().time() - begun
+
+        assert 9 < await listed() < 11
+        assert failures == [("stage", "timeout")]
+        for _ in range(20):
+            sites[1].breaker.failed(int(asyncio.get_running_loop().time() * 1_000))
+        assert await listed() == 0
+        assert len(hangs.requests) == 1
+
+    on_stage(play)
