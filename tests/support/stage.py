@@ -16,7 +16,6 @@ from multidict import CIMultiDict
 
 from proxy.adapters.memory.cache import MemoryCache
 from proxy.adapters.memory.limiter import MemoryLimiter
-from proxy.adapters.pacer import FREE_TURN
 from proxy.adapters.price_file import load_prices
 from proxy.core.bucket import Scope
 from proxy.core.errors import InvalidKey, TollgateError
@@ -140,6 +139,16 @@ async def performed(steps: Sequence[Step]):
                 await asyncio.sleep(step)
 
 
+class _Counted:
+    """A turn, and with how many tokens it was settled each time it was."""
+
+    def __init__(self) -> None:
+        self.settled: list[int] = []
+
+    def settle(self, tokens: int) -> None:
+        self.settled.append(tokens)
+
+
 class Upstream:
     """Gives its plays in order, the last one over and over; a function is told whether a stream is asked for."""
 
@@ -151,10 +160,16 @@ class Upstream:
         self.running = 0
         self.cut = 0
         """Answers that were let go of before their end."""
+        self.turn_seconds = 0.0
+        self.turns: list[_Counted] = []
 
     async def turn(self, *_: object) -> Turn:
-        """Nobody waits."""
-        return FREE_TURN
+        """Wait as long as each does, and count it."""
+        if self.turn_seconds:
+            await asyncio.sleep(self.turn_seconds)
+        turn = _Counted()
+        self.turns.append(turn)
+        return turn
 
     async def send(self, request: UpstreamRequest) -> _Answer:
         play = self.plays[min(len(self.requests), len(self.plays) - 1)]
@@ -426,6 +441,7 @@ class Stage:
         assert all(event.cost_pico_usd == 0 for event in others)
         assert sum(event.attempts for event in books.ended) == len(upstream.requests)
         assert upstream.running == 0
+        assert all(len(turn.settled) == 1 for turn in upstream.turns), "no turn is kept, nor settled twice"
         assert self.limiter._in_flight == {} or set(self.limiter._in_flight.values()) == {0}, "every place is free"
 
 
