@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from urllib.parse import parse_qsl
 
 from proxy.core.asked import Asked
 from proxy.core.deployment import with_deployment
@@ -50,6 +51,8 @@ def _parse(exchange: Exchange, body: bytes, max_depth: int) -> Asked:
 
 
 def _take(exchange: Exchange, asked: Asked, services: Services) -> None:
+    if exchange.query:
+        _refuse_model_in(exchange.query)
     named = exchange.named = asked.model
     asked = exchange.asked = _by_its_own_name(asked, services.policy.aliases)
     if asked.state is not None and not exchange.principal.team.allow_stateful:
@@ -63,6 +66,12 @@ def _take(exchange: Exchange, asked: Asked, services: Services) -> None:
         raise InvalidRequest(
             f"{name} is too large: {tokens}. This model supports at most {maximum} completion tokens.", param=name
         )
+
+
+def _refuse_model_in(query: str) -> None:
+    """Refuse one that names a model: some upstreams let it win over the one of the body, which is what we look at."""
+    if any(name.lower() == "model" for name, _ in parse_qsl(query, keep_blank_values=True)):
+        raise InvalidRequest("The model is named in the body, not in the query.", param="model")
 
 
 def is_open_model(name: str, principal: Principal, services: Services, *, priced: bool) -> bool:

@@ -47,6 +47,22 @@ async def test_what_is_large_is_parsed_beside_the_loop_and_read_the_same(bench, 
     assert threads[1] != threading.get_ident()
 
 
+@pytest.mark.parametrize("query", ["model=gpt-4o", "x=1&mod%65l=gpt-4o", "model", "Model=gpt-4o", "model=gpt-4o-mini"])
+async def test_no_model_is_named_in_the_query(bench, query):
+    exchange = await bench.exchange(chat(1))
+    exchange.query = query
+    with pytest.raises(InvalidRequest) as refused:
+        await interpret(exchange, chat(1), bench.services)
+    assert refused.value.param == "model"
+
+
+async def test_any_other_query_is_upstreams_to_read(bench):
+    exchange = await bench.exchange(chat(1))
+    exchange.query = "beta=true&models=x&amodel=y&model[]=z"
+    await interpret(exchange, chat(1), bench.services)
+    assert exchange.asked.model == MODEL
+
+
 async def test_others_have_their_turn_meanwhile(bench):
     body = chat(20 * AT_ONCE_BYTES)
     exchange = await bench.exchange(chat(1))
