@@ -72,12 +72,14 @@ class Overviews:
         began_ms, now_ms, sources = self._ms(), self._clock.now_ms(), self._sources
         account = await asyncio.to_thread(self._account, now_ms)
         teams, spent = await asyncio.to_thread(self._teams, now_ms)
+        # At the same time: where a store is silent, each waits for its deadline.
+        shown = await asyncio.gather(*(self._team(team, spent, now_ms) for team in (teams or ())[:MAX_TEAMS]))
         overview = Overview(
             at_ms=now_ms,
             version=__version__,
             now=await asyncio.to_thread(sources.now),
             account=account,
-            teams=None if teams is None else [await self._team(team, spent, now_ms) for team in teams[:MAX_TEAMS]],
+            teams=None if teams is None else shown,
             more_teams=max(0, len(teams or ()) - MAX_TEAMS),
             refusals=tuple(await asyncio.to_thread(sources.refusals)),
         )
