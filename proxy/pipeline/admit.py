@@ -22,6 +22,8 @@ __all__ = ["admit", "patience_ms", "scopes_of"]
 
 _UNLIMITED = Limits()
 _NS_PER_MS = 1_000_000
+_FRESH_NS = 100 * _NS_PER_MS
+"""So long ago who asks may have been looked up; a body that comes slowly, and a line, take longer."""
 
 
 async def admit(exchange: Exchange, services: Services) -> None:
@@ -30,8 +32,11 @@ async def admit(exchange: Exchange, services: Services) -> None:
     Budgets are asked for what costs money alone. A request that is ready to wait does, in its team's line, where a
     limit refuses it or others of its team wait already; no other does, and it is decided at once whoever waits. Raises
     `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`, `ModelNotPriced`, `StoreAway`, `InvalidRequest`, and for one that
-    has waited `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
+    has waited, or took its time to send what it asks, `Overloaded` and what `authenticate` raises; a refusal has changed
+    nothing.
     """
+    if services.clock.monotonic_ns() - exchange.started_ns > _FRESH_NS:
+        await _look_again(exchange, services)
     turns = services.turns
     bound_ms = patience_ms(exchange, services)
     if turns is None or not bound_ms:
@@ -76,13 +81,7 @@ async def _wait(
     settlements: int | None = None,
 ) -> Decision:
     async def ask_again() -> Decision:
-        # A key may have been revoked meanwhile, and its limits or its team's may be others.
-        await authenticate(exchange, services)
-        model = exchange.asked.model
-        if model and not exchange.may_use_model:
-            raise ModelNotFound(exchange.named or model)
-        if not model and not exchange.principal.team.allow_stateful:
-            raise EndpointClosed(f"/v1{exchange.path}")
+        await _look_again(exchange, services)
         return await _reserve(exchange, services, services.clock.now_ms())
 
     team, clock = exchange.principal.team, services.clock
@@ -94,6 +93,16 @@ async def _wait(
         return await turns.wait(asking, refused, bound_ms, settlements=settlements)
     finally:
         exchange.queued_ns += clock.monotonic_ns() - begun_ns
+
+
+async def _look_again(exchange: Exchange, services: Services) -> None:
+    """See whether who asks still may: a key may have been revoked meanwhile, and its limits or its team's be others."""
+    await authenticate(exchange, services)
+    asked = exchange.asked
+    if (exchange.as_it_is or asked.state is not None) and not exchange.principal.team.allow_stateful:
+        raise EndpointClosed(f"/v1{exchange.path}", asked.state)
+    if not exchange.as_it_is and not exchange.may_use_model:
+        raise ModelNotFound(exchange.named or asked.model)
 
 
 async def _reserve(exchange: Exchange, services: Services, now_ms: int) -> Decision:

@@ -483,6 +483,27 @@ def test_a_key_that_ends_or_is_narrowed_while_it_waits_is_not_let_in():
     on_stage(play)
 
 
+def test_a_key_that_ends_while_its_request_arrives_is_not_let_in():
+    async def play():
+        stage = WaitingStage()
+        stage.doorman.admit("growth/ci")
+        slow = stage.want("slow", by="growth/ci", wait=None)
+        receive = slow.client.receive
+
+        async def later() -> bytes:
+            await asyncio.sleep(20)
+            return await receive()
+
+        slow.client.receive = later
+        await asyncio.sleep(19)
+        del stage.doorman.principals["growth/ci"]
+        await stage.over()
+        assert slow.status == 401
+        assert stage.sent() == []
+
+    on_stage(play)
+
+
 def test_a_full_queue_is_a_429_at_once_and_no_team_can_fill_it_for_another():
     async def play():
         stage = WaitingStage(max_waiting=4)
@@ -646,6 +667,28 @@ def test_one_that_waited_for_another_process_in_vain_and_then_for_limits_keeps_i
         assert asked.headers["Cache-Status"].endswith("stored")
         await other.all()
         assert not other.cache.held
+
+    on_stage(play)
+
+
+def test_a_key_that_ends_while_it_waits_for_a_leader_is_not_let_in():
+    async def play():
+        stage = WaitingStage()
+        stage.doorman.admit("growth", limits=Limits(requests_per_minute=6, request_capacity=1))
+        limits = stage.doorman.principals["growth"].team.limits
+        for key in ("growth/ci", "growth/dev"):
+            stage.doorman.admit(key, limits=limits)
+        stage.want("before")
+        await asyncio.sleep(0)
+        leader = stage.ask(chat(), headers={MAX_WAIT_HEADER: "60s"})
+        await asyncio.sleep(1)
+        revoked, stays = (
+            stage.ask(chat(), by=by, headers={MAX_WAIT_HEADER: "60s"}) for by in ("growth/ci", "growth/dev")
+        )
+        await asyncio.sleep(1)
+        del stage.doorman.principals["growth/ci"]
+        await stage.over()
+        assert (leader.status, revoked.status, stays.status) == (200, 401, 200)
 
     on_stage(play)
 
