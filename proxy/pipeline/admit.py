@@ -32,8 +32,7 @@ async def admit(exchange: Exchange, services: Services) -> None:
     Budgets are asked for what costs money alone. A request that is ready to wait does, in its team's line, where a
     limit refuses it or others of its team wait already; no other does, and it is decided at once whoever waits. Raises
     `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`, `ModelNotPriced`, `StoreAway`, `InvalidRequest`, and for one that
-    has waited, or took its time to send what it asks, `Overloaded` and what `authenticate` raises; a refusal has changed
-    nothing.
+    has waited, or was slow to say what it asks, `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
     """
     if services.clock.monotonic_ns() - exchange.started_ns > _FRESH_NS:
         await _look_again(exchange, services)
