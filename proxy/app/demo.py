@@ -16,8 +16,6 @@ from proxy.app.administration import admin_token_path
 from proxy.app.database import peppers_of
 from proxy.core.registry import TeamExists
 from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, Settings
-from proxy.simulator.behaviour import Behaviour
-from proxy.simulator.running import start as start_simulator
 
 __all__ = ["TEAM", "simulated", "welcome"]
 
@@ -34,6 +32,9 @@ async def simulated(settings: Settings, stack: AsyncExitStack) -> Settings:
     upstream = settings.upstream
     if settings.upstreams or upstream.base_url != DEFAULT_UPSTREAM_URL or upstream.api_key is not None:
         return settings
+    from proxy.simulator.behaviour import Behaviour  # noqa: PLC0415 - what serves does without a simulated upstream
+    from proxy.simulator.running import start as start_simulator  # noqa: PLC0415 - as above
+
     simulator = await stack.enter_async_context(await start_simulator(Behaviour(ttft_ms=200, chunk_ms=20)))
     stand_in = replace(upstream, name=_SIMULATED, base_url=simulator.base_url, api_key=Secret(_SIMULATED))
     return replace(settings, upstream=stand_in)

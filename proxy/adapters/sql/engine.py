@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -25,10 +25,6 @@ PATIENCE_SECONDS = 5.0
 _BUSY_TIMEOUT_MS = 10_000
 # The two are alike in all that is used of them, and have no type in common that says so.
 Insert = sqlite.Insert
-_INSERT: Mapping[str, Callable[[Table], Insert]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": cast("Callable[[Table], Insert]", postgresql.insert),
-}
 
 
 def open_engine(url_or_path: str | Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Engine:
@@ -89,7 +85,11 @@ def writing(engine: Engine, store: str, operation: str) -> Iterator[Connection]:
 
 def insert_into(connection: Connection, table: Table) -> Insert:
     """An INSERT that knows ON CONFLICT, in the connection's dialect."""
-    return _INSERT[connection.dialect.name](table)
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - costs a command beside SQLite a tenth of its time
+
+    return cast("Insert", postgresql.insert(table))
 
 
 def _open_sqlite(url: URL) -> Engine:
