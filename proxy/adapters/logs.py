@@ -26,6 +26,7 @@ _HELD_BYTES = 4 * 1024 * 1024
 """Of lines nobody has read yet: some six thousand."""
 _AT_ONCE_BYTES = 65_536
 _LOOK_AGAIN_SECONDS = 0.1
+_NEWLINE = ord("\n")
 
 
 def json_line(record: RequestRecord) -> str:
@@ -105,6 +106,10 @@ class RequestLog:
         self._handed_bytes = 0
         self._done_bytes = 0
         self._thread: Thread | None = None
+        self._put_bytes = 0
+        """Of the batch that is being written."""
+        self._torn = False
+        """A line was cut short."""
         self._given_up = False
 
     def write(self, record: RequestRecord) -> None:
@@ -155,7 +160,7 @@ class RequestLog:
                     self._put(batch)
                 except (OSError, ValueError):
                     # The log's reader has gone; the ledger and the metrics go on.
-                    self._on_dropped(batch.count(b"\n"))
+                    self._on_dropped(batch.count(b"\n", self._put_bytes))
                 self._done_bytes += len(batch)
             if reached is not None:
                 reached.set()
@@ -177,6 +182,7 @@ class RequestLog:
 
     def _put(self, data: bytes) -> None:
         """Write to the file beneath: its text layer is held while it writes, and the interpreter's end waits for it."""
+        self._put_bytes = 0
         if self._out.closed:
             raise ValueError("closed")
         try:
@@ -185,14 +191,25 @@ class RequestLog:
             self._out.write(data.decode())
             self._out.flush()
             return
+        if self._torn:
+            # As on a disk that was full for a while: what comes now is a line of its own.
+            self._write(number, b"\n")
+            self._put_bytes = 0
         for lines in _at_once(data) if stat.S_ISFIFO(os.fstat(number).st_mode) else (data,):
-            rest = memoryview(lines)
-            while rest and not self._given_up:
-                try:
-                    rest = rest[os.write(number, rest) :]
-                except BlockingIOError:
-                    # Somebody who shares it has made it one that does not wait.
-                    select.select((), (number,), (), _LOOK_AGAIN_SECONDS)
+            self._write(number, lines)
+
+    def _write(self, number: int, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest and not self._given_up:
+            try:
+                size = os.write(number, rest)
+            except BlockingIOError:
+                # Somebody who shares it has made it one that does not wait.
+                select.select((), (number,), (), _LOOK_AGAIN_SECONDS)
+                continue
+            self._put_bytes += size
+            self._torn = rest[size - 1] != _NEWLINE
+            rest = rest[size:]
 
 
 def _at_once(data: bytes) -> Iterator[bytes]:

@@ -303,3 +303,28 @@ def test_lines_come_again_once_the_output_does():
     turns.turn()
     assert log.written(10)
     assert json.loads(out.getvalue())["request_id"] == "req_1"
+
+
+def test_a_disk_that_was_full_for_a_while_costs_the_lines_it_had_no_room_for(tmp_path):
+    script = textwrap.dedent("""
+        import resource, signal, sys
+        from proxy.adapters.logs import RequestLog
+        dropped = []
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        log = RequestLog(str, lambda flush: None, on_dropped=dropped.append)
+        for most, lines in ((25, range(10, 15)), (25, range(20, 22)), (10_000, range(30, 33)), (10_000, [40])):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, 10_000))
+            for each in lines:
+                log.write(f"a line {each}")
+            assert log.written(10)
+        print(dropped, file=sys.stderr)
+    """)
+    path = tmp_path / "log"
+    with path.open("ab") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=out, stderr=subprocess.PIPE, timeout=60, check=True
+        )
+    assert path.read_text().splitlines() == [
+        *("a line 10", "a line 11", "a lin"), *("a line 30", "a line 31", "a line 32", "a line 40")
+    ]  # fmt: skip
+    assert done.stderr.decode().strip() == "[3, 2]"
