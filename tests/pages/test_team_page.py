@@ -20,7 +20,7 @@ from tests.support.certificates import Authority
 from tests.support.tollgate_process import clean_environment, eventually, run_tollgate
 
 COOKIE = "tollgate_session"
-LABEL = "<img src=x onerror=alert(1)>"
+LABEL = "<img src=x onerror=alert(1)>" + "y" * 120
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -83,9 +83,10 @@ def test_a_team_sees_its_own(place, browser, scripts):
 
 def test_its_key_and_how_to_use_it(place, browser, named, tmp_path):
     name, key, kid = named
-    with browser.page() as page:
+    with browser.page(width=390) as page:
         signed_in(page, place.gateway, key)
         assert page.text("h1") == name
+        assert page.value("document.documentElement.scrollWidth") == 390
         shown = page.text("#key").split("\n")
         limits, budgets = page.rows("#limits"), page.rows("#budgets")
         snippets = page.run("return page.locator('#use pre').allInnerTexts();")

@@ -10,7 +10,7 @@ from proxy.web.pages.html import Html, el, join
 
 __all__ = ["chart_of_days", "day_figures", "lines", "tiles"]
 
-MAX_LINES = 50
+MAX_LINES = 20
 
 
 def tiles(account: Account) -> Html:
