@@ -18,6 +18,7 @@ from proxy.core.pricing import service_tier_of
 from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
 from proxy.core.splice import with_model
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.interpret import AT_ONCE_BYTES
 from proxy.pipeline.services import Services
 from proxy.pipeline.tour import Stop, Tour
 from proxy.pipeline.upstream_turn import take_turn
@@ -128,10 +129,10 @@ class _Calls:
         exchange, clock = self._exchange, self._services.clock
         begun_ns = clock.monotonic_ns()
         while True:
-            request = self._request(stop.site)
-            came = await self._call(stop, request)
+            came = await self._call(stop)
             if not isinstance(came, _Failed):
                 return came
+            request = self._requests[stop.site]
             self._tour.failed(stop, came.remedy, came.asked_ms, self._now_ms())
             # Nobody is there to have another answer, or it cannot be asked for.
             if exchange.drained or not (isinstance(request.body, bytes) or request.body.replayable):
@@ -175,14 +176,15 @@ class _Calls:
         if self._calling is not None:
             self._report(self._calling, is_outage=True)
 
-    async def _call(self, stop: Stop, request: UpstreamRequest) -> UpstreamAnswer | _Failed:
+    async def _call(self, stop: Stop) -> UpstreamAnswer | _Failed:
         exchange, site, answer = self._exchange, stop.site, None
         self._is_probe = site.breaker.state is BreakerState.HALF_OPEN
-        self._tour.called(stop, self._now_ms())
-        exchange.attempts += 1
-        exchange.tried.append(site.name)
-        exchange.upstream, exchange.running, self._calling = site.name, True, site
         try:
+            request = self._requests.get(site) or await self._request(site)
+            self._tour.called(stop, self._now_ms())
+            exchange.attempts += 1
+            exchange.tried.append(site.name)
+            exchange.upstream, exchange.running, self._calling = site.name, True, site
             answer = await stop.key.call.send(request)
             exchange.running = answer.status < 300
             code = await _error_code(answer) if answer.status >= 400 else None
@@ -240,11 +242,15 @@ class _Calls:
             if text is not None and len(text) < _DIGITS and text.isdecimal() and text.isascii():
                 self._services.telemetry.upstream_remaining(stop.site.name, stop.key.number, dimension, int(text))
 
-    def _request(self, site: Site) -> UpstreamRequest:
-        """What is sent there: the model by its name there, and the usage of a stream asked for where it may be."""
-        request = self._requests.get(site)
-        if request is not None:
-            return request
+    async def _request(self, site: Site) -> UpstreamRequest:
+        """What is sent there; of a large body it is made in a thread."""
+        is_large = len(self._exchange.asked.raw) > AT_ONCE_BYTES
+        request = await asyncio.to_thread(self._made, site) if is_large else self._made(site)
+        self._requests[site] = request
+        return request
+
+    def _made(self, site: Site) -> UpstreamRequest:
+        """The request with the model by its name there, and the usage of a stream asked for where it may be."""
         exchange, asked = self._exchange, self._exchange.asked
         model = site.candidate.name_of(asked.model) or asked.model
         body: bytes | Body
@@ -259,7 +265,7 @@ class _Calls:
             if model != asked.model:
                 body = with_model(body, model)
         query = without_keys(exchange.query, exchange.headers) if exchange.query else ""
-        request = UpstreamRequest(
+        return UpstreamRequest(
             method=exchange.method,
             path_qs=f"{exchange.path}?{query}" if query else exchange.path,
             headers=self._headers,
@@ -267,8 +273,6 @@ class _Calls:
             as_it_is=exchange.as_it_is,
             model=model,
         )
-        self._requests[site] = request
-        return request
 
     def _now_ms(self) -> int:
         return self._services.clock.monotonic_ns() // _NS_PER_MS

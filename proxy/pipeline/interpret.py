@@ -17,7 +17,7 @@ from proxy.core.principal import Principal
 from proxy.core.splice import with_model
 from proxy.core.strict_json import parse_object
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.services import Services
+from proxy.pipeline.services import Policy, Services
 
 __all__ = ["AT_ONCE_BYTES", "interpret", "interpret_form", "is_open_model"]
 
@@ -31,8 +31,9 @@ async def interpret(exchange: Exchange, body: bytes, services: Services) -> None
 
     Raises `InvalidRequest`, `ModelNotFound`, and `EndpointClosed` for what refers to the account that all teams share.
     """
-    parse = partial(_parse, exchange, body, services.policy.max_json_depth)
-    _take(exchange, parse() if len(body) <= AT_ONCE_BYTES else await asyncio.to_thread(parse), services)
+    parse = partial(_parse, exchange, body, services.policy)
+    named, asked = parse() if len(body) <= AT_ONCE_BYTES else await asyncio.to_thread(parse)
+    _take(exchange, named, asked, services)
 
 
 def interpret_form(exchange: Exchange, form: Form, services: Services) -> None:
@@ -40,21 +41,23 @@ def interpret_form(exchange: Exchange, form: Form, services: Services) -> None:
     kind = exchange.kind
     if kind.parse_form is None:
         raise LookupError("its endpoint takes no form")
-    _take(exchange, kind.parse_form(form.naming(exchange.deployment) if exchange.deployment else form), services)
+    asked = kind.parse_form(form.naming(exchange.deployment) if exchange.deployment else form)
+    _take(exchange, asked.model, _by_its_own_name(asked, services.policy.aliases), services)
 
 
-def _parse(exchange: Exchange, body: bytes, max_depth: int) -> Asked:
-    parsed = parse_object(body, max_depth)
+def _parse(exchange: Exchange, body: bytes, policy: Policy) -> tuple[str, Asked]:
+    """What the client calls the model, and what it asks of that."""
+    parsed = parse_object(body, policy.max_json_depth)
     if exchange.deployment:
         parsed, body = with_deployment(parsed, body, exchange.deployment)
-    return exchange.kind.parse(parsed, body)
+    asked = exchange.kind.parse(parsed, body)
+    return asked.model, _by_its_own_name(asked, policy.aliases)
 
 
-def _take(exchange: Exchange, asked: Asked, services: Services) -> None:
+def _take(exchange: Exchange, named: str, asked: Asked, services: Services) -> None:
     if exchange.query:
         _refuse_model_in(exchange.query)
-    named = exchange.named = asked.model
-    asked = exchange.asked = _by_its_own_name(asked, services.policy.aliases)
+    exchange.named, exchange.asked = named, asked
     if asked.state is not None and not exchange.principal.team.allow_stateful:
         raise EndpointClosed(f"/v1{exchange.path}", asked.state)
     price = services.prices.price(asked.model, exchange.at_ms)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
 from proxy.core.errors import InvalidRequest
 from proxy.core.kinds import KINDS
+from proxy.core.routing import Candidate
+from proxy.core.splice import with_model
+from proxy.pipeline import forward as forward_module
 from proxy.pipeline import interpret as module
+from proxy.pipeline.forward import dispatch, forward
 from proxy.pipeline.interpret import AT_ONCE_BYTES, interpret
+from proxy.pipeline.upstreams import Site, SiteKey, Upstreams
+from tests.support.stage import Play, Upstream
 
 MODEL = "gpt-4o-mini"
 
@@ -86,3 +93,25 @@ async def test_what_is_refused_is_refused_at_any_size(bench, size):
     for broken in (chat(size)[:-1], chat(size).replace(b'"model"', b'"messages"'), b"[" * size):
         with pytest.raises(InvalidRequest):
             await interpret(exchange, broken, bench.services)
+
+
+async def test_what_is_large_gets_another_name_beside_the_loop_too(bench, monkeypatch):
+    seen = []
+
+    def noted(raw: bytes, model: str):
+        seen.append(threading.get_ident() == threading.main_thread().ident)
+        return with_model(raw, model)
+
+    for each in (module, forward_module):
+        monkeypatch.setattr(each, "with_model", noted)
+    house = Upstream([Play([b"{}"])])
+    mapped = Site(Candidate("mapped", "m", models={MODEL: "there"}), (SiteKey(1, house),))
+    services = replace(bench.with_policy(aliases={"fast": MODEL}), upstreams=Upstreams([mapped]))
+    for body in (chat(100), chat(AT_ONCE_BYTES)):
+        exchange = await bench.exchange(body)
+        await interpret(exchange, body.replace(MODEL.encode(), b"fast"), services)
+        assert (exchange.named, exchange.asked.model, exchange.asked.raw) == ("fast", MODEL, body)
+        dispatch(exchange, services)
+        await forward(exchange, services)
+        assert house.requests[-1].body == body.replace(MODEL.encode(), b"there")
+    assert seen == [True, True, False, False]
