@@ -152,7 +152,11 @@ class Lane:
                 if self.bucket is None:
                     return FREE_TURN
                 returns = self._returns
-                got = await self.bucket.reserve(tokens)
+                try:
+                    got = await self._charged(self.bucket, tokens)
+                except BaseException:
+                    self.give_back()
+                    raise
                 if isinstance(got, Reservation):
                     return _Counted(self.bucket, got, self._woken)
                 self._gate.credit = True
@@ -170,6 +174,36 @@ class Lane:
         self._closed = True
         for entry in self.queue.drain():
             self.let_go(entry, QueueRefusal.SHUTDOWN)
+
+    async def _charged(self, bucket: SharedBucket, tokens: int) -> Reservation | int:
+        """Charge the bucket in a task of its own: who leaves before it has answered is charged nothing in the end.
+
+        Else clients that leave could make all others miss tokens they do not pay for.
+        """
+        answer: asyncio.Future[Reservation | int] = asyncio.get_running_loop().create_future()
+        self.spawn(self._charge(bucket, tokens, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self._uncharge(bucket, answer.result())
+            raise
+
+    async def _charge(self, bucket: SharedBucket, tokens: int, answer: asyncio.Future[Reservation | int]) -> None:
+        try:
+            got = await bucket.reserve(tokens)
+        except Exception as error:  # noqa: BLE001 - whoever asked raises it
+            if not answer.done():
+                answer.set_exception(error)
+            return
+        if answer.done():
+            self._uncharge(bucket, got)
+        else:
+            answer.set_result(got)
+
+    def _uncharge(self, bucket: SharedBucket, got: Reservation | int) -> None:
+        if isinstance(got, Reservation):
+            _Counted(bucket, got, self._woken).undo()
 
     def _waiter(self, tokens: int, wait_ms: int) -> _Waiter:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from async_solipsism.clock import Clock
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.pacer import MOST_MODELS, Pacer, PacerOptions
 from proxy.adapters.upstream_bucket import SharedBucket
-from proxy.core.bucket import Refused
+from proxy.core.bucket import Cost, Refused
 from proxy.core.errors import Overloaded, StoreAway
 from proxy.core.fair_queue import Entry, QueueRefusal
 from tests.support.stage import LoopClock
@@ -842,3 +842,35 @@ def bucket_cost(tokens: int):
     from proxy.core.bucket import Cost
 
     return Cost(1, tokens)
+
+
+class FarAway(MemoryLimiter):
+    """Decides at once; its answer takes a second."""
+
+    async def reserve(self, *asked, **more):
+        decision = await super().reserve(*asked, **more)
+        await asyncio.sleep(1)
+        return decision
+
+
+@pytest.mark.parametrize("leaves_after", [0, 0.5, 1])
+def test_who_leaves_while_the_bucket_answers_keeps_nothing_of_it(leaves_after: float) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        limiter = FarAway(LoopClock())
+        bucket = bucket_of(10, 1_000, limiter)
+        pacer = pacer_of(10, bucket=bucket)
+        for _ in range(5):
+            asked = asyncio.ensure_future(pacer.turn("a", 1, 900))
+            await asyncio.sleep(leaves_after)
+            asked.cancel()
+            await asyncio.wait([asked])
+            if not asked.cancelled():
+                asked.result().undo()
+        await asyncio.sleep(1.1)
+        assert limiter.used("upstream:openai", bucket._scopes[0]) == Cost(0, 0)
+        begun = asyncio.get_running_loop().time()
+        await pacer.turn("b", 1, 900)
+        assert asyncio.get_running_loop().time() - begun <= 1 + TICKS, "nor of the pace"
+
+    run()
