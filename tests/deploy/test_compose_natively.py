@@ -15,7 +15,6 @@ import redis
 import requests
 
 from tests.support.compose import COMPOSE, NATIVE, natively
-from tests.support.prometheus_server import tool
 from tests.support.tollgate_process import eventually, run_simulator
 
 KEY = "sk-upstream-of-the-compose-file"
@@ -51,7 +50,6 @@ def ask(url: str, **parameters):
 
 @pytest.mark.timeout(240)
 def test_all_of_it_together_from_the_first_request_to_the_last(place, simulator):
-    tool("prometheus")
     assert set(NATIVE) == set(COMPOSE["services"]) - {"grafana"}
     with natively(place, OPENAI_API_KEY=KEY, TOLLGATE_UPSTREAM=simulator.base_url) as services:
         processes = family(services)

@@ -23,7 +23,9 @@ import psycopg
 from ruamel.yaml import YAML
 
 from tests.support.postgres_server import bin_dir, unprivileged
+from tests.support.redis_server import server_binary
 from tests.support.tollgate_process import COMMAND, ROOT, Child, clean_environment, eventually
+from tests.support.tools import program
 
 __all__ = ["COMPOSE", "NATIVE", "Native", "natively"]
 
@@ -133,14 +135,24 @@ class Native:
         if service == "tollgate":
             return [*COMMAND, *command]
         if service == "prometheus":
-            return ["prometheus", *command]
+            return [program("prometheus", "prometheus"), *command]
         if service == "postgres":
             data = self.environment(service)["PGDATA"]
             here = ["-D", data, "-p", str(self.ports[service, 5432]), "-k", "", "-c", "dynamic_shared_memory_type=mmap"]
             return [*self._as_postgres(), str(bin_dir() / command[0]), *command[1:], *here]
         directory = self.place / service
         directory.mkdir(exist_ok=True)
-        return [*command, "--port", str(self.ports[service, 6379]), "--bind", "127.0.0.1", "--dir", str(directory)]
+        assert command[0] == "redis-server"
+        return [
+            server_binary(),
+            *command[1:],
+            "--port",
+            str(self.ports[service, 6379]),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(directory),
+        ]
 
     def _prepare_prometheus(self) -> None:
         """The configuration as it is mounted, with the address of what it scrapes, and more often."""
@@ -194,9 +206,13 @@ class Native:
         command = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
         if command[0] == "python":
             command[0] = sys.executable
+        # Servers that come in a wheel have their clients beside them.
+        beside = [os.environ["PATH"], str(Path(server_binary()).parent), str(bin_dir())]
+        environment = clean_environment(PATH=os.pathsep.join(beside))
+        program(command[0], "wget", path=environment["PATH"])
         within = seconds_of(COMPOSE["services"][service]["healthcheck"]["timeout"])
         try:
-            done = subprocess.run(command, capture_output=True, timeout=within, check=False, env=clean_environment())
+            done = subprocess.run(command, capture_output=True, timeout=within, check=False, env=environment)
         except subprocess.TimeoutExpired:
             return False
         if done.returncode == 0 and service == "postgres":

@@ -10,9 +10,9 @@ import pytest
 __all__ = ["program"]
 
 
-def program(name: str, package: str) -> str:
+def program(name: str, package: str, *, path: str | None = None) -> str:
     """Where a program is. Where it is not, the test is skipped and says what to install; on CI it fails."""
-    found = shutil.which(name)
+    found = shutil.which(name, path=path)
     if found is None:
         said = f"{name} is not on PATH; install it (Debian: apt-get install {package})"
         if os.environ.get("CI"):
