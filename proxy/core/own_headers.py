@@ -73,7 +73,8 @@ OWN_HEADERS = (
     ),
     OwnHeader(
         SAVED,
-        "dollars that the cached or shared answer cost when it was made; not on a shared stream",
+        "dollars that the cached or shared answer cost when it was made; not on a shared stream, nor while its tokens "
+        "are still being counted",
         (Answer.HIT, Answer.COLLAPSED),
     ),
     OwnHeader(CACHE, "`hit`, `miss`, `collapsed` (another request's answer) or `bypass`", _METERED),

@@ -38,8 +38,8 @@ def report(exchange: Exchange, ending: Ending, services: Services) -> None:
         return
 
     def counted(_: object) -> None:
-        final = replace(record, usage=exchange.usage, cost_pico_usd=exchange.cost_pico_usd)
-        services.telemetry.finished(final)
+        cost, saved = exchange.cost_pico_usd, exchange.saved_pico_usd
+        services.telemetry.finished(replace(record, usage=exchange.usage, cost_pico_usd=cost, saved_pico_usd=saved))
 
     exchange.counting.add_done_callback(counted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from proxy.core.bucket import Admitted, Cost
@@ -141,7 +142,18 @@ def settle_collapsed(exchange: Exchange, leader: Exchange, services: Services) -
         _record(exchange, services, leader.status, leader.outcome, NO_USAGE)
         return
     exchange.saved_pico_usd, exchange.estimated = leader.cost_pico_usd, leader.estimated
-    _record(exchange, services, leader.status, Outcome.CACHED, leader.usage)
+    event = _note(exchange, services, leader.status, Outcome.CACHED, leader.usage)
+    exchange.counting = leader.counting
+    if leader.counting is None or leader.counting.done():
+        services.ledger.end(event)
+    else:
+        # What it saved is what the other one cost, which is not known yet.
+        leader.counting.add_done_callback(partial(_end_as_counted, exchange, leader, services, event))
+
+
+def _end_as_counted(exchange: Exchange, leader: Exchange, services: Services, event: UsageEvent, _: object) -> None:
+    exchange.usage, exchange.saved_pico_usd = leader.usage, leader.cost_pico_usd
+    services.ledger.end(replace(event, usage=leader.usage, saved_pico_usd=leader.cost_pico_usd))
 
 
 def step_back(exchange: Exchange, services: Services) -> None:
@@ -207,11 +219,20 @@ def _record(
     if exchange.drained and outcome is not Outcome.FAILED:
         # Whatever upstream brought, nobody was there to have it.
         outcome = Outcome.CLIENT_GONE
-    exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
-    exchange.settled = True
+    event = _note(exchange, services, status, outcome, usage)
     if not exchange.dispatched and outcome is not Outcome.CACHED:
         return  # it was never sent: nothing for the ledger
-    event = UsageEvent(
+    if left is None:
+        services.ledger.end(event)
+    else:
+        end_when_counted(exchange, services, event, left, on_counted)
+
+
+def _note(exchange: Exchange, services: Services, status: int, outcome: Outcome, usage: Usage) -> UsageEvent:
+    """Keep how it ended, and sum it up for the ledger."""
+    exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
+    exchange.settled = True
+    return UsageEvent(
         event_id=exchange.event_id,
         at_ms=exchange.at_ms,
         request_id=exchange.request_id,
@@ -230,7 +251,3 @@ def _record(
         attempts=exchange.attempts,
         duration_ms=(services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
     )
-    if left is None:
-        services.ledger.end(event)
-    else:
-        end_when_counted(exchange, services, event, left, on_counted)

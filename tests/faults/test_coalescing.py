@@ -360,3 +360,24 @@ async def test_an_error_says_what_the_cache_did_before_it(open_gateway: Open) ->
     status, headers, _ = await asked(gateway, {"model": "nobody's"})
     assert status == 400
     assert "Cache-Status" not in headers, "the cache was not asked"
+
+
+async def test_what_was_shared_saved_what_it_cost_though_its_tokens_are_counted_later(gateway: Gateway) -> None:
+    """Upstream told no usage, and what was asked is too long to be counted at once."""
+    long = {**ASK, "messages": [{"role": "user", "content": "word " * 15_000}]}
+
+    async def asked() -> str | None:
+        async with gateway.post(long, delay_ms=300, no_usage=1) as response:
+            await response.read()
+            assert response.status == 200
+            return response.headers.get("x-tollgate-saved-usd")
+
+    told = await asyncio.gather(asked(), asked())
+    leader, follower = sorted(await gateway.events(), key=lambda event: event["outcome"], reverse=True)
+    assert (leader["outcome"], follower["outcome"]) == ("ok", "cached")
+    assert leader["input_tokens"] == 15_008
+    assert follower["saved_pico_usd"] == leader["cost_pico_usd"] > 0
+    assert follower["input_tokens"] == leader["input_tokens"]
+    assert told == [None, None], "nothing that may yet change"
+    assert gateway.total("tollgate_saved_usd_total") == pytest.approx(leader["cost_pico_usd"] / 1e12)
+    assert await gateway.mismatches() == []
