@@ -217,7 +217,7 @@ def test_a_backup_without_its_peppers_is_seen_before_it_is_needed(tmp_path, simu
     (tmp_path / "there/peppers.json").unlink()
     done = doctor()
     assert done.returncode == 1
-    assert "peppers.json is missing, and 1 keys are hashed under it" in done.stdout
+    assert "peppers.json is missing, and the database goes by it: 1 keys" in done.stdout
 
 
 def test_a_backup_has_what_is_needed_and_nothing_that_is_not(tmp_path, simulator):

@@ -170,7 +170,7 @@ def test_keys_whose_peppers_are_lost_or_others(doctor, kind, request):
     kept = peppers.read_text()
     peppers.unlink()
     verdict, said, remedy = (told := doctor("", **variables))["peppers"]
-    assert (told.status, verdict, said) == (1, "fail", f"{peppers} is missing, and 1 keys are hashed under it")
+    assert (told.status, verdict, said) == (1, "fail", f"{peppers} is missing, and the database goes by it: 1 keys")
     assert "restore" in remedy
     peppers.write_text(json.dumps({"current": 1, "peppers": {"1": "ab" * 32}}))
     peppers.chmod(0o600)
@@ -183,6 +183,27 @@ def test_keys_whose_peppers_are_lost_or_others(doctor, kind, request):
     with open_registry(settings_of(doctor, **variables)) as registry:
         assert [pepper.version for pepper in registry.list_peppers()] == [1]
     assert doctor("", **variables).verdict("peppers") == "ok"
+
+
+def test_peppers_that_are_lost_before_there_is_a_key_keep_a_server_from_starting_too(doctor):
+    with open_registry(settings_of(doctor)) as registry:
+        registry.add_team("growth", "payg")
+        registry.revoke_key(registry.issue_key("growth").record.kid)
+    peppers = doctor.data_dir / "peppers.json"
+    assert doctor().verdict("peppers") == "ok"
+    peppers.unlink()
+    told = doctor()
+    assert (told.status, told["peppers"][1]) == (1, f"{peppers} is missing, and the database goes by it: 0 keys")
+
+
+def test_a_new_database_has_no_peppers_to_miss(doctor):
+    doctor.data_dir.mkdir(mode=0o700)
+    engine = open_engine(doctor.data_dir / "tollgate.sqlite3")
+    migrate(engine)
+    engine.dispose()
+    told = doctor()
+    assert told.status == 0
+    assert told["peppers"][:2] == ("ok", f"{doctor.data_dir}/peppers.json, made at the first start")
 
 
 def test_a_schema_that_is_older_or_newer(doctor):

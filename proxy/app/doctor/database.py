@@ -13,6 +13,7 @@ from proxy.adapters.sql.agreement import PepperMismatch, agree, keys_by_needed_v
 from proxy.adapters.sql.engine import open_engine, reading
 from proxy.adapters.sql.migrate import HEAD, revision_of
 from proxy.adapters.sql.tables import api_keys
+from proxy.adapters.sql.tables import peppers as peppers_noted
 from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.app.database import SQLITE_FILE
 from proxy.app.prices import open_prices
@@ -100,13 +101,14 @@ def _peppers(settings: Settings, engine: Engine) -> Finding:  # noqa: PLR0911 - 
     now_ms = SystemClock().now_ms()
     with reading(engine, "database", "doctor") as connection:
         needed = keys_by_needed_version(connection, now_ms)
+        noted = connection.execute(select(func.count()).select_from(peppers_noted)).scalar_one()
     restore = "restore the file of peppers that belongs to this database (pepper_file); without it its keys are lost"
     try:
         peppers = PepperFile(path).latest()
     except FileNotFoundError:
-        if not needed:
+        if not noted:
             return okay("peppers", f"{path}, made at the first start")
-        return fail("peppers", f"{path} is missing, and {sum(needed.values())} keys are hashed under it", restore)
+        return fail("peppers", f"{path} is missing, and the database goes by it: {sum(needed.values())} keys", restore)
     except OSError as error:
         return fail(
             "peppers", f"{path}: {error.strerror}", "run this as the user the server runs as, or let it read it"
