@@ -8,7 +8,7 @@ has the list of endpoints that live below a deployment; the others are found bel
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import aiohttp
 
@@ -56,7 +56,7 @@ class AzureUpstream(OpenAIUpstream):
         else:
             below = "/openai"
         # What the client says of a version is about the API it thinks it speaks to.
-        kept = [part for part in query.split("&") if part and part.partition("=")[0] != _PARAMETER]
+        kept = [part for part in query.split("&") if part and _name_of(part) != _PARAMETER]
         if self._version is not None and self._version != "v1":
             kept.append(f"{_PARAMETER}={self._version}")
         return f"{self._base_url}{below}{path}{'?' if kept else ''}{'&'.join(kept)}"
@@ -65,3 +65,8 @@ class AzureUpstream(OpenAIUpstream):
         if self._api_key is None:
             return [*request.headers]
         return [*request.headers, ("api-key", self._api_key)]
+
+
+def _name_of(part: str) -> str:
+    """The name in one part of a query, as a server that minds neither case nor encoding reads it."""
+    return unquote_plus(part.partition("=")[0]).strip().lower()

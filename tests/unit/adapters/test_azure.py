@@ -67,6 +67,8 @@ DATED = "2024-10-21"
         (DATED, "/embeddings?a=%20&api-version=2020-01-01&b", "dep",
          f"/openai/deployments/dep/embeddings?a=%20&b&api-version={DATED}"),
         (None, "/embeddings?api-version=2020-01-01", "dep", "/openai/v1/embeddings"),
+        (DATED, "/embeddings?API-Version=1&api%2Dversion=2&+api-version=3&api-versions=4", "dep",
+         f"/openai/deployments/dep/embeddings?api-versions=4&api-version={DATED}"),
     ],
 )  # fmt: skip
 async def test_paths(resource, session, version, path_qs, model, target):
