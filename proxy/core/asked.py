@@ -30,5 +30,7 @@ class Asked:
     service_tier: str | None = None
     billed: bool = True
     """Whether upstream may bill it."""
+    tells_cost: bool = True
+    """Whether its answer can say what it cost."""
     state: str | None = None
     """The parameter that refers to something kept at OpenAI, where all teams share one account."""

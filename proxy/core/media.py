@@ -9,6 +9,7 @@ allowed, limited and priced is then what runs, whatever upstream's default has b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
@@ -70,6 +71,8 @@ _SPEECH_TYPES: Types = MappingProxyType(
         "voice": (str, dict),
     }
 )
+_TELLING = frozenset({"", "json", "verbose_json", "diarized_json"})
+"""Formats of a transcription that have a place for usage."""
 _NOT_OF_DALL_E = ("background", "moderation", "output_compression", "output_format", "partial_images", "stream")
 """Parameters that would make another model than dall-e-2 the default; the specification does not say which."""
 
@@ -84,7 +87,10 @@ def parse_image(body: JsonObject, raw: bytes) -> Asked:
 
 
 def parse_image_edit(body: JsonObject, raw: bytes) -> Asked:
-    """Check a request for an edit whose images are named in JSON. Raises `InvalidRequest` naming the parameter."""
+    """Check a request for an edit whose images are named in JSON: what is read of them has no price.
+
+    Raises `InvalidRequest` naming the parameter.
+    """
     check_fields(body, _IMAGE_TYPES, {})
     _require(body, ("prompt", "images"))
     state = None
@@ -92,14 +98,15 @@ def parse_image_edit(body: JsonObject, raw: bytes) -> Asked:
         state = "images"
     elif _names_file([body.get("mask")]):
         state = "mask"
-    return _asked(body, raw, _EDITING, state)
+    return replace(_asked(body, raw, _EDITING, state), tells_cost=False)
 
 
 def parse_speech(body: JsonObject, raw: bytes) -> Asked:
     """Check a request for speech. A voice of one's own is kept at OpenAI. Raises `InvalidRequest`."""
     check_fields(body, _SPEECH_TYPES, {})
     _require(body, ("input", "voice"))
-    return _asked(body, raw, None, "voice" if isinstance(body["voice"], dict) else None)
+    asked = _asked(body, raw, None, "voice" if isinstance(body["voice"], dict) else None)
+    return replace(asked, tells_cost=body.get("stream_format") == "sse")
 
 
 def form_only(_: JsonObject, __: bytes) -> Asked:
@@ -110,19 +117,20 @@ def form_only(_: JsonObject, __: bytes) -> Asked:
 def parse_image_edit_form(form: Form) -> Asked:
     """Check a form with images to edit. Raises `InvalidRequest` naming the parameter."""
     _require_file(form, "image")
-    return _asked_by_form(form, _EDITING, needed=("prompt",))
+    return replace(_asked_by_form(form, _EDITING, needed=("prompt",)), tells_cost=False)
 
 
 def parse_variation_form(form: Form) -> Asked:
     """Check a form with an image to vary. Raises `InvalidRequest` naming the parameter."""
     _require_file(form, "image")
-    return _asked_by_form(form, _DALL_E_2)
+    return replace(_asked_by_form(form, _DALL_E_2), tells_cost=False)
 
 
 def parse_audio_form(form: Form) -> Asked:
     """Check a form with speech to write down or to translate. Raises `InvalidRequest` naming the parameter."""
     _require_file(form, "file")
-    return _asked_by_form(form, None)
+    asked = _asked_by_form(form, None)
+    return replace(asked, tells_cost=_TELLING.issuperset(form.fields.get("response_format", ())))
 
 
 def estimate_media(asked: Asked) -> int:

@@ -32,7 +32,7 @@ async def admit(exchange: Exchange, services: Services) -> None:
     Budgets are asked for what costs money alone. A request that is ready to wait does, in its team's line, where a
     limit refuses it or others of its team wait already; no other does, and it is decided at once whoever waits. Raises
     `LimitReached`, `NeverAdmissible`, `BudgetUsedUp`, `ModelNotPriced`, `StoreAway`, `InvalidRequest`, and for one that
-    has waited, or was slow to say what it asks, `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
+    has waited, or was slow to send it, `Overloaded` and what `authenticate` raises; a refusal has changed nothing.
     """
     if services.clock.monotonic_ns() - exchange.started_ns > _FRESH_NS:
         await _look_again(exchange, services)
@@ -166,16 +166,16 @@ def scopes_of(principal: Principal, model: str, policy: Policy, now_ms: int) -> 
 def _spend(exchange: Exchange, policy: Policy) -> Spend | None:
     """What the request may cost at worst, and the budgets of team and key that it has to pass. Raises `ModelNotPriced`.
 
-    None: it has no price, and may go without; or it costs nothing, which an overspent budget is no reason to refuse.
+    None: it has no price, or its answer cannot tell what it cost, and may go without; or it costs nothing, which an
+    overspent budget is no reason to refuse.
     """
-    principal, at_ms, price = exchange.principal, exchange.at_ms, exchange.price
-    if not exchange.asked.billed:
+    principal, at_ms, asked, price = exchange.principal, exchange.at_ms, exchange.asked, exchange.price
+    if not asked.billed or (price is not None and price.is_free):
         return None
-    if price is None:
+    if price is None or not asked.tells_cost:
         if not may_go_unpriced(policy.unpriced, has_budget=True):
-            raise ModelNotPriced(principal.team.name, exchange.asked.model)
-        return None
-    if price.is_free:
+            # It is not for want of a price where there is one.
+            raise ModelNotPriced(principal.team.name, asked.model if price is None else "")
         return None
     caps = caps_of(principal.team.budgets, TEAM_SCOPE, at_ms)
     caps += caps_of(principal.key.budgets, key_scope(principal.key.kid), at_ms)

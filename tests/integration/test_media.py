@@ -16,7 +16,7 @@ from openai import OpenAI
 
 from proxy.adapters.envelope import zstd
 from proxy.core.multipart import FormReader
-from tests.support.tollgate_process import Team, Tollgate, run_tollgate
+from tests.support.tollgate_process import Team, Tollgate, eventually, run_tollgate
 from tests.support.weighing_upstream import Seen, WeighingUpstream, weighing_upstream
 
 KEY = "sk-upstream-5bWn21uF"
@@ -176,6 +176,28 @@ def test_a_budget_is_held_against_what_has_a_price_alone(gateway, upstream, sess
         refused = post("whisper-1")  # the budget is on its way
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_priced")
     assert post("gpt-4o-transcribe").status_code == 200
+
+
+def test_a_budget_lets_nothing_pass_that_cannot_tell_its_cost(gateway, upstream, session):
+    held = gateway.add_team("held-to-usage")
+    gateway.cli("teams", "set", held.name, "--budget", "5usd/month")
+
+    def post(path: str, **more: object) -> tuple[int, str | None]:
+        got = session.post(f"{gateway.base_url}/{path}", headers=held.headers, timeout=30, **more)
+        return got.status_code, (got.json().get("error") or {}).get("code") if got.status_code >= 400 else None
+
+    speech = {"model": "gpt-4o-mini-tts", "input": "Hi", "voice": "alloy"}
+    refused = (403, "model_not_priced")
+    eventually(lambda: post("audio/speech", json=speech) == refused, what="the budget")
+    upstream.seen.clear()
+    edit, image = {"model": "gpt-image-1", "prompt": "Bluer."}, {"image": ("a.png", AUDIO)}
+    written = {"model": "gpt-4o-transcribe", "response_format": "text"}
+    assert post("images/edits", data=edit, files=image) == refused
+    assert post("images/edits", json=edit | {"images": [{"image_url": "data:,"}]}) == refused
+    assert post("audio/transcriptions", data=written, files={"file": ("a.wav", AUDIO)}) == refused
+    assert upstream.seen == []
+    answers(upstream, "audio/speech", b"data: {}\n\n", "text/event-stream")
+    assert post("audio/speech", json=speech | {"stream_format": "sse"})[0] == 200
 
 
 @pytest.mark.parametrize("model_first", [True, False])

@@ -60,6 +60,25 @@ def test_a_voice_of_ones_own_is_kept_at_openai():
     assert asking(SPEECH, model="tts-1", input="Hi", voice={"id": "voice_1"}).state == "voice"
 
 
+@pytest.mark.parametrize(
+    ("asked", "tells"),
+    [
+        (asking(IMAGES, prompt="x"), True),
+        (asking(IMAGE_EDITS, prompt="x", images=[{"image_url": "u"}]), False),
+        (form(IMAGE_EDITS, "image", prompt="x"), False),
+        (form(IMAGE_VARIATIONS, "image"), False),
+        (asking(SPEECH, model="m", input="x", voice="alloy"), False),
+        (asking(SPEECH, model="m", input="x", voice="alloy", stream_format="audio"), False),
+        (asking(SPEECH, model="m", input="x", voice="alloy", stream_format="sse"), True),
+        (form(TRANSCRIPTIONS, "file", model="m"), True),
+        (form(TRANSCRIPTIONS, "file", model="m", response_format="verbose_json"), True),
+        (form(TRANSLATIONS, "file", model="m", response_format="vtt"), False),
+    ],
+)
+def test_which_answers_can_tell_what_they_cost(asked, tells):
+    assert asked.tells_cost == tells
+
+
 def test_what_must_be_there():
     assert refused(asking, IMAGES) == "prompt"
     assert refused(asking, IMAGE_EDITS, prompt="x") == "images"
