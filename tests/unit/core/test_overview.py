@@ -83,6 +83,7 @@ def test_levels_are_of_what_a_full_bucket_holds():
     scope = Scope("team", Schedule(limits, limits))
     standing = Standing(Gauge(60, 4, 10), Gauge(1_000, -3, 10))
     assert levels_of(scope, standing, NOW) == (Level(60, 5, 4), Level(1_000, 1_000, 0))
+    assert levels_of(scope, Standing(Gauge(60, 9, 0)), NOW)[0] == Level(60, 5, 5), "one that was larger a moment ago"
     assert levels_of(scope, Standing(), NOW) == (Level(60, 5, None), Level(1_000, 1_000, None)), "nobody said"
     free = Scope("team", Schedule(Limits(), Limits()))
     assert levels_of(free, Standing(), NOW) == (None, None)

@@ -30,8 +30,10 @@ def test_the_eleventh_waits_until_the_minute_is_over():
     assert failures.wait_ms("192.0.2.1") == 1
     clock.ms += 1
     assert failures.wait_ms("192.0.2.1") == 0
-    failures.failed("192.0.2.1")
-    assert failures.wait_ms("192.0.2.1") == 0, "a new minute begins"
+    for _ in range(MAX_FAILURES):
+        assert failures.wait_ms("192.0.2.1") == 0, "a new minute begins"
+        failures.failed("192.0.2.1")
+    assert failures.wait_ms("192.0.2.1") == WINDOW_MS
 
 
 @pytest.mark.parametrize(
