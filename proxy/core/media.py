@@ -163,7 +163,11 @@ def _asked_by_form(form: Form, default: str | None, needed: Iterable[str] = ()) 
     _require(body, needed)
     model = checked_model(body["model"] or default)
     stream = body["stream"] == "true"
-    return Asked(body | {"model": model}, b"", model, stream=stream, include_usage=True, max_output_tokens=0)
+    # As clients write in a form what is an object in JSON.
+    state = next((name for name in form.fields if name.endswith("[file_id]")), None)
+    return Asked(
+        body | {"model": model}, b"", model, stream=stream, include_usage=True, max_output_tokens=0, state=state
+    )
 
 
 def _require(body: Mapping[str, object], names: Iterable[str]) -> None:

@@ -55,6 +55,12 @@ def test_edits_in_json():
     assert asking(IMAGE_EDITS, prompt="x", images=[{"image_url": "u"}], mask={"file_id": "f"}).state == "mask"
 
 
+def test_forms_that_name_files():
+    for name in ("mask[file_id]", "images[0][file_id]"):
+        assert form(IMAGE_EDITS, "image", prompt="x", **{name: "file-1"}).state == name
+    assert form(IMAGE_EDITS, "image", prompt="x", user="file_id").state is None
+
+
 def test_a_voice_of_ones_own_is_kept_at_openai():
     assert asking(SPEECH, model="tts-1", input="Hi", voice="alloy").state is None
     assert asking(SPEECH, model="tts-1", input="Hi", voice={"id": "voice_1"}).state == "voice"
