@@ -175,7 +175,7 @@ def test_tollgate_is_known_by_https_too(doctor, tmp_path, upstream_url):
         port = gateway.root.rpartition(":")[2]
         told = doctor(tls, "--port", port, "--admin-port", "0")
     assert told["listener.public"][:2] == ("ok", f"127.0.0.1:{port} is served by Tollgate now")
-    assert told.verdict("tls") == "ok"
+    assert told["tls"][0] == "warn", "it is good for a day"
 
 
 def test_an_address_of_another_machine(doctor):
@@ -340,7 +340,27 @@ def test_a_certificate_and_the_key_of_another(doctor, tmp_path):
     assert told.status == 1
     assert "is not the key of" in told["settings"][1]
     told = doctor(f"[server]\ntls_cert_file = '{certificate}'\ntls_key_file = '{key}'\n")
-    assert told.verdict("tls") == told.verdict("files.tls_key") == "ok"
+    assert told.verdict("files.tls_key") == "ok"
+
+
+@pytest.mark.parametrize(
+    ("lasts", "verdict", "words"),
+    [(dt.timedelta(days=20), "ok", "good until"), (dt.timedelta(days=13), "warn", "good until"),
+     (dt.timedelta(days=-1), "fail", "was good until")],
+)  # fmt: skip
+def test_how_long_a_certificate_is_good_for(doctor, tmp_path, monkeypatch, lasts, verdict, words):
+    from proxy.adapters.clock import SystemClock
+
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("gateway")
+    key.chmod(0o600)
+    # It is made for a day from now; the clock is set so that this is as far away as is asked for.
+    until_ms = SystemClock().now_ms() + int(dt.timedelta(days=1) / dt.timedelta(milliseconds=1))
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: until_ms - int(lasts / dt.timedelta(milliseconds=1)))
+    told = doctor(f"[server]\ntls_cert_file = '{certificate}'\ntls_key_file = '{key}'\n")
+    assert told.verdict("tls") == verdict
+    assert words in told["tls"][1]
+    assert (verdict == "ok") is not bool(told["tls"][2])
 
 
 # Prices

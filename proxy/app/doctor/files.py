@@ -12,6 +12,7 @@ from pathlib import Path
 from proxy.adapters.admin_token import AdminTokenFile, admin_token_path
 from proxy.adapters.cache_key_file import CACHE_KEY_FILE, load_or_create_cache_keys
 from proxy.adapters.certificates import CertificateUnusable, listener_context
+from proxy.adapters.clock import SystemClock
 from proxy.adapters.secrets import PEPPER_FILE, PepperFile
 from proxy.app.database import SPOOL_DIRECTORY, SQLITE_FILE
 from proxy.core.checkup import Finding, fail, okay, warn
@@ -22,6 +23,8 @@ __all__ = ["look_at_files"]
 
 _LEAST_FREE_BYTES = 256 * 2**20
 _MIB = 2**20
+_DAY_MS = 86_400_000
+_SOON_DAYS = 14
 
 
 def look_at_files(settings: Settings, config: Path | None = None) -> list[Finding]:
@@ -146,4 +149,22 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
     except CertificateUnusable as error:
         yield fail("tls", str(error), "put a certificate and its key there, both in PEM, the key without a password")
     else:
-        yield okay("tls", f"{server.tls_cert_file} and its key belong together")
+        yield _lasting(server.tls_cert_file)
+
+
+def _lasting(file: Path) -> Finding:
+    """Say how long a certificate is good for; what reads it is part of the extra, and may be missing."""
+    try:
+        from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415 - not in the base install
+    except ImportError:
+        return okay("tls", f"{file} and its key belong together")
+    end = load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    days = (int(end.timestamp() * 1_000) - SystemClock().now_ms()) / _DAY_MS
+    said = f"{file} and its key belong together; it is good until {end:%Y-%m-%d}"
+    if days <= 0:
+        return fail(
+            "tls", f"{file} was good until {end:%Y-%m-%d}", "put a new one in its place; it is taken up as it is"
+        )
+    if days < _SOON_DAYS:
+        return warn("tls", said, "renew it; the new one is taken up without a restart")
+    return okay("tls", said)
