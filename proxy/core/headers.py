@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from proxy.core.bucket import Standing
 from proxy.core.durations import format_duration
 
-__all__ = ["as_it_is", "as_json", "forwardable", "rate_limit_headers", "returnable", "returned_as_it_is",
+__all__ = ["as_it_is", "as_json", "forwardable", "holds_key", "rate_limit_headers", "returnable", "returned_as_it_is",
            "without_keys"]  # fmt: skip
 
 _HOP_BY_HOP = frozenset(
@@ -87,8 +87,13 @@ def _goes_on(name: str) -> bool:
 
 def without_keys(query: str, headers: Mapping[str, str]) -> str:
     """A query as it was sent, but for parts that the client's key stands in."""
-    keys = {_key_in(value) for name, value in headers.items() if name.lower() in _OF_KEYS} - {""}
-    return "&".join(part for part in query.split("&") if not any(key in unquote(part) for key in keys))
+    return "&".join(part for part in query.split("&") if not holds_key(unquote(part), headers))
+
+
+def holds_key(text: str, headers: Mapping[str, str]) -> bool:
+    """Whether the client's key stands in something else that it sent."""
+    told = (_key_in(value) for name, value in headers.items() if name.lower() in _OF_KEYS)
+    return any(key and key in text for key in told)
 
 
 def _key_in(value: str) -> str:

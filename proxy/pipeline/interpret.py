@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from proxy.core.asked import Asked
 from proxy.core.deployment import with_deployment
 from proxy.core.errors import EndpointClosed, InvalidRequest, ModelNotFound
+from proxy.core.headers import holds_key
 from proxy.core.media import MEDIA_MODELS
 from proxy.core.multipart import Form
 from proxy.core.principal import Principal
@@ -57,11 +58,13 @@ def _parse(exchange: Exchange, body: bytes, policy: Policy) -> tuple[str, Asked]
 def _take(exchange: Exchange, named: str, asked: Asked, services: Services) -> None:
     if exchange.query:
         _refuse_model_in(exchange.query)
-    exchange.named, exchange.asked = named, asked
+    price = services.prices.price(asked.model, exchange.at_ms)
+    if price is None and holds_key(named, exchange.headers):
+        # Whoever mixed up two variables must not find the key in log and ledger, where models are told by name.
+        raise InvalidRequest("What stands for the model is a key.", param="model", code="model_not_found")
+    exchange.named, exchange.asked, exchange.price = named, asked, price
     if asked.state is not None and not exchange.principal.team.allow_stateful:
         raise EndpointClosed(f"/v1{exchange.path}", asked.state)
-    price = services.prices.price(asked.model, exchange.at_ms)
-    exchange.price = price
     if not is_open_model(named, exchange.principal, services, priced=price is not None):
         raise ModelNotFound(named)
     maximum, tokens, name = price.max_output_tokens if price else None, asked.max_output_tokens, asked.max_output_param

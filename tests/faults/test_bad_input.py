@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from proxy.adapters.envelope import zstd
-from tests.faults.conftest import CHAT, TEAM, Answer, Gateway, read_answer, until
+from tests.faults.conftest import CHAT, TEAM, Answer, Gateway, Open, read_answer, until
 
 GOOD = json.dumps(CHAT).encode()
 NOT_HTTP = (400, "This is not a valid HTTP/1.1 request.")
@@ -373,4 +373,20 @@ async def test_what_was_refused_is_counted_and_logged_without_what_was_sent(gate
     assert [record["outcome"] for record in gateway.records()] == ["rejected"] * 3
     assert "the secret" not in gateway.log.getvalue()
     assert "/secret/path" not in gateway.log.getvalue()
+    await untouched(gateway)
+
+
+@pytest.mark.parametrize("unknown", ["refuse", "allow"])
+async def test_a_key_in_the_place_of_the_model_is_in_no_log(open_gateway: Open, unknown: str) -> None:
+    gateway = await open_gateway(**{"models.unknown": unknown})
+    no_model = json.dumps({"messages": CHAT["messages"]}).encode()
+    for request in (
+        gateway.request_bytes(chat(model=gateway.key)),
+        gateway.request_bytes(no_model, path=f"/openai/deployments/{gateway.key}/chat/completions"),
+    ):
+        answer = await gateway.raw(request)
+        assert (answer.status, shaped(answer)["param"]) == (400, "model")
+        assert gateway.key.encode() not in answer.data
+    assert [record["model"] for record in gateway.records()] == [None, None]
+    assert gateway.key not in gateway.log.getvalue()
     await untouched(gateway)
