@@ -64,6 +64,22 @@ def test_one_request_tries_it_while_others_are_refused():
     on_stage(play)
 
 
+def test_of_those_who_waited_for_a_turn_one_tries_it():
+    async def play():
+        stage, (house,), _ = stage_of([OUTAGE, OUTAGE, SLOW])
+        await statuses(stage, 2)
+        house.turn_seconds = 1.0
+        await asyncio.sleep(REST_SECONDS + 0.1)
+        asked = [stage.ask() for _ in range(5)]
+        await asyncio.sleep(2)
+        assert len(house.requests) == 3
+        await asyncio.wait([each.task for each in asked])
+        assert sorted(each.status for each in asked) == [200, 503, 503, 503, 503]
+        assert all(len(turn.settled) == 1 for turn in house.turns), "turns that were not used are given back"
+
+    on_stage(play)
+
+
 def test_a_client_that_leaves_does_not_keep_an_upstream_shut():
     async def play():
         stage, (house,), (site,) = stage_of([OUTAGE, OUTAGE, SLOW, ANSWER])
