@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
+from proxy.core.kinds import KINDS
 from tests.support.sdk_versions import SDKS, sdk_of
-from tests.support.tollgate_process import ROOT, clean_environment
+from tests.support.tollgate_process import ROOT, clean_environment, eventually
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -43,6 +44,8 @@ def ask(gateway, upstream, new_team):
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
+        # No open endpoint is left out.
+        eventually(lambda: {event["endpoint"] for event in gateway.events(team.name, 1)} >= KINDS.keys(), what="all")
         return json.loads(done.stdout)
 
     return run

@@ -60,6 +60,7 @@ const cases = {
   },
   transcriptionTokens: async (c) =>
     c.audio.transcriptions.create({ model: "gpt-4o-transcribe", file: await sound(), prompt: `echo:${text}` }),
+  translation: async (c) => c.audio.translations.create({ model: "whisper-1", file: await sound() }),
   transcriptionStream: async (c) =>
     all(c.audio.transcriptions.create({ model: "gpt-4o-transcribe", file: await sound(), stream: true })),
   withResponse: async (c) => {
