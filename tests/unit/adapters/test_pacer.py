@@ -426,6 +426,16 @@ async def test_one_who_may_wait_just_as_long_as_upstream_is_to_be_left_alone_is_
     await times_of(pacer, 5)
 
 
+@in_virtual_time
+async def test_a_hold_just_as_long_as_the_deadline_is_too_long() -> None:
+    pacer = pacer_of(None, deadline_seconds=10)
+    for _ in range(2):
+        pacer.observe(429, {"retry-after": "10"})
+    with pytest.raises(Overloaded):
+        await pacer.turn("a")
+    assert asyncio.get_running_loop().time() == 0
+
+
 # Models.
 
 
@@ -538,6 +548,25 @@ async def test_only_so_many_wait_whatever_their_models_and_no_team_keeps_another
 
 
 @in_virtual_time
+async def test_a_team_has_its_part_of_the_places_once_not_once_for_each_model() -> None:
+    pacer = pacer_of(None, max_waiting=8)
+    for model in ("a", "b"):
+        for _ in range(2):
+            pacer.observe(429, {"retry-after": "5"}, model)
+    calls = Models(pacer)
+    calls.want("a", 4, team="one")
+    calls.want("b", 4, team="other")
+    await asyncio.sleep(0)
+    calls.want("a", team="other")
+    await asyncio.sleep(0.01)
+    assert [task.done() for task in calls.tasks] == [False] * 8 + [True]
+    pacer.observe(200, {}, "a")
+    pacer.observe(200, {}, "b")
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    assert calls.order.count("a") == calls.order.count("b") == 4
+
+
+@in_virtual_time
 async def test_the_wait_for_a_model_and_for_the_key_is_one_wait() -> None:
     pacer = pacer_of(60, deadline_seconds=6)
     for _ in range(2):
@@ -589,6 +618,7 @@ async def test_only_so_many_models_are_remembered_and_the_rest_share_a_lane() ->
     for _ in range(2):
         pacer.observe(429, {"retry-after": "5"}, "another")
     assert list(pacer._models) == ["another"], "of those that are as good as new nothing is kept"
+    assert pacer._others is None
     pacer.observe(200, {}, "never-heard-of")
     await pacer.turn("team", model="never-heard-of")
     await asyncio.sleep(200)
@@ -727,6 +757,14 @@ async def test_what_comes_back_while_the_bucket_is_asked_is_not_slept_through() 
     await asyncio.wait([waiting, first], return_when=asyncio.FIRST_COMPLETED)
     assert loop.time() < 1.3, "asked again as soon as the answer of before was heard"
     await asyncio.gather(waiting, first)
+    await asyncio.sleep(1_000)
+    begun = loop.time()
+    turn = await pacer.turn("a", tokens=5_700)
+    waiting = asyncio.ensure_future(pacer.turn("b", tokens=5_000))
+    await asyncio.sleep(1.4)  # asked at 0.3, told at 0.6, and asked again at 1.6
+    turn.settle(0)
+    await waiting
+    assert loop.time() - begun == pytest.approx(2.2, abs=0.05)
 
 
 @in_virtual_time

@@ -47,6 +47,18 @@ async def statuses(stage, count):
     return told
 
 
+def test_a_key_rests_for_the_model_it_is_out_of_rate_for_and_for_all_where_it_is_refused():
+    async def play():
+        for status, others_rest in ((429, False), (401, True)):
+            stage, _, (site,) = stage_of([Play([b"{}"], status=status)])
+            await statuses(stage, 1)
+            (key,) = site.keys
+            assert key.rests_until_ms(chat()["model"]) > 0
+            assert (key.rests_until_ms("another") > 0) is others_rest
+
+    on_stage(play)
+
+
 def test_one_request_tries_it_while_others_are_refused():
     async def play():
         stage, (house,), (site,) = stage_of([OUTAGE, OUTAGE, SLOW, ANSWER])

@@ -137,6 +137,11 @@ def test_a_key_that_is_out_of_rate_for_one_model_serves_the_others():
     assert two.key(NOW_MS, model="gpt-4o") is None
     assert two.soonest("gpt-4o").number == 2
     assert {two.key(NOW_MS, model="gpt-4o-mini").number for _ in range(2)} == {1, 2}
+    assert Tour((two,), POLICY, [].append, "gpt-4o").next(NOW_MS, 0, 0.5).key.number == 2, "the one that is back first"
+    three = site("d", keys=2)
+    three.keys[0].rest(NOW_MS, 9_000, "gpt-4o")
+    tour = Tour((three,), POLICY, [].append, "gpt-4o")
+    assert calls_of(tour, [OTHER_KEY]) == [("d", 2, 0)], "the other one rests"
 
 
 def test_a_rest_for_every_model_is_not_cut_short_by_one_for_a_model():
