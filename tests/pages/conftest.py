@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -51,6 +51,22 @@ def used(gateway: Tollgate, team: Team, day: date, model: str, *, cost: int, sav
         }
         marks = ",".join("?" * len(columns))
         database.execute(f"insert into usage_daily values ({marks})", [told[column] for column in columns])
+
+
+@contextmanager
+def without(gateway: Tollgate, table: str) -> Iterator[None]:
+    """Have the database answer nothing that is asked of one table."""
+
+    def rename(before: str, after: str) -> None:
+        path = f"file:{gateway.data_dir}/tollgate.sqlite3?mode=rw"
+        with closing(sqlite3.connect(path, uri=True, timeout=20)) as database, database:
+            database.execute(f"ALTER TABLE {before} RENAME TO {after}")
+
+    rename(table, "away")
+    try:
+        yield
+    finally:
+        rename("away", table)
 
 
 @dataclass(frozen=True)

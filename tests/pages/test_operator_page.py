@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.pages.conftest import USD, used
+from tests.pages.conftest import USD, used, without
 from tests.support.tollgate_process import eventually, run_tollgate
 
 POLICY = {
@@ -23,6 +23,23 @@ POLICY = {
     "base-uri": "'none'",
     "frame-ancestors": "'none'",
 }
+
+PAUSE_WHILE_ASKING = """
+let letGo;
+const held = new Promise((resolve) => { letGo = resolve; });
+const asked = page.waitForRequest(() => true);
+await page.route("**/*", async (route) => {
+  await held;
+  await route.continue();
+});
+await page.clock.runFor(5000);
+await asked;
+await page.locator("#pause").click();
+const answered = page.waitForEvent("requestfinished");
+letGo();
+await answered;
+await page.unroute("**/*");
+"""
 
 
 def get(url, path="/", method="GET", **headers):
@@ -170,9 +187,15 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
     with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway, browser.page() as page:
         page.run("await page.clock.install(); state.asked = 0; page.on('request', () => { state.asked += 1; });")
 
-        def asked_within(minutes):
-            code = "state.asked = 0; await page.clock.runFor(60000 * given.minutes); return state.asked;"
-            return page.run(code, minutes=minutes)
+        def asked_within(minutes, after=""):
+            """How often the server is asked from now on, `after` something that is done in the page."""
+            code = """
+            state.asked = 0;
+            await page.evaluate(given.after);
+            await page.clock.runFor(60000 * given.minutes);
+            return state.asked;
+            """
+            return page.run(code, minutes=minutes, after=after)
 
         page.go(gateway.operations_url)
         assert "no team yet" in page.text("#limits")
@@ -186,17 +209,33 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
             page.run("await page.clock.runFor(5000);")
             return look()
 
+        def tables():
+            """How many tables of teams there are, in a page that may be loading itself again."""
+            code = """
+            try {
+              await page.clock.runFor(5000);
+              return await page.locator("#teams").count();
+            } catch {
+              return -1;
+            }
+            """
+            return page.run(code)
+
         eventually(lambda: seen(lambda: page.rows("#teams") == [row]), what="the team, without a reload")
-        page.run("await page.locator('#pause').click();")
+        page.run(PAUSE_WHILE_ASKING)
         assert page.run("return page.locator('#pause').getAttribute('aria-pressed');") == "true"
         assert asked_within(minutes=5) == 0
-        page.run("await page.locator('#pause').click();")
-        assert asked_within(minutes=5) > 0
-        page.value("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
-        page.value("document.dispatchEvent(new Event('visibilitychange'))")
-        assert asked_within(minutes=5) == 0, "nobody sees it"
-        page.value("delete document.hidden, document.dispatchEvent(new Event('visibilitychange'))")
-        assert asked_within(minutes=5) > 0
+        assert asked_within(minutes=5, after="document.getElementById('pause').click()") > 0
+        hidden = "Object.defineProperty(document, 'hidden', { value: true, configurable: true })"
+        changed = "document.dispatchEvent(new Event('visibilitychange'))"
+        assert asked_within(minutes=5, after=f"{hidden}, {changed}") == 0, "nobody sees it"
+        assert asked_within(minutes=5, after=f"delete document.hidden, {changed}") > 0
+        with without(gateway, "usage_daily"):
+            eventually(lambda: tables() == 0, what="that nothing is shown that is not known")
+            assert "ledger does not answer" in page.text("#money")
+            assert page.rows("#limits")[0][0] == "late"
+        eventually(lambda: tables() == 1, what="the table, once more")
+        assert page.rows("#teams") == [row]
         # A clock that is ahead of the server's gives up on an answer now and then.
         assert {said for said in page.said() if not said.startswith("failed: ")} == set()
         gateway.end()

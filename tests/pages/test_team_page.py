@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from tests.pages.conftest import USD
+from tests.pages.conftest import USD, without
 from tests.support.certificates import Authority
 from tests.support.tollgate_process import clean_environment, eventually, run_tollgate
 
@@ -242,6 +242,12 @@ def test_a_sign_in_is_good_for_every_worker_and_after_a_restart(simulator, tmp_p
         status, _, body = ask(gateway, Cookie=cookie_of(headers))
         assert status == 200
         assert "<h1>lasting</h1>" in body
+        with without(gateway, "api_keys"):
+            status, answered, body = ask(gateway, Cookie=cookie_of(headers))
+            assert (status, answered["Set-Cookie"]) == (503, None)
+            assert "cannot look keys up" in body
+            assert "lasting" not in body
+            assert sign_in(gateway, team.key)[0] == 503
         gateway.cli("keys", "pepper", "rotate")
         assert ask(gateway, Cookie=cookie_of(headers))[0] == 200, "an old pepper goes on until it is retired"
 

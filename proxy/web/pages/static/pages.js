@@ -12,7 +12,11 @@
   let timer = 0;
   let asking = false;
 
+  const parts = (of) => [...of.querySelectorAll(ALL)].map((part) => part.id).join();
+
   function renew(fresh) {
+    // A store went away or came back: other parts than before.
+    if (parts(fresh) !== parts(document)) return location.reload();
     for (const part of document.querySelectorAll(ALL)) {
       const newer = fresh.getElementById(part.id);
       if (newer !== null && newer.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
