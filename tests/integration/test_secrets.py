@@ -150,7 +150,7 @@ def test_no_secret_is_anywhere_in_any_form(simulator, tmp_path, session, stores)
 def test_whatever_is_made_is_its_owners_alone_whatever_the_umask(simulator, tmp_path, session):
     before = os.umask(0)
     try:
-        with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway:
+        with run_tollgate(tmp_path, simulator.base_url, simulator.key, empty=True) as gateway:
             team = gateway.add_team("discreet")
             import_key(gateway, team)
             gateway.cli("keys", "pepper", "rotate")
