@@ -113,4 +113,10 @@ def _plain(message: str) -> str:
     if "matching regex" in message:
         return "a name is 1 to 64 letters, digits, '_', '.' and '-', and begins with a letter or digit"
     message = message.partition(" - at ")[0].replace("`", "")
+    for theirs, ours in _IN_TOML:
+        message = message.replace(theirs, ours)
     return message[:1].lower() + message[1:]
+
+
+_IN_TOML = ((" | null", ""), ("object", "a table"), ("array", "a list"))
+"""What JSON's words are in a settings file."""

@@ -93,6 +93,7 @@ def test_a_file_of_keys_that_is_none(written, tmp_path, content, message):
     [
         ('kind = "azur"', 2, "kind", "must be one of openai, azure, compatible"),
         ("wieght = 3", 2, "wieght", "unknown key"),
+        ('models = ["gpt-4o"]', 2, "models", "expected a table, got a list"),
         ("weight = 0", 2, "weight", "expected int >= 1"),
         ("priority = -1", 2, "priority", "expected int >= 0"),
         ('base_url = "ftp://x"', 2, "base_url", "expected an http:// or https:// URL"),
