@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import migrate
@@ -16,6 +17,10 @@ from tests.support.postgres_server import PostgresServer
 # Some images forbid it, to be small; here hundreds of starts would each compile the whole package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes says more of the machine than of what it tries.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -298,7 +298,7 @@ def test_redis_is_lost_in_mid_fill(gateway, upstream, redis, team, form, cut):
         the_answer(answered, of_one_call=False)
     calls = upstream.idle_stats()["requests"]
     assert 1 <= calls <= PROCESSES + 1
-    assert len(answered) == CALLERS or calls == 1
+    assert len(answered) == CALLERS or calls == 1 or cut != "killed"
     called = ties_out(gateway, team, calls=calls, hits=len(answered) - calls)
     assert [event["outcome"] for event in called] == ["ok"] * calls
     assert len({tokens_of(event) for event in called}) == 1
