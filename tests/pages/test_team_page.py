@@ -198,6 +198,9 @@ def test_forms_of_other_pages_do_nothing(place):
         status, answered, _ = ask(place.gateway, "POST", "/tollgate/sign-out", **headers)
         assert (status, answered["Set-Cookie"]) == (403, None), headers
     assert sign_in(place.gateway, place.growth.key, Origin=place.gateway.root)[0] == 303
+    behind_a_proxy = {"Sec-Fetch-Site": "same-origin", "Origin": "https://llm.example.com"}
+    assert sign_in(place.gateway, place.growth.key, **behind_a_proxy)[0] == 303
+    assert place.growth.key not in place.gateway.stdout + place.gateway.stderr
 
 
 def test_signing_out(place, browser):

@@ -132,8 +132,10 @@ def _token(headers: Mapping[str, str]) -> str | None:
 
 def _is_our_form(headers: Mapping[str, str]) -> bool:
     """Whether a form comes from a page of ours, as browsers say; what is no browser says nothing."""
-    if headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
-        return False
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None:
+        # It goes before the origin: who stands before us may have put another host in the place of ours.
+        return site in {"same-origin", "none"}
     origin = headers.get("Origin")
     return origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()
 
