@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import socketserver
 import sqlite3
-from contextlib import closing
+import threading
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -14,6 +17,7 @@ from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import migrate
 from proxy.app import open_registry
 from proxy.settings import load
+from tests.faults.tcp_proxy import TcpProxy
 from tests.support.doctor import Doctor, answering
 from tests.support.redis_server import RedisServer, eventually, free_port
 from tests.support.tollgate_process import run_tollgate
@@ -90,6 +94,67 @@ def test_a_wrong_password_of_redis(doctor):
         told = doctor("", TOLLGATE_REDIS_URL=f"redis://:{PASSWORD}@127.0.0.1:{redis.port}")
     assert told.verdict("redis") == "fail"
     assert "it refuses us (WRONGPASS" in told["redis"][1]
+
+
+@contextmanager
+def an_old_redis():
+    """The port of one that says it is of 2018, in the few words it is asked for."""
+    told = b"redis_version:5.0.3\r\nrole:master\r\nmaxmemory_policy:noeviction\r\n"
+    answers = {b"INFO": b"$%d\r\n%s\r\n" % (len(told), told), b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while line := self.rfile.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    self.rfile.readline()
+                    words.append(self.rfile.readline().strip())
+                now = str(SystemClock().now_ms() // 1_000).encode()
+                time = b"*2\r\n$%d\r\n%s\r\n$1\r\n0\r\n" % (len(now), now)
+                self.wfile.write(answers.get(words[0], time))
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_):
+            pass
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_redis_that_is_too_old(doctor):
+    with an_old_redis() as port:
+        told = doctor("", TOLLGATE_REDIS_URL=f"redis://127.0.0.1:{port}")
+    assert told.status == 1
+    assert told["redis"] == ("fail", f"redis 5.0.3 at 127.0.0.1:{port} is too old", "6.2 or newer is needed")
+
+
+def test_a_redis_that_is_far_away(doctor):
+    """Half of the time that a decision has is gone on the way."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with RedisServer() as redis:
+        proxy = TcpProxy(("127.0.0.1", redis.port))
+        proxy.delay_seconds = 0.06
+        asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(10)
+        try:
+            told = doctor("", TOLLGATE_REDIS_URL=f"redis://127.0.0.1:{proxy.port}")
+        finally:
+            asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(10)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+    assert told.status == 0
+    assert told["redis"][::2] == ("warn", "put it nearer, or raise redis_deadline_ms")
+    assert " of the 100 ms allowed" in told["redis"][1]
 
 
 def test_one_redis_for_both_is_said_and_machines_without_a_common_key_are_warned_of(doctor):
