@@ -140,7 +140,7 @@ def test_secrets_are_made_for_their_services_once(tmp_path):
     assert made["pgpass"] == f"postgres:5432:tollgate:tollgate:{made['postgres_password']}\n"
     assert len({made["postgres_password"], made["grafana_password"]}) == 2
     assert len(made["grafana_password"]) == 48
-    assert place.stat().st_mode & 0o777 == 0o700
+    assert place.stat().st_mode & 0o777 == 0o711
     for path in place.iterdir():
         assert path.stat().st_mode & 0o777 == 0o400
         (service,) = [each for each in SERVICES.values() if path.name in each.get("secrets", [])]
