@@ -214,6 +214,21 @@ def test_a_wait_between_calls_is_nobodys_failure():
     on_stage(play)
 
 
+def test_who_leaves_between_two_calls_pays_for_none():
+    async def play():
+        long_ms = 3_000_000
+        retry = {"max_attempts": 2, "first_backoff_ms": long_ms, "max_backoff_ms": long_ms, "total_deadline_ms": 10**9}
+        stage, (house,), _ = stage_of([OUTAGE, ANSWER], failures=5, **retry)
+        asked = stage.ask()
+        await asyncio.sleep(0.001)
+        await asked.leave()
+        (ended,) = stage.books.ended
+        assert (ended.attempts, ended.usage.total_tokens, ended.cost_pico_usd) == (1, 0, 0)
+        assert len(house.requests) == 1
+
+    on_stage(play)
+
+
 def test_refusals_are_no_outage():
     async def play():
         for status in (400, 401, 403, 404, 408, 409, 429):
