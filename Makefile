@@ -17,7 +17,7 @@ run: $(VENV)/.run-installed ## Start Tollgate with a fresh key, in front of Open
 	@exec $(BIN)/tollgate serve --demo $(ARGS)
 
 test: $(VENV)/.test-installed ## Run all tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test-installed ## Check format, style, types, the direction of imports and the size of modules
 	$(BIN)/ruff format --check .
