@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from proxy.adapters.prometheus_declared import declared
 from proxy.cli import main
+from proxy.pipeline.principals import STALE_MS
 from tests.support.compose import COMPOSE
 from tests.support.tollgate_process import COMMAND, ROOT, clean_environment, run_tollgate
 
@@ -100,3 +101,11 @@ def test_a_database_of_a_newer_version_is_not_served(used, simulator):
     done = started(used, simulator)
     assert done.returncode == 1
     assert "the database is at revision 9999" in done.stderr
+
+
+def test_figures_of_time_are_those_of_the_code():
+    """How long keys that are known go on without the database."""
+    assert STALE_MS == 5 * 60_000
+    assert "keys that were in use go on for five minutes" in TEXT
+    grace_seconds = COMPOSE["services"]["tollgate"]["stop_grace_period"].removesuffix("s")
+    assert f"On `docker compose stop` the server has {grace_seconds} seconds" in TEXT
