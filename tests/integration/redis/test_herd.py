@@ -10,6 +10,7 @@ import http.client
 import itertools
 import json
 import signal
+from collections import Counter
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -93,6 +94,8 @@ class Caller:
         self.port = self._connection.sock.getsockname()[1]
         self.pid = 0
         self.stream = False
+        self.headers = {}
+        """Of the answer."""
 
     def ask(self, team, body, headers):
         """Send a request; its answer is for later."""
@@ -108,6 +111,7 @@ class Caller:
         with suppress(ConnectionError, http.client.HTTPException):
             answer = self._connection.getresponse()
             content = answer.read()
+            self.headers = answer.headers
             if may_be_refused and answer.status in (429, 503):
                 assert json.loads(content)["error"]["code"] in ("rate_limit_exceeded", "server_is_overloaded")
                 return REFUSED
@@ -223,6 +227,10 @@ def test_a_hundred_at_once_are_one_call(gateway, upstream, redis, team, form):
             ask_all(redis, team, callers, form)
         answer = the_answer([caller.told() for caller in callers])
     assert upstream.idle_stats()["requests"] == 1
+    assert len({caller.headers["x-request-id"] for caller in callers}) == CALLERS
+    if form == "plain":
+        said = Counter(caller.headers["Cache-Status"].partition("; ttl")[0] for caller in callers)
+        assert said["tollgate; fwd=uri-miss; stored"] == 1, said
     (called,) = ties_out(gateway, team, calls=1, hits=CALLERS - 1)
     assert called["outcome"] == "ok"
     assert tokens_of(called) == answer["usage"]["total_tokens"]
