@@ -25,6 +25,7 @@ from proxy.web.admin.table import OPERATIONS, described, find
 ELSEWHERE = {
     "serve": "runs the server",
     "check": "reads a file of the machine it is run on",
+    "doctor": "examines the machine it is run on",
     "simulate-openai": "runs a server",
     "completion": "is for a shell",
     "metrics": "tells of the version, not of a server",
