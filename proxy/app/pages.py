@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from proxy.settings import Settings
 from proxy.web.pages.operator import OperatorPage
 from proxy.web.pages.team_site import TeamSite
 
-__all__ = ["fleet_page", "operator_page_of", "share_refusals", "team_site_of"]
+__all__ = ["fleet_page", "operator_page_of", "read_refusals", "share_refusals", "team_site_of", "write_refusals"]
 
 _ACTOR = "page"
 _SHARE_SECONDS = 1.0
@@ -67,9 +67,7 @@ async def fleet_page(
     if not settings.server.pages:
         return None
     peek = await _shared_peek(settings, spawn, stack)
-    return operator_page_of(
-        settings, engine, partial(shared_now, directory), partial(_shared_refusals, directory), peek
-    )
+    return operator_page_of(settings, engine, partial(shared_now, directory), partial(read_refusals, directory), peek)
 
 
 def team_site_of(settings: Settings, engine: Engine, services: Services, store: KeyStore) -> TeamSite | None:
@@ -85,21 +83,32 @@ async def share_refusals(refusals: RecentRefusals, directory: Path, number: int)
     """Keep what a worker refused where the supervisor finds it, a second old at most. Until cancelled."""
     told = -1
     while True:
-        if refusals.noted != told:
-            told = refusals.noted
-            await asyncio.to_thread(_write, directory / _REFUSALS.format(number), refusals.latest())
+        noted = refusals.noted
+        if noted != told and await asyncio.to_thread(write_refusals, directory, number, refusals.latest()):
+            told = noted
         await asyncio.sleep(_SHARE_SECONDS)
 
 
-def _write(path: Path, refusals: Sequence[Refusal]) -> None:
+def write_refusals(directory: Path, number: int, refusals: Sequence[Refusal]) -> bool:
+    """Write what one worker refused; False where that cannot be, of which no request is to suffer."""
+    path = directory / _REFUSALS.format(number)
     draft = path.with_suffix(".draft")
-    draft.write_bytes(msgspec.json.encode(refusals))
-    draft.replace(path)
+    try:
+        draft.write_bytes(msgspec.json.encode(refusals))
+        draft.replace(path)
+    except OSError:
+        return False
+    return True
 
 
-def _shared_refusals(directory: Path) -> tuple[Refusal, ...]:
-    paths = sorted(directory.glob(_REFUSALS.format("*")))
-    return merged(msgspec.json.decode(path.read_bytes(), type=tuple[Refusal, ...]) for path in paths)
+def read_refusals(directory: Path) -> tuple[Refusal, ...]:
+    """What all workers refused, as one, newest first."""
+    found = []
+    for path in sorted(directory.glob(_REFUSALS.format("*"))):
+        # The directory goes with the supervisor, which may be at it now.
+        with suppress(FileNotFoundError):
+            found.append(msgspec.json.decode(path.read_bytes(), type=tuple[Refusal, ...]))
+    return merged(found)
 
 
 async def _shared_peek(settings: Settings, spawn: Spawn, stack: AsyncExitStack) -> Peek:
