@@ -18,7 +18,7 @@ from rows.health import health
 from rows.latency import latency, team_latency
 from rows.money import budgets, figures, money, spend_by_model, spend_over_time
 from rows.panels import DATA_SOURCE, dashboard, link, variable
-from rows.queries import TEAM
+from rows.queries import ONE_TEAM, TEAM
 from rows.traffic import team_traffic, traffic
 from rows.upstream import upstream
 
@@ -48,7 +48,7 @@ def tollgate() -> dict[str, Any]:
 
 def tollgate_team() -> dict[str, Any]:
     """One team."""
-    return dashboard(
+    page = dashboard(
         "tollgate-team",
         "Tollgate team",
         "What one team spends, what it asks for, and what it is refused.",
@@ -61,6 +61,16 @@ def tollgate_team() -> dict[str, Any]:
         ],
         link("Tollgate", "All teams, over the same time", "/d/tollgate/tollgate"),
     )
+    return _of_one_team(page)
+
+
+def _of_one_team(part: Any) -> Any:
+    """The dots of a name would match any character of another's."""
+    if isinstance(part, dict):
+        return {key: _of_one_team(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_of_one_team(value) for value in part]
+    return part.replace(TEAM, ONE_TEAM) if isinstance(part, str) else part
 
 
 def written() -> Mapping[str, str]:

@@ -161,14 +161,17 @@ def test_figures_that_every_replica_has_are_taken_once_and_others_are_added_up(p
             assert len(re.findall(rf"max by \([\w, ]+\) \({name}", expression)) == every
 
 
-def test_what_is_of_one_team_is_chosen_by_team_on_its_page():
-    for panel in PAGES["tollgate-team.json"]["panels"]:
-        for target in panel.get("targets", ()):
-            for name in metrics_named(target["expr"]):
-                if "team" in whole_names(name, DECLARED):
-                    assert len(re.findall(rf'{name}{{[^}}]*team=~"\$team"', target["expr"])) == target["expr"].count(
-                        name
-                    )
+def test_what_is_of_one_team_is_chosen_by_its_name_on_its_page():
+    """Never by a pattern: `a.b` is a name, and as a pattern it would be that of `a-b` too."""
+    page = PAGES["tollgate-team.json"]
+    asked = [expression for panel in page["panels"] if "targets" in panel for expression in expressions(panel)]
+    asked += [each["query"]["query"] for each in page["templating"]["list"] if each["name"] == "model"]
+    assert len(asked) > 20
+    for expression in asked:
+        assert '=~"$team"' not in expression
+        for name in metrics_named(expression):
+            if "team" in whole_names(name, DECLARED):
+                assert len(re.findall(rf'{name}{{[^}}]*\bteam="\$team"', expression)) == expression.count(name)
 
 
 def test_what_the_dashboards_are_to_show_is_there():

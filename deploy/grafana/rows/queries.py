@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "MODEL",
+    "ONE_TEAM",
     "TEAM",
     "TEAM_MODEL",
     "join",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 TEAM = 'team=~"$team"'
+ONE_TEAM = 'team="$team"'
 MODEL = 'model=~"$model"'
 TEAM_MODEL = f"{TEAM}, {MODEL}"
 
