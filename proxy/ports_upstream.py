@@ -151,8 +151,9 @@ class Upstream(Protocol):
     ) -> Turn:
         """Wait until a call of `model` that may use `tokens` can be made for `team`; nothing has been sent.
 
-        `model` is what upstream calls it, empty where the request names none. Teams that wait are served by weight; `on_wait` is called when it begins to wait. Raises `Overloaded`, and
-        `StoreAway` where the limiter's policy is `closed`.
+        `model` is what upstream calls it, empty where the request names none. Teams that wait are served by weight;
+        `on_wait` is called when it begins to wait. Raises `Overloaded`, and `StoreAway` where the limiter's policy is
+        `closed`.
         """
         ...
 

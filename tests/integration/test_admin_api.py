@@ -506,7 +506,7 @@ def test_methods_that_are_not_there_are_named(gateway, admin):
     assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, PATCH")
     assert answer.json()["error"]["code"] == "method_not_allowed"
     assert admin("OPTIONS", "/teams").status_code == 405
-    for path, status in (("/metrics", 405), ("/healthz", 405), ("/admin", 404), ("/", 404)):
+    for path, status in (("/metrics", 405), ("/healthz", 405), ("/admin", 404), ("/", 405)):
         with requests.Session() as stranger:
             stranger.trust_env = False
             answer = stranger.post(f"{gateway.operations_url}{path}", timeout=9)

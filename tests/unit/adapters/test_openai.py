@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.clock import SystemClock
+from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.adapters.pacer import Pacer, PacerOptions
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.ports import UpstreamRequest
