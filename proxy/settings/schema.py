@@ -75,8 +75,13 @@ class Settings(Section, frozen=True, kw_only=True):
 
     def price_file(self) -> Path | None:
         """The operator's price table, None where there is none."""
-        default = self.default_price_file
-        return self.prices.file or (default if default.is_file() else None)
+        if self.prices.file is not None:
+            return self.prices.file
+        try:
+            return self.default_price_file if self.default_price_file.is_file() else None
+        except PermissionError:
+            # A directory of another user's: whoever needs what is in it says so.
+            return None
 
     def servability(self, *, demo: bool = False) -> tuple[Problem, ...]:
         """What stands between these settings and a running server; empty when nothing does.

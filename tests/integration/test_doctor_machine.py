@@ -303,6 +303,34 @@ def test_a_directory_and_secrets_of_another_user():
         assert "run this as the user the server runs as" in checks[check]["remedy"]
 
 
+def test_a_directory_that_only_another_user_may_look_into():
+    """As a server leaves it: whoever asks as somebody else is told so, and hears of the rest."""
+    place = Path(tempfile.mkdtemp(prefix="tollgate-doctor-", dir="/tmp"))
+    try:
+        (place / "data").mkdir()
+        (place / "data/tollgate.sqlite3").touch()
+        place.chmod(0o755)
+        (place / "data").chmod(0o700 if os.geteuid() == 0 else 0o000)
+        done = subprocess.run(
+            (sys.executable, "-c", _AS_NOBODY, "--data-dir", place / "data", "--upstream", "http://127.0.0.1:1/v1"),
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    finally:
+        (place / "data").chmod(0o700)
+        shutil.rmtree(place)
+    checks = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
+    for check in ("data_dir", "files.peppers", "files.database", "database"):
+        assert checks[check]["verdict"] == "fail"
+        assert f"{place}/data" in checks[check]["said"]
+        assert checks[check]["remedy"].startswith("run this as the user the server runs as")
+    assert checks["disk"]["verdict"] != "fail"
+    assert "Connection refused" in checks["upstream.openai"]["said"]
+
+
 def test_room_for_the_spool(doctor):
     free = shutil.disk_usage("/").free
     assert doctor("[ledger]\nsegment_bytes = 65_536\nquota_bytes = 65_536\n")["disk"][0] == "ok"

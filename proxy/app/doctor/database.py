@@ -34,8 +34,17 @@ def look_at_database(settings: Settings) -> list[Finding]:
     """Look without changing anything: nothing is made, nothing is migrated."""
     url = settings.database_url
     place = settings.data_dir / SQLITE_FILE if url is None else url.reveal()
-    if url is None and not (settings.data_dir / SQLITE_FILE).exists():
-        return [okay("database", f"SQLite, made in {settings.data_dir} at the first start")]
+    try:
+        if url is None and not (settings.data_dir / SQLITE_FILE).exists():
+            return [okay("database", f"SQLite, made in {settings.data_dir} at the first start")]
+    except PermissionError:
+        return [
+            fail(
+                "database",
+                f"this user may not look into {settings.data_dir}",
+                "run this as the user the server runs as",
+            )
+        ]
     try:
         engine = open_engine(place, patience_seconds=_PATIENCE_SECONDS)
     except DataUnusable as error:

@@ -25,6 +25,7 @@ _LEAST_FREE_BYTES = 256 * 2**20
 _MIB = 2**20
 _DAY_MS = 86_400_000
 _SOON_DAYS = 14
+_AS_WHOM = "run this as the user the server runs as, or let that user read it"
 
 
 def look_at_files(settings: Settings, config: Path | None = None) -> list[Finding]:
@@ -58,7 +59,13 @@ def _data_dir(path: Path) -> Finding:
 def _standing(path: Path) -> Path:
     """The innermost part of a path that is there."""
     path = path.absolute()
-    return next((each for each in (path, *path.parents) if each.exists()), path)
+    return next((each for each in (path, *path.parents) if _is_there(each)), path)
+
+
+def _is_there(path: Path) -> bool:
+    with suppress(PermissionError):
+        return path.exists()
+    return False
 
 
 def _disk(settings: Settings) -> Finding:
@@ -108,8 +115,14 @@ def _secrets(settings: Settings, config: Path | None) -> Iterator[Finding]:
         ("config", config if config is not None and _holds_password(config) else None, None),
     ]
     for name, path, read in kept:
-        if path is not None and path.exists():
-            yield _secret(f"files.{name}", path, read)
+        check = f"files.{name}"
+        try:
+            there = path is not None and path.exists()
+        except PermissionError:
+            yield fail(check, f"this user (uid {os.geteuid()}) may not look for {path}", _AS_WHOM)
+        else:
+            if path is not None and there:
+                yield _secret(check, path, read)
 
 
 def _secret(check: str, path: Path, read: Callable[[], object] | None) -> Finding:
@@ -119,8 +132,7 @@ def _secret(check: str, path: Path, read: Callable[[], object] | None) -> Findin
     if mode & 0o020:
         return fail(check, f"a group may change {path} (mode {mode:o})", f"chmod g-w {path}")
     if not os.access(path, os.R_OK):
-        return fail(check, f"this user (uid {os.geteuid()}) may not read {path}",
-                    "run this as the user the server runs as, or let that user read it")  # fmt: skip
+        return fail(check, f"this user (uid {os.geteuid()}) may not read {path}", _AS_WHOM)
     try:
         if read is not None:
             read()
