@@ -7,6 +7,8 @@ import json
 import socket
 import socketserver
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import closing, contextmanager
 
@@ -20,7 +22,7 @@ from proxy.settings import load
 from tests.faults.tcp_proxy import TcpProxy
 from tests.support.doctor import Doctor, answering
 from tests.support.redis_server import RedisServer, eventually, free_port
-from tests.support.tollgate_process import run_tollgate
+from tests.support.tollgate_process import clean_environment, run_tollgate
 
 PASSWORD = "hunter2-of-the-store"
 
@@ -87,6 +89,42 @@ def test_a_redis_that_accepts_and_says_nothing(doctor):
         told = doctor("", TOLLGATE_REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}")
     assert told.verdict("redis") == "fail"
     assert "no answer in time" in told["redis"][1]
+
+
+_WHERE_NAMES_ARE_NOT_FOUND = """
+import socket, sys, threading
+from proxy.app import doctor
+from proxy.cli import main
+numbers = socket.getaddrinfo
+def held(host, *args, **options):
+    if "." in str(host) and not str(host)[0].isdigit():
+        threading.Event().wait(600)
+    return numbers(host, *args, **options)
+socket.getaddrinfo = held
+doctor._PATIENCE_SECONDS = 1.0
+main(["doctor", "--json", "--port", "0", "--admin-port", "0", *sys.argv[1:]])
+"""
+
+
+def test_names_that_are_looked_up_for_ever_keep_nobody(doctor):
+    """The threads that look them up cannot be told to end: the command ends without them."""
+    done = subprocess.run(
+        (sys.executable, "-c", _WHERE_NAMES_ARE_NOT_FOUND, "--data-dir", doctor.data_dir, "--upstream",
+         "http://upstream.example/v1"),
+        env=clean_environment(
+            OPENAI_API_KEY="sk-some-key",
+            TOLLGATE_REDIS_URL=f"redis://:{PASSWORD}@redis.example",
+            TOLLGATE_DATABASE_URL=f"postgresql://tollgate:{PASSWORD}@one.example,two.example/tollgate",
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    failed = {each["check"] for each in json.loads(done.stdout)["checks"] if each["verdict"] == "fail"}
+    assert {"database", "redis", "upstream"} <= failed
+    assert PASSWORD not in done.stdout + done.stderr
 
 
 def test_a_wrong_password_of_redis(doctor):

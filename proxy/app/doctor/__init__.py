@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 from proxy.app.doctor.database import look_at_database
 from proxy.app.doctor.files import look_at_files
@@ -27,7 +30,28 @@ def examine(settings: Settings, config: Path | None = None, unusable: Collection
     return asyncio.run(_examine(settings, config, unusable))
 
 
+class _Unwaited(ThreadPoolExecutor):
+    """Threads that nobody waits for at the end: one that looks up a name may be held for minutes."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                future.set_result(function(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - told to whoever asked
+                future.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as inherited
+        """There is nothing to wait for."""
+
+
 async def _examine(settings: Settings, config: Path | None, unusable: Collection[str]) -> list[Finding]:
+    asyncio.get_running_loop().set_default_executor(_Unwaited())
     parts = [
         _part("machine", asyncio.to_thread(look_at_machine, settings)),
         _part("files", asyncio.to_thread(look_at_files, settings, config)),
