@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -37,6 +38,8 @@ class Operations:
         page: OperatorPage | None = None,
     ) -> None:
         self._render_metrics = render_metrics
+        # However many scrape at once, the loop shares the interpreter with one of them.
+        self._renderer = ThreadPoolExecutor(1, "metrics")
         self._checks = checks
         self._admin = admin
         self._page = page
@@ -96,9 +99,10 @@ class Operations:
         return web.Response(status=reply.status, body=reply.body, headers=dict(reply.headers))
 
     async def metrics(self, request: web.BaseRequest) -> web.Response:
-        """Render all metrics off the loop."""
+        """Render all metrics off the loop, for one scraper after another."""
         accept = ",".join(request.headers.getall("Accept", ()))
-        text, content_type = await asyncio.to_thread(self._render_metrics, accept)
+        loop = asyncio.get_running_loop()
+        text, content_type = await loop.run_in_executor(self._renderer, self._render_metrics, accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
 

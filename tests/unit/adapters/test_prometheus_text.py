@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.prometheus_shared import render_shared
+from proxy.adapters.prometheus_text import written
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
 from proxy.core.usage import Usage
@@ -108,3 +110,16 @@ def test_processes_that_share_their_figures_tell_them_in_both_forms_without_exem
     assert [each.value for each in families["tollgate_requests"].samples if each.labels["outcome"] == "ok"] == [2]
     plain = render_shared(tmp_path)[0].decode()
     assert {family.name for family in read_text(plain)} == set(families), json.dumps(sorted(families))
+
+
+@pytest.mark.parametrize("accept", ["", PROMETHEUS])
+def test_between_a_few_samples_others_get_their_turn(accept):
+    registry = CollectorRegistry()
+    counter = Counter("tollgate_many_total", "Many.", ("number",), registry=registry)
+    for number in range(1_000):
+        counter.labels(number)
+    shown = []
+    text, _ = written(registry, accept, pause=shown.append)
+    assert text.count(b"tollgate_many_total{") == 1_000
+    assert len(shown) == 40
+    assert all(0 < seconds < 0.001 for seconds in shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import aiohttp
@@ -59,3 +60,25 @@ async def test_nothing_is_written_there(rendered):
     async with aiohttp.ClientSession() as session, session.post(f"{url}/metrics") as answer:
         assert answer.status == web.HTTPMethodNotAllowed.status_code
     assert not asked
+
+
+async def test_scrapers_that_come_together_are_served_one_after_another():
+    both = threading.Barrier(2)
+    met = []
+
+    def render(_):
+        try:
+            both.wait(0.2)
+        except threading.BrokenBarrierError:
+            met.append(False)
+        else:
+            met.append(True)
+        return b"some_metric 1\n", "text/plain"
+
+    runner = runner_of(Operations(render_metrics=render, checks={}, admin=None).server(), shutdown_seconds=1.0)
+    url = await listen(runner, "127.0.0.1", 0)
+    async with aiohttp.ClientSession() as session:
+        answers = await asyncio.gather(*(session.get(f"{url}/metrics") for _ in range(4)))
+        assert [await answer.text() for answer in answers] == ["some_metric 1\n"] * 4
+    await runner.cleanup()
+    assert met == [False] * 4
