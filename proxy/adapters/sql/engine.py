@@ -27,15 +27,18 @@ _BUSY_TIMEOUT_MS = 10_000
 Insert = sqlite.Insert
 
 
-def open_engine(url_or_path: str | Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Engine:
+def open_engine(
+    url_or_path: str | Path, *, patience_seconds: float = PATIENCE_SECONDS, as_it_is: bool = False
+) -> Engine:
     """An engine for a database URL or the path of an SQLite file; connects when first used.
 
     An SQLite file is made with mode 0600 and its directory with 0700. A statement on Postgres that takes longer than
-    `patience_seconds` fails. The engine is synchronous and safe to use from threads. Raises `DataUnusable`, which
-    tells nothing of the URL: it may hold a password.
+    `patience_seconds` fails. `as_it_is`: an SQLite file keeps the journal it has, for those who only look. The engine
+    is synchronous and safe to use from threads. Raises `DataUnusable`, which tells nothing of the URL: it may hold a
+    password.
     """
     if isinstance(url_or_path, Path) or "://" not in url_or_path:
-        return _open_sqlite(URL.create("sqlite", database=os.fspath(url_or_path)))
+        return _open_sqlite(URL.create("sqlite", database=os.fspath(url_or_path)), as_it_is=as_it_is)
     try:
         url = make_url(url_or_path)
     except (ArgumentError, ValueError):
@@ -43,7 +46,7 @@ def open_engine(url_or_path: str | Path, *, patience_seconds: float = PATIENCE_S
             "database_url is not a URL of a database: postgresql://user:password@host:5432/name"
         ) from None
     if url.get_backend_name() == "sqlite":
-        return _open_sqlite(url)
+        return _open_sqlite(url, as_it_is=as_it_is)
     try:
         from proxy.adapters.sql.postgres import open_postgres  # noqa: PLC0415 - the driver is not in the base install
     except ImportError:
@@ -92,7 +95,7 @@ def insert_into(connection: Connection, table: Table) -> Insert:
     return cast("Insert", postgresql.insert(table))
 
 
-def _open_sqlite(url: URL) -> Engine:
+def _open_sqlite(url: URL, *, as_it_is: bool) -> Engine:
     if url.database is None:
         raise ValueError("the SQLite database needs a path")
     path = Path(url.database)
@@ -103,6 +106,8 @@ def _open_sqlite(url: URL) -> Engine:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = create_engine(url, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
+    if not as_it_is:
+        event.listen(engine, "connect", _use_wal)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -113,10 +118,9 @@ def _prepare(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
         # FULL: a spool segment is deleted once its events are committed, so a commit must survive a power cut.
         connection.execute(f"PRAGMA {pragma}").close()
-    _use_wal(connection)
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def _use_wal(connection: sqlite3.Connection, _record: object) -> None:
     # The first switch to WAL needs the file alone and does not wait by itself; from then on the file remembers it.
     for _ in range(100):
         try:

@@ -46,7 +46,7 @@ def look_at_database(settings: Settings) -> list[Finding]:
             )
         ]
     try:
-        engine = open_engine(place, patience_seconds=_PATIENCE_SECONDS)
+        engine = open_engine(place, patience_seconds=_PATIENCE_SECONDS, as_it_is=True)
     except DataUnusable as error:
         return [fail("database", str(error), "mend database_url, or install what is missing")]
     try:
