@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import sys
 import tarfile
 import tempfile
@@ -74,6 +75,9 @@ def main() -> int:
         sys.stderr.write(f"{data_dir} is no directory\n")
         return 1
     os.umask(0o077)
+    if stat.S_ISREG(os.fstat(1).st_mode):
+        with suppress(PermissionError):
+            os.fchmod(1, 0o600)
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
         write_backup(data_dir, tar)
     return 0

@@ -206,6 +206,7 @@ def test_a_backup_without_its_peppers_is_seen_before_it_is_needed(tmp_path, simu
         here.add_team("growth")
         back_up(here.data_dir, tmp_path / "tollgate.tar")
     restore(tmp_path / "tollgate.tar", tmp_path / "there")
+    assert (tmp_path / "tollgate.tar").stat().st_mode & 0o777 == 0o600
 
     def doctor():
         arguments = ("doctor", "--data-dir", tmp_path / "there", "--upstream", simulator.base_url, "--port", "0",
@@ -213,7 +214,12 @@ def test_a_backup_without_its_peppers_is_seen_before_it_is_needed(tmp_path, simu
         return subprocess.run([*COMMAND, *arguments], env=clean_environment(OPENAI_API_KEY=UPSTREAM_KEY),
                               capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
 
+    def restored() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()}
+
+    as_it_came = restored()
     assert doctor().returncode == 0
+    assert restored() == as_it_came, "looking changes nothing"
     (tmp_path / "there/peppers.json").unlink()
     done = doctor()
     assert done.returncode == 1
