@@ -16,7 +16,8 @@ __all__ = ["SESSION_MS", "PageSession", "read_session", "signed"]
 
 SESSION_MS = 3_600_000
 """How long a sign-in is good for."""
-_PURPOSE = "tollgate page session"
+_PURPOSE = "\ntollgate page session"
+"""No key has a line break, so its hash, which a database keeps, is never the secret of sessions."""
 _TOKEN = re.compile(r"([0-9]{1,9})\.([0-9A-Za-z]{1,64})\.([0-9]{1,9})\.([0-9]{1,15})\.([0-9a-f]{64})", re.ASCII)
 
 

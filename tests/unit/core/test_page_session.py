@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core import keys, page_session
 from proxy.core.keys import Peppers
 from proxy.core.page_session import SESSION_MS, PageSession, read_session, signed
 
@@ -62,3 +63,8 @@ def test_the_secret_of_sessions_is_not_that_of_keys():
 
     said, _, signature = signed(SESSION, PEPPERS).rpartition(".")
     assert keyed_hash(OTHER, said).hex() != signature
+
+
+def test_no_key_that_a_database_keeps_hashes_to_the_secret_of_sessions():
+    assert not keys.may_be_imported(page_session._PURPOSE)
+    assert keys.parse(page_session._PURPOSE) is None
