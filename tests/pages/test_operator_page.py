@@ -243,6 +243,29 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
         assert page.rows("#teams") == [row]
 
 
+def test_a_table_that_somebody_reads_is_new_too(simulator, browser, tmp_path):
+    with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway, browser.page(width=390) as page:
+        team, today = gateway.add_team("read"), datetime.now(UTC).date()
+        used(gateway, team, today, "gpt-4o", cost=3 * USD)
+        page.run("await page.clock.install();")
+        page.go(gateway.operations_url)
+        page.run("await page.locator('#teams .wide').click();")
+        held = "document.activeElement === document.querySelector('#teams .wide')"
+        scrolled = "[...document.querySelectorAll('#teams .wide, #models .wide')].map(each => each.scrollLeft)"
+        page.value(
+            "document.querySelectorAll('#teams .wide, #models .wide').forEach(each => { each.scrollLeft = 60; })"
+        )
+        assert (page.value(held), page.value(scrolled)) == (True, [60, 60])
+        used(gateway, team, today, "gpt-4o-mini", cost=4 * USD)
+
+        def sums():
+            page.run("await page.clock.runFor(5000);")
+            return [row[1] for row in page.rows("#teams")], [row[1] for row in page.rows("#models")]
+
+        eventually(lambda: sums() == (["$7.00"], ["$4.00", "$3.00"]), what="what was used, where the focus is too")
+        assert (page.value(held), page.value(scrolled)) == (True, [60, 60])
+
+
 def test_it_can_be_switched_off(simulator, tmp_path):
     with run_tollgate(tmp_path, simulator.base_url, simulator.key, settings="[server]\npages = false\n") as gateway:
         assert get(gateway.operations_url)[0] == 404

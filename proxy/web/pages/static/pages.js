@@ -14,14 +14,20 @@
 
   const parts = (of) => [...of.querySelectorAll(ALL)].map((part) => part.id).join();
 
+  // What holds a table stays: it may have the focus, or be scrolled to the side.
+  function put(newer, part) {
+    const shown = [...part.children];
+    const alike = (each, at) => each.tagName === shown[at].tagName && each.ariaLabel === shown[at].ariaLabel;
+    if (newer.length !== shown.length || !newer.every(alike)) return part.replaceChildren(...newer);
+    newer.forEach((each, at) => each.innerHTML === shown[at].innerHTML || shown[at].replaceChildren(...each.childNodes));
+  }
+
   function renew(fresh) {
     // A store went away or came back: other parts than before.
     if (parts(fresh) !== parts(document)) return location.reload();
     for (const part of document.querySelectorAll(ALL)) {
       const newer = fresh.getElementById(part.id);
-      if (newer !== null && newer.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
-        part.replaceChildren(...newer.childNodes);
-      }
+      if (newer !== null && newer.innerHTML !== part.innerHTML) put([...newer.children], part);
     }
     document.dispatchEvent(new Event("renewed"));
   }
