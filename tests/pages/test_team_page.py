@@ -8,7 +8,8 @@ import re
 import ssl
 import subprocess
 import sys
-from contextlib import closing
+from collections import Counter
+from contextlib import ExitStack, closing
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -141,6 +142,29 @@ def test_who_fails_time_after_time_has_to_wait(simulator, tmp_path):
         assert codes == {"invalid_api_key", "too_many_sign_ins"}
 
 
+def test_keys_that_come_at_once_are_no_more_than_those_that_come_one_by_one(simulator, tmp_path):
+    with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway, ExitStack() as stack:
+        at = urlsplit(gateway.root)
+        bodies = [urlencode({"key": f"nobody-{number}-{'x' * 20}"}).encode() for number in range(40)]
+        asked = []
+        for body in bodies:
+            connection = stack.enter_context(closing(http.client.HTTPConnection(at.hostname, at.port, timeout=20)))
+            headers = FORM | {"Content-Length": str(len(body)), "Expect": "100-continue"}
+            connection.putrequest("POST", "/tollgate/sign-in")
+            for header in headers.items():
+                connection.putheader(*header)
+            connection.endheaders()
+            # It is asked for its body, so whoever looks before reading has looked.
+            assert connection.sock.recv(12) == b"HTTP/1.1 100"
+            while connection.sock.recv(1) != b"\n" or connection.sock.recv(2) != b"\r\n":
+                pass
+            asked.append(connection)
+        for connection, body in zip(asked, bodies, strict=True):
+            connection.send(body)
+        statuses = Counter(connection.getresponse().status for connection in asked)
+    assert statuses == {401: 10, 429: 30}
+
+
 def test_the_cookie_holds_no_key_and_goes_nowhere_else(place):
     status, headers, _ = sign_in(place.gateway, f" {place.growth.key}\n")
     assert (status, headers["Location"]) == (303, "/tollgate")
@@ -170,6 +194,9 @@ def test_the_cookie_is_secure_where_the_page_is(simulator, browser, tmp_path, pl
     status, headers, _ = sign_in(place.gateway, place.growth.key, **{"X-Forwarded-Proto": "https"})
     assert status == 303
     assert headers["Set-Cookie"].endswith("; Secure")
+    # Who stands before us ends TLS and does not say so.
+    origin = {"Sec-Fetch-Site": "same-origin", "Origin": "https://llm.example.com"}
+    assert sign_in(place.gateway, place.growth.key, **origin)[1]["Set-Cookie"].endswith("; Secure")
     authority = Authority(tmp_path)
     files = authority.issue("listener")
     settings = f'[server]\ntls_cert_file = "{files[0]}"\ntls_key_file = "{files[1]}"\n'
@@ -192,6 +219,8 @@ def test_forms_of_other_pages_do_nothing(place):
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "https://elsewhere.example.com"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": f"{place.gateway.root}.example.com"},
     ):
         status, answered, _ = sign_in(place.gateway, place.growth.key, **headers)
         assert (status, answered["Set-Cookie"]) == (403, None), headers

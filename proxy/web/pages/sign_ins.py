@@ -28,8 +28,8 @@ class FailedSignIns:
         began_ms, failures = self._failures.get(_network(address), (0, 0))
         return max(0, began_ms + WINDOW_MS - self._ms()) if failures >= MAX_FAILURES else 0
 
-    def failed(self, address: str | None) -> None:
-        """Note that a key of this address opened nothing."""
+    def tried(self, address: str | None) -> None:
+        """Note that this address tries a key: before it is looked up, so that many at once are counted too."""
         network, ms = _network(address), self._ms()
         began_ms, failures = self._failures.pop(network, (ms, 0))
         if ms - began_ms >= WINDOW_MS:
@@ -37,6 +37,15 @@ class FailedSignIns:
         self._failures[network] = (began_ms, failures + 1)
         if len(self._failures) > _MAX_ADDRESSES:
             self._failures.popitem(last=False)
+
+    def opened(self, address: str | None) -> None:
+        """Take back what `tried` noted: the key was not a wrong one."""
+        network = _network(address)
+        began_ms, failures = self._failures.get(network, (0, 0))
+        if failures > 1:
+            self._failures[network] = (began_ms, failures - 1)
+        else:
+            self._failures.pop(network, None)
 
     def _ms(self) -> int:
         return self._clock.monotonic_ns() // 1_000_000

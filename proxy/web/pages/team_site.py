@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from proxy.core.errors import BodyTooLarge, InvalidKey, InvalidRequest, Overloaded, StoreAway
 from proxy.core.page_session import SESSION_MS
@@ -93,18 +93,21 @@ class TeamSite:
     async def _sign_in(self, exchange: Exchange, body: Callable[[int], Body], address: str | None) -> Reply:
         if not _is_our_form(exchange.headers):
             return _foreign()
+        key = await _key_in(body)
         wait_ms = self._failures.wait_ms(address)
         if wait_ms:
             seconds = -(-wait_ms // _MS)
             said = f"Too many keys that open nothing came from your address. Try again in {seconds} seconds."
             return Reply(429, (*PAGE_HEADERS, ("Retry-After", str(seconds))), sign_in_page(said), "too_many_sign_ins")
+        self._failures.tried(address)
         try:
-            token, exchange.principal = await self._sessions.begin(await _key_in(body(_MAX_FORM_BYTES)))
-        except (InvalidKey, InvalidRequest, BodyTooLarge):
-            self._failures.failed(address)
+            token, exchange.principal = await self._sessions.begin(key)
+        except InvalidKey:
             return Reply(401, PAGE_HEADERS, sign_in_page(_WRONG), "invalid_api_key")
         except (StoreAway, Overloaded):
+            self._failures.opened(address)
             return Reply(503, PAGE_HEADERS, sign_in_page(_AWAY), "store_away")
+        self._failures.opened(address)
         return _redirect(_cookie(exchange, token, SESSION_MS // _MS))
 
     def _sign_out(self, exchange: Exchange) -> Reply:
@@ -121,7 +124,9 @@ def _foreign() -> Reply:
 
 
 def _cookie(exchange: Exchange, token: str, seconds: int) -> tuple[str, str]:
-    secure = "; Secure" if exchange.came_by_tls else ""
+    # Who ends TLS before us may say nothing of it; the browser's word for where its form is from does.
+    by_tls = exchange.came_by_tls or exchange.headers.get("Origin", "").lower().startswith("https://")
+    secure = "; Secure" if by_tls else ""
     return "Set-Cookie", f"{COOKIE}={token}; Path={TEAM_BASE}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
 
 
@@ -136,14 +141,15 @@ def _is_our_form(headers: Mapping[str, str]) -> bool:
     if site is not None:
         # It goes before the origin: who stands before us may have put another host in the place of ours.
         return site in {"same-origin", "none"}
-    origin = headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()
+    origin, host = headers.get("Origin"), headers.get("Host", "").lower()
+    return origin is None or origin.lower() in {f"http://{host}", f"https://{host}"}
 
 
-async def _key_in(body: Body) -> str:
-    form = b"".join([chunk async for chunk in body.chunks()])
+async def _key_in(body: Callable[[int], Body]) -> str:
+    """The key that a form has; empty where it has none."""
     try:
+        form = b"".join([chunk async for chunk in body(_MAX_FORM_BYTES).chunks()])
         fields = parse_qs(form.decode(), max_num_fields=8)
-    except ValueError:
+    except (InvalidRequest, BodyTooLarge, ValueError):
         return ""
     return fields.get("key", [""])[0].strip()

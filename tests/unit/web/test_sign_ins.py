@@ -23,7 +23,7 @@ def test_the_eleventh_waits_until_the_minute_is_over():
     failures = FailedSignIns(clock)
     for _ in range(MAX_FAILURES):
         assert failures.wait_ms("192.0.2.1") == 0
-        failures.failed("192.0.2.1")
+        failures.tried("192.0.2.1")
     assert failures.wait_ms("192.0.2.1") == WINDOW_MS
     assert failures.wait_ms("192.0.2.2") == 0, "others do not"
     clock.ms += WINDOW_MS - 1
@@ -32,7 +32,7 @@ def test_the_eleventh_waits_until_the_minute_is_over():
     assert failures.wait_ms("192.0.2.1") == 0
     for _ in range(MAX_FAILURES):
         assert failures.wait_ms("192.0.2.1") == 0, "a new minute begins"
-        failures.failed("192.0.2.1")
+        failures.tried("192.0.2.1")
     assert failures.wait_ms("192.0.2.1") == WINDOW_MS
 
 
@@ -49,12 +49,29 @@ def test_the_eleventh_waits_until_the_minute_is_over():
 def test_who_holds_a_network_is_one(one, other, same):
     failures = FailedSignIns(Clock())
     for _ in range(MAX_FAILURES):
-        failures.failed(one)
+        failures.tried(one)
     assert (failures.wait_ms(other) > 0) == same
+
+
+def test_what_opened_something_is_taken_back():
+    clock = Clock()
+    failures = FailedSignIns(clock)
+    failures.tried("192.0.2.1")
+    failures.opened("192.0.2.1")
+    assert failures._failures == {}
+    for _ in range(MAX_FAILURES):
+        failures.tried("192.0.2.1")
+    assert failures.wait_ms("192.0.2.1") > 0
+    failures.opened("192.0.2.1")
+    assert failures.wait_ms("192.0.2.1") == 0
+    failures.tried("192.0.2.1")
+    assert failures.wait_ms("192.0.2.1") == WINDOW_MS, "and no failure but that"
+    failures.opened("192.0.2.2")
+    assert list(failures._failures) == ["192.0.2.1"]
 
 
 def test_room_is_bounded():
     failures = FailedSignIns(Clock())
     for number in range(10_050):
-        failures.failed(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        failures.tried(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(failures._failures) == 10_000
