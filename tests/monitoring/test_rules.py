@@ -61,19 +61,29 @@ def test_each_alert_is_seen_to_fire_and_not_to_before_and_afterwards():
         # One that is not named here would be evaluated at any time, before what it asks for.
         assert set(content["group_eval_order"]) == groups
         for test in content["tests"]:
-            for each in test["alert_rule_test"]:
+            for each in test.get("alert_rule_test", ()):
                 seen[each["alertname"], test["name"]].append(bool(each["exp_alerts"]))
     proved = {alert for (alert, _), fired in seen.items() if fired[0] is False and True in fired and fired[-1] is False}
     assert proved == ALERTS.keys()
 
 
 _NUMBER = re.compile(r"(?<=[<>=] )[\d.]+(?= |$)")
+
+
+def of_one_replica(rule):
+    """The rule with nothing added up; None where there is one series for each instance, or no figure is asked for."""
+    if "sum by" not in rule["expr"] or re.search(r"sum by \(instance|tollgate_breaker_state", rule["expr"]):
+        return None
+    return {**rule, "expr": rule["expr"].replace("sum by", "max by")}
+
+
 MUTATIONS = {
     "the first threshold a tenth lower": lambda rule: scaled(rule, 0, 0.9),
     "the first threshold a tenth higher": lambda rule: scaled(rule, 0, 1.1),
     "the last threshold a tenth lower": lambda rule: scaled(rule, -1, 0.9),
     "the last threshold a tenth higher": lambda rule: scaled(rule, -1, 1.1),
     "no duration": lambda rule: {**rule, "for": "0s"} if "for" in rule else None,
+    "one replica for all": of_one_replica,
 }
 
 
@@ -99,8 +109,36 @@ def test_unit_tests_notice_what_is_moved_in_an_alert(mutation, tmp_path):
     with (tmp_path / "there/rules" / ALERT_RULES.name).open("w") as file:
         YAML().dump(content, file)
     tested = promtool("test", "rules", *(tmp_path / "there/tests").glob("*.yml"))
-    assert len(moved) > 10
+    assert len(moved) >= 10
     assert set(re.findall(r"alertname: (\w+), time:", tested.stdout + tested.stderr)) == moved
+
+
+MUTATIONS_OF_RECORDED = {
+    "a shorter span": (r"\[(5m|15m|1h)\]", lambda span: {"5m": "[2m]", "15m": "[5m]", "1h": "[30m]"}[span[1]]),
+    "a longer span": (r"\[(5m|15m|1h)\]", lambda span: {"5m": "[15m]", "15m": "[1h]", "1h": "[2h]"}[span[1]]),
+    "one replica for all": (r"sum by \((?!instance)", "max by ("),
+    "each replica's figure of what all share": (r"max by", "sum by"),
+    "not all outcomes": (r"failed\|unavailable", "unavailable"),
+    "another part": (r"0\.99", "0.98"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS_OF_RECORDED)
+def test_unit_tests_notice_what_is_changed_in_a_recorded_series(mutation, tmp_path):
+    shutil.copytree(PROMETHEUS_DIR, tmp_path / "there")
+    content, changed = read(RECORDING_RULES), set()
+    for group in content["groups"]:
+        for rule in group["rules"]:
+            there = re.sub(*MUTATIONS_OF_RECORDED[mutation], rule["expr"])
+            if there != rule["expr"]:
+                changed.add(rule["record"])
+                rule["expr"] = there
+    with (tmp_path / "there/rules" / RECORDING_RULES.name).open("w") as file:
+        YAML().dump(content, file)
+    tested = promtool("test", "rules", tmp_path / "there/tests/recorded.yml")
+    noticed = set(re.findall(r'expr: "[^"]*?(\w+:\w+:\w+)', tested.stdout + tested.stderr))
+    assert changed
+    assert noticed == changed
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
