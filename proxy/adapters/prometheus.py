@@ -21,6 +21,7 @@ from proxy.adapters.prometheus_streams import StreamMetrics
 from proxy.adapters.prometheus_text import written
 from proxy.adapters.prometheus_upstreams import UpstreamMetrics
 from proxy.core.bucket import Dimension
+from proxy.core.endpoints import PAGE
 from proxy.core.errors import UpstreamFault
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
@@ -211,8 +212,10 @@ class Metrics(StoreMetrics):
         self.in_flight_requests.inc()
 
     def finished(self, record: RequestRecord) -> None:
-        """Count a request out."""
+        """Count a request out. Views of pages are in the log alone: an open one asks every few seconds."""
         self.in_flight_requests.dec()
+        if record.endpoint == PAGE:
+            return
         team = record.team
         model = self._model(record.model)
         seconds = record.duration_ms / 1_000

@@ -25,7 +25,7 @@ _LABELS: Mapping[str, str] = {
     "dimension": "what is limited: " + _any_of((Dimension.REQUESTS, Dimension.TOKENS)),
     "direction": _any_of(("back", "ahead")),
     "endpoint": "the operation: `chat`, `text_completion`, `embeddings`, `responses`, `moderations`, `models`...; "
-    "`_other` for a path that is not open",
+    "`_other` for a path that is not open; a team's page is in none of them",
     "event": "a fixed list: what became of a connection or a command",
     "key": "the place of a key in the settings of its upstream, from 1; never anything of the key",
     "kind": "of tokens `input`, `cached_input`, `output`, `reasoning`; of errors " + _any_of(UpstreamFault) + ", or "

@@ -76,6 +76,14 @@ def test_a_pair_of_team_and_model_has_all_its_counters_at_first_sight(metrics):
     assert value(metrics, "tollgate_saved_tokens_total", team="growth", model="gpt-4o") == 0
 
 
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.REJECTED, Outcome.UNAVAILABLE])
+def test_a_page_that_is_looked_at_is_no_request_of_the_api(metrics, outcome):
+    before = samples(metrics)
+    page = {"endpoint": "page", "model": "", "attempts": 0, "cache": None, "usage": Usage(), "cost_pico_usd": 0}
+    finish(metrics, outcome=outcome, request_use_ratio=None, token_use_ratio=None, **page)
+    assert samples(metrics) == before
+
+
 HIT = {"attempts": 0, "outcome": Outcome.CACHED, "cache": CacheResult.HIT, "usage": Usage(70, 7), "cost_pico_usd": 0}
 
 
