@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from proxy.adapters.file_owner import give_to_owner
 from proxy.core.json_lines import json_lines
 from proxy.core.price_forms import Written, from_csv, from_flat, is_flat
 from proxy.core.price_table import Path as Place
@@ -68,7 +69,10 @@ def replacing(path: Path) -> Iterator[Callable[[str], None]]:
     draft = path.with_name(f".{path.name}.new")
 
     def put(text: str) -> None:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        # What a broken attempt has left; made anew, it leads nowhere else.
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as file:
+            give_to_owner(file.fileno(), path)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

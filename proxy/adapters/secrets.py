@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from proxy.adapters.file_owner import give_to_owner
 from proxy.core.keys import Peppers
 from proxy.core.registry import DataUnusable
 
@@ -160,6 +161,7 @@ def _draft(path: Path, content: bytes) -> Path:
     fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
+            give_to_owner(fd, path)
             file.write(content)
             file.flush()
             os.fsync(fd)

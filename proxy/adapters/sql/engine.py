@@ -15,6 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from proxy.adapters.file_owner import give_to_owner
 from proxy.core.errors import StoreAway
 from proxy.core.registry import DataUnusable
 
@@ -103,7 +104,9 @@ def _open_sqlite(url: URL, *, as_it_is: bool) -> Engine:
     # SQLite gives its -wal and -shm files the mode of this one. A file that is there is left alone: to close any
     # descriptor of it lets go of every lock this process has on it, and another one could then pull its -wal away.
     with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        give_to_owner(made, path.parent)
+        os.close(made)
     engine = create_engine(url, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
     if not as_it_is:
