@@ -258,6 +258,11 @@ def test_the_network_is_closed_but_for_what_is_needed():
     (internet,) = [rule for rule in policy["egress"] if rule["to"][0].get("ipBlock", {}).get("cidr") == "0.0.0.0/0"]
     assert {"169.254.0.0/16", "10.0.0.0/8"} <= set(internet["to"][0]["ipBlock"]["except"])
     assert internet["ports"] == [{"port": 443, "protocol": "TCP"}]
+    callers, scrapers = (rule["from"][0]["namespaceSelector"]["matchLabels"] for rule in policy["ingress"])
+    readme = (ROOT / "deploy/README.md").read_text()
+    ((label, value),) = callers.items()
+    assert f"kubectl label namespace ingress-nginx {label}={value}" in readme
+    assert scrapers == {"kubernetes.io/metadata.name": "monitoring"}
 
 
 def status(url: str) -> int | None:
