@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import requests
 from openai import OpenAI
 
 from tests.support.tollgate_process import Simulator, Team, Tollgate, clean_environment, run_simulator, run_tollgate
+from tests.support.tools import program
 
 UPSTREAM_KEY = "sk-upstream-7Hq2vYwZ0kTn"
 SETTINGS = """
@@ -115,8 +115,8 @@ def straight(simulator: Simulator) -> Iterator[OpenAI]:
 @pytest.fixture(scope="session")
 def node() -> Path:
     """The directory in which Node finds the official SDK; installed from the lock on first use."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs node and npm on PATH: install Node.js 20 or newer")
+    program("node", "nodejs")
+    program("npm", "npm")
     with (NODE_DIR / "package.json").open() as locked:
         fcntl.flock(locked, fcntl.LOCK_EX)  # several workers, one directory
         installed, wanted = NODE_DIR / "node_modules/.package-lock.json", NODE_DIR / "package-lock.json"
