@@ -9,6 +9,7 @@ __all__ = ["budgets", "figures", "money", "spend_by_model", "spend_over_time"]
 
 _NO_SPEND = "Nothing spent in this range"
 _NOTHING_SAVED = "Nothing saved in this range"
+_NOT_READ = "No team yet, or the ledger is away"
 _NO_BUDGETS = "No budgets"
 _SPENT = f"max by (team, period) (tollgate_budget_spent_usd{{{TEAM}}})"
 # One that only warns has no limit.
@@ -60,14 +61,14 @@ def figures() -> list[Panel]:
             "restart.",
             f'sum(max by (team) (tollgate_ledger_spend_usd{{period="day", {TEAM}}}))',
             "currencyUSD",
-            empty=_NO_SPEND,
+            empty=_NOT_READ,
         ),
         number(
             "Month to date",
             "What the ledger has of this month, in UTC, of all models. Exact to a minute, also after a restart.",
             month,
             "currencyUSD",
-            empty=_NO_SPEND,
+            empty=_NOT_READ,
         ),
         number(
             "Month, projected",
@@ -75,7 +76,7 @@ def figures() -> list[Panel]:
             "whole day old, so that one hour does not stand for thirty days.",
             f"{month} * scalar(days_in_month() / {days_gone})",
             "currencyUSD",
-            empty=_NO_SPEND,
+            empty=_NOT_READ,
         ),
         number(
             "Saved by the cache in range",
