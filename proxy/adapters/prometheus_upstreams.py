@@ -22,7 +22,7 @@ class UpstreamMetrics:
     def __init__(self, on: CollectorRegistry) -> None:
         self.breaker_state = Gauge(
             "tollgate_breaker_state",
-            "0 while an upstream is called, 2 after a run of failures, 1 while the first request after a rest tries it out.",
+            "0 while an upstream is called, 2 after a run of failures, 1 while the next request tries it out.",
             ("upstream",),
             multiprocess_mode="livemax",
             registry=on,
