@@ -19,6 +19,7 @@ __all__ = [
     "count",
     "day_name",
     "gauge",
+    "moment",
     "money",
     "money_cell",
     "number_cell",
@@ -31,13 +32,14 @@ _CENTS = 2
 _SMALL = 6
 _PICO_PER_NANO = 1_000
 _FULL = 100
+_DAY_MS = 86_400_000
 
 
 def money(pico_usd: int, digits: int | None = None) -> str:
     """Dollars with cents; less than a cent with six places, or as being that where two `digits` are asked for."""
     small = 0 < abs(pico_usd) < 10 ** (PICO_DIGITS - _CENTS)
     if small and digits == _CENTS:
-        return "<$0.01"
+        return "<$0.01" if pico_usd > 0 else ">-$0.01"
     digits = digits or (_SMALL if small else _CENTS)
     whole, _, decimals = format_usd(abs(pico_usd), digits).partition(".")
     return f"{'-' if pico_usd < 0 else ''}${int(whole):,}.{decimals}"
@@ -69,14 +71,25 @@ def number_cell(number: int) -> Html:
 
 
 def percent(part: int, whole: int) -> str:
-    """A part of a whole; a dash of nothing."""
-    return f"{_FULL * part / whole:.0f} %" if whole else "–"  # noqa: RUF001 - a dash, as in any table
+    """A part of a whole, of which all is said of nothing less; a dash of nothing."""
+    if not whole:
+        return "–"  # noqa: RUF001 - a dash, as in any table
+    share = round(_FULL * part / whole)
+    return f"{min(share, _FULL - 1) if part < whole else share} %"
 
 
 def clock_time(at_ms: int) -> Html:
     """A time of day in UTC, with its date for programs."""
     at = datetime.fromtimestamp(at_ms // 1_000, UTC)
     return el("time", f"{at:%H:%M:%S}", datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def moment(at_ms: int, now_ms: int) -> Html:
+    """A time of day in UTC; of another day than now's, with its date."""
+    if at_ms // _DAY_MS == now_ms // _DAY_MS:
+        return clock_time(at_ms)
+    at = datetime.fromtimestamp(at_ms // 1_000, UTC)
+    return el("time", f"{at:%Y-%m-%d %H:%M:%S}", datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def day_name(day: date) -> Html:
@@ -104,7 +117,7 @@ def bar(label: str, part: int, whole: int, text: str, mark: int | None = None) -
         aria_label=label,
         aria_valuemin=0,
         aria_valuemax=_FULL,
-        aria_valuenow=f"{filled:.0f}",
+        aria_valuenow=int(filled),
         aria_valuetext=text,
     )
 

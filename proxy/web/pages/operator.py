@@ -8,7 +8,17 @@ from proxy.core.overview import Overview, TeamNow, UpstreamNow
 from proxy.core.refusals import Refusal
 from proxy.pipeline.exchange import Reply
 from proxy.web.pages.assets import ASSETS
-from proxy.web.pages.figures import BUDGET_HEADER, budget_rows, clock_time, count, gauge, number_cell, percent, table
+from proxy.web.pages.figures import (
+    BUDGET_HEADER,
+    budget_rows,
+    clock_time,
+    count,
+    gauge,
+    moment,
+    number_cell,
+    percent,
+    table,
+)
 from proxy.web.pages.html import Child, Html, el, join
 from proxy.web.pages.layout import PAGE_HEADERS, asset_reply, page, section
 from proxy.web.pages.money import chart_of_days, lines, tiles
@@ -50,7 +60,7 @@ class OperatorPage:
 
 def operator_page(overview: Overview) -> bytes:
     """Write the page."""
-    parts = (_money(overview), _teams(overview), _refusals(overview.refusals), _upstreams(overview))
+    parts = (_money(overview), _teams(overview), _refusals(overview.refusals, overview.at_ms), _upstreams(overview))
     return page("Tollgate", OPERATOR_BASE, _header(overview), join(parts), live=True)
 
 
@@ -118,17 +128,17 @@ def _limits(team: TeamNow) -> Html:
     )
 
 
-def _refusals(refusals: tuple[Refusal, ...]) -> Html:
+def _refusals(refusals: tuple[Refusal, ...], now_ms: int) -> Html:
     header = ("Latest (UTC)", "Team", "Model", "Endpoint", "Reason", "Request", ">Status", ">Times")
-    rows = [_refusal(each) for each in refusals]
+    rows = [_refusal(each, now_ms) for each in refusals]
     caption = "Requests that were refused here since the start, those alike in one row"
     return section("refusals", "Recent refusals", table(caption, header, rows, "Nothing was refused since the start."))
 
 
-def _refusal(refusal: Refusal) -> Html:
+def _refusal(refusal: Refusal, now_ms: int) -> Html:
     return el(
         "tr",
-        el("th", clock_time(refusal.at_ms), scope="row"),
+        el("th", moment(refusal.at_ms, now_ms), scope="row"),
         el("td", refusal.team or "nobody known"),
         el("td", refusal.model or "–"),  # noqa: RUF001 - a dash
         el("td", "no endpoint" if refusal.endpoint == "_other" else refusal.endpoint),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.core.money import PICO_PER_USD
 from proxy.core.overview import Level
 from proxy.web.pages.assets import ASSETS, asset, url_of
-from proxy.web.pages.figures import bar, gauge, money, places, table
+from proxy.web.pages.figures import bar, gauge, money, percent, places, table
 from proxy.web.pages.html import Html, el, join
 from proxy.web.pages.layout import page
 
@@ -70,12 +70,22 @@ def test_text_that_is_put_together_with_markup_is_text_again():
         (10_000_000_000, None, "$0.01"),
         (1_234_567 * PICO_PER_USD + 994_000_000_000, None, "$1,234,567.99"),
         (9_999_999_999, 2, "<$0.01"),
+        (-9_999_999_999, 2, ">-$0.01"),
         (5_000_000_000, 6, "$0.005000"),
         (-3 * PICO_PER_USD, None, "-$3.00"),
     ],
 )
 def test_money(pico_usd, digits, shown):
     assert money(pico_usd, digits) == shown
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [(0, 0, "–"), (0, 7, "0 %"), (2, 3, "67 %"), (4_999, 5_000, "99 %"), (7, 7, "100 %"), (9, 7, "129 %")],  # noqa: RUF001
+)
+def test_all_is_said_of_nothing_less(part, whole, shown):
+    assert percent(part, whole) == shown
+    assert ('aria-valuenow="100"' in bar("Used", part, whole, "")) == (part >= whole)
 
 
 def test_the_points_of_a_column_are_in_one_line():
