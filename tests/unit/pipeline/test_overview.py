@@ -48,10 +48,10 @@ def statements(bench):
     return found
 
 
-def used(bench, team, cost_pico_usd):
+def used(bench, team, cost_pico_usd, model="m"):
     zeros = {column.name: 0 for column in usage_daily.c if not column.primary_key}
     day = datetime.fromtimestamp(bench.clock.now_ms() / 1_000, UTC).date()
-    key = {"day": day, "team": team, "key_id": "k", "model": "m", "upstream": "u", "endpoint": "chat"}
+    key = {"day": day, "team": team, "key_id": "k", "model": model, "upstream": "u", "endpoint": "chat"}
     with bench.database.engine.begin() as connection:
         connection.execute(insert(usage_daily).values({**zeros, **key, "cost_pico_usd": cost_pico_usd}))
 
@@ -73,6 +73,27 @@ async def test_all_of_it(bench, registry, sources):
     assert shown.now.in_flight == 1
     assert shown.now.upstreams == (UpstreamNow("openai", 0, 0, 0, 1),)
     assert shown.refusals == (REFUSAL,)
+
+
+async def test_teams_and_models_are_summed_up_by_the_database_each_by_itself(bench, sources):
+    rows = []
+
+    class Reports(SqlUsageReports):
+        def each_usage(self, *asked):
+            for row in super().each_usage(*asked):
+                rows.append(row.group)
+                yield row
+
+    teams, models = [f"team-{number}" for number in range(5)], [f"model-{number}" for number in range(4)]
+    for at, team in enumerate(teams):
+        for model in models:
+            used(bench, team, 10**at, model)
+    shown = await Overviews(replace(sources, reports=Reports(bench.database.engine)), bench.clock).latest()
+    assert shown.account is not None
+    assert shown.account.today.cost_pico_usd == 44_444
+    assert [(line.name, line.today.cost_pico_usd) for line in shown.account.models] == [(m, 11_111) for m in models]
+    assert [line.month.cost_pico_usd for line in shown.account.teams] == [40_000, 4_000, 400, 40, 4]
+    assert len(rows) == len(teams) + len(models)
 
 
 async def scope_of(bench):
@@ -103,6 +124,15 @@ async def test_what_took_long_is_good_for_longer(bench, sources):
     assert await overviews.latest() is first
     bench.clock.ms += 1
     assert await overviews.latest() is not first
+
+
+async def test_a_refusal_of_another_day_has_its_date(bench, sources):
+    overview = await Overviews(sources, bench.clock).latest()
+    now_ms = overview.at_ms
+    midnight_ms = now_ms - now_ms % 86_400_000
+    for at_ms, form in ((midnight_ms, "%H:%M:%S"), (midnight_ms - 1, "%Y-%m-%d %H:%M:%S")):
+        page = operator_page(replace(overview, refusals=(replace(REFUSAL, at_ms=at_ms),))).decode()
+        assert f">{datetime.fromtimestamp(at_ms // 1_000, UTC):{form}}</time></th>" in page
 
 
 @pytest.mark.parametrize(
