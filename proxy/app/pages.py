@@ -80,11 +80,17 @@ def team_site_of(settings: Settings, engine: Engine, services: Services, store: 
 
 
 async def share_refusals(refusals: RecentRefusals, directory: Path, number: int) -> None:
-    """Keep what a worker refused where the supervisor finds it, a second old at most. Until cancelled."""
-    told = -1
+    """Keep what a worker refused where the supervisor finds it, a second old at most. Until cancelled.
+
+    What those refused that had this number before stays with it: that one of them died undoes no refusal.
+    """
+    earlier = await asyncio.to_thread(read_refusals, directory, number)
+    told = 0
     while True:
         noted = refusals.noted
-        if noted != told and await asyncio.to_thread(write_refusals, directory, number, refusals.latest()):
+        if noted != told and await asyncio.to_thread(
+            write_refusals, directory, number, merged((refusals.latest(), earlier))
+        ):
             told = noted
         await asyncio.sleep(_SHARE_SECONDS)
 
@@ -101,12 +107,12 @@ def write_refusals(directory: Path, number: int, refusals: Sequence[Refusal]) ->
     return True
 
 
-def read_refusals(directory: Path) -> tuple[Refusal, ...]:
-    """What all workers refused, as one, newest first."""
+def read_refusals(directory: Path, number: int | None = None) -> tuple[Refusal, ...]:
+    """What all workers refused, or those of one number, as one, newest first."""
     found = []
-    for path in sorted(directory.glob(_REFUSALS.format("*"))):
-        # The directory goes with the supervisor, which may be at it now.
-        with suppress(FileNotFoundError):
+    for path in sorted(directory.glob(_REFUSALS.format("*" if number is None else number))):
+        # The directory goes with the supervisor, which may be at it now; and no disk is to cost a worker its life.
+        with suppress(OSError):
             found.append(msgspec.json.decode(path.read_bytes(), type=tuple[Refusal, ...]))
     return merged(found)
 
