@@ -239,6 +239,24 @@ def test_a_settings_file_with_a_password_is_a_secret(doctor):
     assert "hunter2" not in shown.output
 
 
+@pytest.mark.parametrize(
+    ("mode", "verdict", "words"),
+    [(0o600, "ok", "for its owner alone"), (0o400, "ok", "for its owner alone"), (0o640, "fail", "passes"),
+     (0o604, "fail", "passes"), (None, "fail", "is not there")],
+)  # fmt: skip
+def test_a_file_of_passwords_that_the_driver_would_pass_over(doctor, tmp_path, mode, verdict, words):
+    path = tmp_path / "pgpass"
+    if mode is not None:
+        path.write_text("*:*:*:*:hunter2\n")
+        path.chmod(mode)
+    url = f"postgresql://tollgate@127.0.0.1:{free_port()}/tollgate?passfile={path}"
+    told = doctor("", TOLLGATE_DATABASE_URL=url)
+    assert told.verdict("files.passfile") == verdict
+    assert words in told["files.passfile"][1]
+    assert str(path) in told["files.passfile"][1]
+    assert "hunter2" not in told.printed
+
+
 def test_secrets_that_are_none(doctor, used):
     for name, check, words in (
         ("peppers.json", "files.peppers", "is not a file of peppers"),

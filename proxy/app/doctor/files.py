@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from proxy.adapters.admin_token import AdminTokenFile, admin_token_path
 from proxy.adapters.cache_key_file import CACHE_KEY_FILE, load_or_create_cache_keys
@@ -34,6 +35,7 @@ def look_at_files(settings: Settings, config: Path | None = None) -> list[Findin
         _data_dir(settings.data_dir),
         _disk(settings),
         *_secrets(settings, config),
+        *_passfile(settings),
         *_certificate(settings),
     ]
 
@@ -141,6 +143,27 @@ def _secret(check: str, path: Path, read: Callable[[], object] | None) -> Findin
     except OSError as error:
         return fail(check, f"{path}: {error.strerror}", "let the user that the server runs as read it")
     return okay(check, f"{path} is for its owner{' and a group' if mode & 0o040 else ''} alone")
+
+
+def _passfile(settings: Settings) -> Iterator[Finding]:
+    """The file of passwords that the database's URL names: one that others may open is passed over in silence."""
+    url = settings.database_url
+    for name in parse_qs(urlsplit(url.reveal()).query).get("passfile", ()) if url is not None else ():
+        yield _passwords("files.passfile", Path(name))
+
+
+def _passwords(check: str, path: Path) -> Finding:
+    if not _is_there(path):
+        return fail(
+            check,
+            f"{path} is not there, or not for this user (uid {os.geteuid()}) to see",
+            "put HOST:PORT:NAME:USER:PASSWORD into it, with mode 600, for the user the server runs as",
+        )
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        said = f"Postgres's driver passes {path} over (mode {mode:o}): it is not for its owner alone"
+        return fail(check, said, f"chmod 600 {path}")
+    return _secret(check, path, None)
 
 
 def _holds_password(config: Path) -> bool:
