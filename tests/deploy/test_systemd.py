@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shlex
 import signal
@@ -80,6 +81,28 @@ def test_it_is_hardly_exposed(tmp_path):
         re.sub(r"^(SystemCallFilter|ProtectSystem|CapabilityBoundingSet).*\n", "", UNIT.read_text(), flags=re.MULTILINE)
     )
     assert subprocess.run([*command, weaker], capture_output=True, text=True, check=False).returncode == 1
+
+
+_NEEDED = {
+    "DeviceAllow", "IPAddressDeny", "PrivateNetwork", "RestrictAddressFamilies_AF_INET_INET6",
+    "RestrictAddressFamilies_AF_UNIX", "RootDirectoryOrRootImage",
+}  # fmt: skip
+"""What it is open to: it speaks to the network and to systemd, and runs from the machine's own files."""
+
+
+def exposed(unit: Path) -> set[str]:
+    command = [program("systemd-analyze", "systemd"), "security", "--offline=true", "--json=short", unit]
+    judged = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    assert len(judged) > 60
+    return {each["json_field"] for each in judged if each["set"] is False}
+
+
+@pytest.mark.parametrize("line", ["MemoryDenyWriteExecute", "PrivateDevices", "ProtectHome", "PrivateUsers"])
+def test_it_is_open_to_what_it_needs_alone(tmp_path, line):
+    assert exposed(UNIT) <= _NEEDED
+    weaker = tmp_path / "tollgate.service"
+    weaker.write_text(re.sub(rf"^{line}=.*\n", "", UNIT.read_text(), flags=re.MULTILINE))
+    assert exposed(weaker) - _NEEDED == {line}
 
 
 def test_a_stop_waits_longer_than_the_drain():
