@@ -181,10 +181,10 @@ class Worker:
             try:
                 changes = await equipment.key_store.changes(seen)
                 if changes != seen:
-                    seen = changes
                     equipment.services.principals.invalidate(changes.ended)
                     teams = await asyncio.to_thread(equipment.registry.list_teams)
                     equipment.metrics.prepare(team.name for team in teams)
+                    seen = changes
             except StoreAway as error:
                 equipment.services.telemetry.store_failed(error.store, error.operation)
             with suppress(TimeoutError):

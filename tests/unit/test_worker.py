@@ -249,6 +249,27 @@ async def test_a_new_team_has_its_counters_at_zero_before_its_first_request(sett
         await until(there)
 
 
+async def test_a_team_that_could_not_be_read_when_it_was_new_is_read_later(settings, engine, registry):
+    async with serving(settings, engine) as worker:
+        value = worker.metrics.registry.get_sample_value
+        registry.add_team("sales", "free")
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE teams RENAME TO away"))
+            connection.execute(text("UPDATE config_revision SET revision = revision + 1"))
+
+        async def counted() -> bool:
+            return bool(value("tollgate_store_errors_total", {"store": "registry", "operation": "list_teams"}))
+
+        await until(counted)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE away RENAME TO teams"))
+
+        async def there() -> bool:
+            return value("tollgate_rate_limited_total", {"team": "sales", "limit": "tokens"}) == 0.0
+
+        await until(there)
+
+
 async def test_not_ready_while_the_database_is_away(settings, engine, key, session):
     async with serving(settings, engine) as worker:
 
