@@ -104,7 +104,7 @@ async def test_one_team_is_served_in_the_order_in_which_it_came_and_no_faster_th
 async def test_a_hundred_that_wait_for_their_limit_do_not_delay_another_team(queue: Queue) -> None:
     queue.add_team("crowd", requests_per_minute=120, request_capacity=1)
     queue.add_team("one")
-    for number in range(105):
+    for number in range(120):
         queue.ask(f"c{number}", "crowd", wait="60s")
     await until(lambda: queue.limits_waiting() >= 100)
     status, _, _ = await queue.ask("one", "one", wait="60s")
@@ -117,7 +117,7 @@ async def test_a_hundred_that_wait_for_upstream_do_not_delay_another_team(open_g
     queue = Queue(await open_gateway(**{"upstream.requests_per_minute": 90, "upstream.pacing_deadline_seconds": 300}))
     queue.add_team("crowd")
     queue.add_team("one")
-    for number in range(103):
+    for number in range(120):
         queue.ask(f"c{number}", "crowd", wait=None)
     await until(lambda: queue.upstream_waiting >= 98)
     before = len(queue.seen)
@@ -135,10 +135,10 @@ async def test_a_hundred_that_wait_for_upstream_do_not_delay_another_team(open_g
 
 
 async def test_heavier_teams_have_more_of_upstream(open_gateway: Open) -> None:
-    queue = Queue(await open_gateway(**{"upstream.requests_per_minute": 900, "upstream.pacing_deadline_seconds": 300}))
+    queue = Queue(await open_gateway(**{"upstream.requests_per_minute": 450, "upstream.pacing_deadline_seconds": 300}))
     queue.add_team("light")
     queue.add_team("heavy", weight=4)
-    for number in range(70):
+    for number in range(100):
         queue.ask(f"light{number}", "light", wait=None)
         queue.ask(f"heavy{number}", "heavy", wait=None)
     await until(lambda: queue.upstream_waiting >= 100)

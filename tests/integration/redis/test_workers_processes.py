@@ -57,7 +57,7 @@ def until_deaths(gateway, count):
 
 def figures_files(gateway):
     (directory,) = gateway.data_dir.glob("metrics-*")
-    return {path.name for path in directory.iterdir()}
+    return {path.name for path in directory.glob("*.db")}
 
 
 def all_idle(gateway):
