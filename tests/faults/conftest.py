@@ -248,7 +248,7 @@ async def open_gateway(tmp_path: Path, nothing_forgotten: None) -> AsyncIterator
             registry.add_team(TEAM, "free", **LIMITS)
             key = registry.issue_key(TEAM, label="test").key
             session = await stack.enter_async_context(
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
             )
             return Gateway(worker, engine, simulator, session, key, settings, log, running.aclose)
 
