@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 
 from tests.support.tollgate_process import COMMAND, clean_environment, run_tollgate
 
@@ -22,6 +23,7 @@ def test_a_running_server_takes_up_a_new_pepper_and_lets_go_of_the_old_one(simul
         assert status(session, gateway, team.key) == 200
         gateway.cli("keys", "pepper", "rotate")
         fresh = json.loads(gateway.cli("keys", "issue", "--team", team.name, "--json"))["key"]
+        time.sleep(2)  # a running server looks for what has changed a few times a second
         assert [status(session, gateway, key) for key in (fresh, team.key)] == [200, 200]
     # What was learned of the old key is written at the latest when the server ends.
     with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway:
