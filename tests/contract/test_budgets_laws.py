@@ -16,7 +16,7 @@ from proxy.adapters.memory import budgets as memory_budgets
 from proxy.core.bucket import Admitted, Cost, OverBudget, Scope
 from proxy.core.budget import MINUTE_MS, Cap, Period, Spend, span_of
 from proxy.core.tiers import Limits, Schedule
-from tests.support.budget_laws import BUDGET_LAWS
+from tests.support.budget_laws import BUDGET_LAWS, begin_alike
 from tests.support.limiter_engines import HandClock, memory_engine, redis_engine
 from tests.support.redis_server import server_binary
 
@@ -35,6 +35,7 @@ async def test_of_every_history(engine, law, chance):
 @of_an_engine
 @given(chance=st.randoms(use_true_random=False))
 async def test_the_answers_are_those_of_the_embedded_limiter(engine, clock, chance):
+    begin_alike(engine)
     embedded, team = memory_engine(clock), next(teams)
     embedded.callers_clock, embedded.books = engine.callers_clock, engine.books
     embedded.limiter.budgets._reader._ledger = engine.books

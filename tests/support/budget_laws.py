@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
 
@@ -15,7 +16,7 @@ from proxy.core.budget import LARGEST_BUDGET_NANO_USD, MINUTE_MS, SETTLED_AFTER_
 from proxy.core.tiers import Limits, Schedule
 from tests.support.limiter_engines import Engine
 
-__all__ = ["BUDGET_LAWS", "BudgetLaw"]
+__all__ = ["BUDGET_LAWS", "BudgetLaw", "begin_alike"]
 
 BudgetLaw = Callable[[Engine, Random], Awaitable[None]]
 BUDGET_LAWS: dict[str, BudgetLaw] = {}
@@ -105,7 +106,19 @@ class _Team:
         return sum(amount for _, amount in self.spent) + sum(each.spend.nano_usd for each in self.under_way)
 
 
+def begin_alike(engine: Engine) -> None:
+    """Go on to the third of the next month, midnight.
+
+    Engines keep time from one history to the next, and what a history comes to depends on when minutes, days and
+    months end: one that is gone through again has to come to the same.
+    """
+    now = datetime.fromtimestamp(engine.clock.now_ms() / 1_000, UTC)
+    start = (now.replace(day=1) + timedelta(days=32)).replace(day=3, hour=0, minute=0, second=0, microsecond=0)
+    engine.clock.advance(int(start.timestamp()) * 1_000 - engine.clock.now_ms())
+
+
 def _team(engine: Engine, chance: Random, *, over: int = 0) -> _Team:
+    begin_alike(engine)
     span = span_of(Period.TOTAL, 0)
     limit = chance.choice((50, 100, 300))
     caps = (Cap("team", span, limit, chance.choice((None, limit // 2))),)
