@@ -2,7 +2,8 @@
 
 A section is a script with `--json FILE`: it prints its table and, where asked to, writes a JSON list of
 
-    {"what": str, "value": number, "unit": str, "target": number | null, "better": "more" | "less", "spread": [low, high]}
+    {"what": str, "value": number, "unit": str, "target": number | null, "better": "more" | "less",
+     "spread": [low, high] | null}
 
 `target` is null where a figure has none, `spread` where it was taken once. `what` names the figure by itself: it stands
 in one table with those of the other sections. `bench/run.py` gathers the lists.

@@ -1,7 +1,7 @@
 """`make bench`: every measurement in turn, each a script of its own that prints its table and writes JSON.
 
 A section takes `--json FILE` and `--quick`, prints its own table, and writes the list of figures that `figures.py`
-describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread": [low, high] | null}`.
+describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread"}`.
 
 Absolute figures move with the machine; compare only figures of one run.
 """
