@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
+from operator import itemgetter
 
 from proxy.core.replay import Form
 from proxy.core.strict_json import JsonObject, canonical
@@ -68,7 +70,7 @@ def digest(
     if len(team_secret) < 16:
         raise ValueError("a team's cache secret has at least 16 bytes")
     fields = [VERSION, salt, method.encode(), path.encode(), upstream.encode(), canonical(_kept(body))]
-    for name, value in sorted(_counting(headers), key=lambda pair: pair[0]):
+    for name, value in sorted(_counting(headers), key=_NAME_OF):
         # Bytes that are no UTF-8 come as what they were read into.
         fields += (name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
     keyed = hashlib.blake2b(key=team_secret[:64], digest_size=32)
@@ -98,6 +100,17 @@ def _kept(body: JsonObject) -> JsonObject:
 def _counting(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """The headers that count, their names in lower case; values under one name stay in their order."""
     for name, value in headers:
-        lower = name.lower()
-        if lower not in EXCLUDED_HEADERS and not lower.startswith(EXCLUDED_HEADER_PREFIXES):
+        lower = _counted_name(name) if len(name) <= _KNOWN_CHARACTERS else _counts_as(name)
+        if lower:
             yield lower, value
+
+
+def _counts_as(name: str) -> str:
+    """The name in lower case; empty where it does not count."""
+    lower = name.lower()
+    return "" if lower in EXCLUDED_HEADERS or lower.startswith(EXCLUDED_HEADER_PREFIXES) else lower
+
+
+_KNOWN_CHARACTERS = 64
+_counted_name = lru_cache(maxsize=1_024)(_counts_as)
+_NAME_OF = itemgetter(0)

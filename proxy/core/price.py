@@ -7,7 +7,7 @@ products of integers: nothing is rounded, and nothing is a float.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from proxy.core.usage import Usage
@@ -79,12 +79,13 @@ class Price:
     rates: Mapping[ServiceTier, Rates]
     """Every tier is present: one without prices of its own has the default's."""
     long_context: LongContext | None = None
+    is_free: bool = field(init=False, repr=False, compare=False)
+    """Whether no request costs anything, whatever its size and however it is served."""
 
-    @property
-    def is_free(self) -> bool:
-        """Whether no request costs anything, whatever its size and however it is served."""
+    def __post_init__(self) -> None:
         sheets = (*self.rates.values(), *(self.long_context.rates.values() if self.long_context else ()))
-        return not any(getattr(sheet, kind) for sheet in sheets for kind in Rates.__slots__)
+        is_free = not any(getattr(sheet, kind) for sheet in sheets for kind in Rates.__slots__)
+        object.__setattr__(self, "is_free", is_free)
 
     def rates_for(self, input_tokens: int, service_tier: str | None) -> Rates:
         """The rates of a request with this many input tokens, served at this tier."""

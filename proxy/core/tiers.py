@@ -117,8 +117,21 @@ class Schedule:
         return self.before
 
 
+class _TierMemo:
+    """Likewise for a tier."""
+
+    __slots__ = ("ends_after_ms", "schedules")
+    ends_after_ms: tuple[int, ...]
+    """When each phase but the last is over, from the beginning of the first."""
+    schedules: dict[tuple[int, int, Limits | None], Schedule]
+    """By begin, number of the switch, and override: asked for with every request of a team."""
+
+
+_MOST_SCHEDULES = 65_536
+
+
 @dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(_TierMemo):
     """A named list of phases; the last one is without end.
 
     Raises ValueError without phases, when a phase before the last has no positive duration, or the last has one.
@@ -134,6 +147,12 @@ class Tier:
             raise ValueError(f"the last phase of tier {self.name!r} must be without end")
         if any(phase.lasts_ms is None or phase.lasts_ms <= 0 for phase in self.phases[:-1]):
             raise ValueError(f"every phase of tier {self.name!r} but the last must last a positive time")
+        ends = tuple(accumulate(phase.lasts_ms or 0 for phase in self.phases[:-1]))
+        object.__setattr__(self, "ends_after_ms", ends)
+        object.__setattr__(self, "schedules", {})
+
+    def __reduce__(self) -> tuple[type[Tier], tuple[str, tuple[Phase, ...]]]:
+        return Tier, (self.name, self.phases)
 
     def schedule(self, since_ms: int, now_ms: int, override: Limits | None = None) -> Schedule:
         """The limits at `now_ms` for a team put on the tier at `since_ms`, and the switch nearest to `now_ms`.
@@ -142,13 +161,21 @@ class Tier:
         before the switch, still need the limits that held then. The result stays true until half of the phase after
         the switch is over. Each number of `override` takes the place of the tier's, on both sides.
         """
-        ends = list(accumulate((phase.lasts_ms or 0 for phase in self.phases[:-1]), initial=since_ms))[1:]
-        if not ends:
-            limits = self.phases[0].limits.overridden_by(override)
-            return Schedule(limits, limits)
-        nearest = min(range(len(ends)), key=lambda index: abs(ends[index] - now_ms))
-        before, after = (phase.limits.overridden_by(override) for phase in self.phases[nearest : nearest + 2])
-        return Schedule(before, after, ends[nearest])
+        ends = self.ends_after_ms
+        switch = 0 if len(ends) < 2 else min(range(len(ends)), key=lambda index: abs(since_ms + ends[index] - now_ms))
+        asked = since_ms, switch, override
+        known = self.schedules.get(asked)
+        return self._remember(asked, self._around(*asked)) if known is None else known
+
+    def _around(self, since_ms: int, switch: int, override: Limits | None) -> Schedule:
+        before, *after = (phase.limits.overridden_by(override) for phase in self.phases[switch : switch + 2])
+        return Schedule(before, after[0], since_ms + self.ends_after_ms[switch]) if after else Schedule(before, before)
+
+    def _remember(self, asked: tuple[int, int, Limits | None], schedule: Schedule) -> Schedule:
+        if len(self.schedules) >= _MOST_SCHEDULES:
+            self.schedules.clear()
+        self.schedules[asked] = schedule
+        return schedule
 
 
 def _default_tiers() -> Mapping[str, Tier]:
