@@ -1,0 +1,435 @@
+"""What each step of the line costs: microseconds of CPU on the loop's thread, least and median of many short rounds.
+
+`python bench/steps.py` puts the product's own parts together in this process (`inside.py` says what stands where the
+network does) and runs each step alone, on requests that have come as far as that; then the whole line (`travel`), and
+the whole of HTTP on top of it, beside a bare aiohttp server. Steps take turns, so that whatever else the machine does
+hits all of them; the least is the round that was disturbed the least. Collecting garbage is put off while a round is
+timed. `--only WORDS` runs the steps whose name has one of the words, `--profile FILE` has
+cProfile watch them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import gc
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from figures import Figure, arguments, write
+from inside import ANSWER, Callers, Client, Gateway, bare_server, gateway, question, wire
+
+from proxy.adapters.logs import json_line
+from proxy.core.errors import TollgateError
+from proxy.core.event import Outcome
+from proxy.core.headers import returnable
+from proxy.pipeline.admit import admit
+from proxy.pipeline.authenticate import authenticate
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.forward import dispatch, forward
+from proxy.pipeline.interpret import interpret
+from proxy.pipeline.keep import keep
+from proxy.pipeline.line import travel
+from proxy.pipeline.lookup import look_up
+from proxy.pipeline.own_headers import own_headers, own_headers_of_error
+from proxy.pipeline.relay import replay
+from proxy.pipeline.report import Ending, record_of
+from proxy.pipeline.settle import settle, settle_hit
+from proxy.web.downstream import AiohttpDownstream
+from proxy.web.errors import answer_of, reply_of
+from proxy.web.paths import place_of
+from proxy.web.server import OpenAIServer
+
+AT_A_TIME = 64
+"""Requests in a round: few enough that none of them grows old before its step."""
+CONNECTIONS = 32
+PATH = "/v1/chat/completions"
+AT_ONCE = 512
+"""Requests of a round over HTTP."""
+HIT = 0
+"""The number of the question whose answer is in the cache."""
+_numbers = count(1)
+WHOLE = "HTTP: pass-through"
+REST = "the rest: aiohttp, flight, task"
+PARTS = frozenset(
+    {
+        "arrive: ids, exchange",
+        "authenticate, cached",
+        "interpret: parse, checks, price",
+        "look up, miss",
+        "admit: RPM and TPM",
+        "dispatch: route, begin record",
+        "forward: turn, call, no network",
+        "settle: usage, limits, cost, end record",
+        "headers of upstream's that pass",
+        "keep the answer",
+        "own headers",
+        "report: the record",
+        "report: metrics",
+        "report: log line",
+    }
+)
+"""What a request that is passed through goes through, each once."""
+
+Run = Callable[[Any], Awaitable[object] | object]
+
+
+@dataclass
+class Step:
+    """One thing that is measured: `run` on each of what `prepare` made, which is not timed."""
+
+    name: str
+    prepare: Callable[[], Awaitable[Sequence[Any]]]
+    run: Run
+    waits: bool = True
+    """`run` is a coroutine function."""
+    whole: bool = False
+    """It is no part of another."""
+    requests: int = 1
+    """In one run."""
+    took_us: list[float] = field(default_factory=list)
+
+
+async def timed(step: Step, profile: cProfile.Profile | None = None) -> float:
+    """Microseconds of CPU of each run of one round."""
+    run, prepared = step.run, await step.prepare()
+    await asyncio.sleep(0)
+    if profile is not None:
+        profile.enable()
+    began = time.thread_time_ns()
+    if step.waits:
+        for each in prepared:
+            await run(each)  # type: ignore[misc]  # as the step says
+    else:
+        for each in prepared:
+            run(each)
+    took = time.thread_time_ns() - began
+    if profile is not None:
+        profile.disable()
+    return took / len(prepared) / step.requests / 1_000
+
+
+async def caught(request: bytes) -> web.BaseRequest:
+    """The request that aiohttp makes of these bytes."""
+    seen: list[web.BaseRequest] = []
+
+    async def catch(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request)
+        return web.Response(body=b"{}")
+
+    callers = Callers(OpenAIServer(catch, max_body_bytes=1 << 20), 1)
+    await callers.ask([request])
+    callers.hang_up()
+    return seen[0]
+
+
+class Line:
+    """Requests that have come so far along the line."""
+
+    def __init__(self, made: Gateway, request: web.BaseRequest, narrow: web.BaseRequest) -> None:
+        self.made = made
+        self.services = made.services
+        self.request, self.narrow = request, narrow
+        place = place_of(PATH)
+        if place is None:
+            raise LookupError(PATH)
+        self.place = place
+
+    def arrive(self, request: web.BaseRequest) -> Exchange:
+        """What the public listener makes of a request."""
+        return self.made.routes._exchange(request, self.place, "chat")  # noqa: SLF001 - a step of its own
+
+    async def arrived(self) -> list[Exchange]:
+        """As they come."""
+        return [self.arrive(self.request) for _ in range(AT_A_TIME)]
+
+    async def known(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Any]:
+        """Authenticated, with the body each of them asks with."""
+        pairs = []
+        for _ in range(AT_A_TIME):
+            exchange = self.arrive(request or self.request)
+            await authenticate(exchange, self.services)
+            pairs.append((exchange, question(next(_numbers) if number is None else number)))
+        return pairs
+
+    async def understood(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Exchange]:
+        """Interpreted."""
+        pairs = await self.known(number, request)
+        for exchange, body in pairs:
+            await interpret(exchange, body, self.services)
+        return [exchange for exchange, _ in pairs]
+
+    async def looked_up(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Exchange]:
+        """Looked up."""
+        return await self.each(look_up, await self.understood(number, request))
+
+    async def admitted(self, number: int | None = None) -> list[Exchange]:
+        """Admitted."""
+        return await self.each(admit, await self.looked_up(number))
+
+    async def dispatched(self) -> list[Exchange]:
+        """With their begin record."""
+        exchanges = await self.admitted()
+        for exchange in exchanges:
+            dispatch(exchange, self.services)
+        return exchanges
+
+    async def answered(self) -> list[Exchange]:
+        """With an answer of upstream's."""
+        exchanges = await self.dispatched()
+        for exchange in exchanges:
+            await (await forward(exchange, self.services)).read()
+        return exchanges
+
+    async def settled(self) -> list[Exchange]:
+        """Settled."""
+        exchanges = await self.answered()
+        for exchange in exchanges:
+            self.settle(exchange)
+        return exchanges
+
+    async def kept_for(self) -> list[Exchange]:
+        """Settled, with the right to keep their answers."""
+        exchanges = await self.settled()
+        for exchange in exchanges:
+            if exchange.address is not None:
+                exchange.fill = await self.services.cache.claim(exchange.address)
+        return exchanges
+
+    async def hits(self) -> list[Exchange]:
+        """Hits, settled."""
+        exchanges = await self.admitted(HIT)
+        for exchange in exchanges:
+            settle_hit(exchange, self.services)
+        return exchanges
+
+    async def refused(self) -> list[Any]:
+        """Refused, with why."""
+        exchanges = await self.looked_up(None, self.narrow)
+        return [(exchange, await refusal(self, exchange)) for exchange in exchanges]
+
+    async def records(self) -> list[Any]:
+        """What is counted and logged of them."""
+        return [record_of(each, Ending(200), self.services) for each in await self.settled()]
+
+    async def each(self, step: Callable[..., Awaitable[None]], exchanges: list[Exchange]) -> list[Exchange]:
+        """Let all of them take one step."""
+        for exchange in exchanges:
+            await step(exchange, self.services)
+        return exchanges
+
+    def settle(self, exchange: Exchange) -> None:
+        """Read the answer's usage, and settle with it."""
+        completion = exchange.kind.read(ANSWER)
+        tier = completion.service_tier
+        settle(exchange, self.services, status=200, outcome=Outcome.OK, usage=completion.usage, service_tier=tier)
+
+
+async def refusal(line: Line, exchange: Exchange) -> TollgateError:
+    """Why it is not admitted."""
+    try:
+        await admit(exchange, line.services)
+    except TollgateError as error:
+        return error
+    raise SystemExit("a team that is at its limit was let pass")
+
+
+def steps_of(line: Line) -> Iterator[Step]:
+    """Every step, in the order in which a request takes them."""
+    services, equipment = line.services, line.made.equipment
+    theirs = (("Content-Type", "application/json"), ("openai-version", "2020-10-01"), ("Date", "now"))
+
+    async def answers() -> list[Any]:
+        return [(each, await refusal(line, each)) for each in await line.looked_up(None, line.narrow)]
+
+    async def called(exchange: Exchange) -> None:
+        await (await forward(exchange, services)).read()
+
+    async def looked_again() -> list[Exchange]:
+        return await line.understood(HIT)
+
+    async def hits_to_settle() -> list[Exchange]:
+        return await line.admitted(HIT)
+
+    async def hits_to_admit() -> list[Exchange]:
+        return await line.looked_up(HIT)
+
+    async def narrow() -> list[Exchange]:
+        return await line.looked_up(None, line.narrow)
+
+    async def requests() -> list[web.BaseRequest]:
+        return [line.request] * AT_A_TIME
+
+    def error_of(pair: tuple[Exchange, TollgateError]) -> None:
+        reply_of(answer_of(pair[1]))
+        own_headers_of_error(pair[0])
+
+    yield Step("arrive: ids, exchange", requests, line.arrive, waits=False)
+    yield Step("authenticate, cached", line.arrived, lambda each: authenticate(each, services))
+    yield Step("interpret: parse, checks, price", line.known, lambda pair: interpret(*pair, services))
+    yield Step("look up, miss", line.understood, lambda each: look_up(each, services))
+    yield Step("admit: RPM and TPM", line.looked_up, lambda each: admit(each, services))
+    yield Step("dispatch: route, begin record", line.admitted, lambda each: dispatch(each, services), waits=False)
+    yield Step("forward: turn, call, no network", line.dispatched, called)
+    yield Step("settle: usage, limits, cost, end record", line.answered, line.settle, waits=False)
+    yield Step("  of which reading the usage", line.answered, lambda each: each.kind.read(ANSWER), waits=False)
+    yield Step("headers of upstream's that pass", line.arrived, lambda _: returnable(theirs, error=False), waits=False)
+    yield Step("keep the answer", line.kept_for, lambda each: keep(each, services, 200, theirs, ANSWER))
+    yield Step("own headers", line.settled, own_headers, waits=False)
+    yield Step("report: the record", line.settled, lambda each: record_of(each, Ending(200), services), waits=False)
+    yield Step("report: metrics", line.records, equipment.metrics.finished, waits=False)
+    yield Step("report: log line", line.records, equipment.log.write, waits=False)
+    yield Step("  of which rendering", line.records, json_line, waits=False)
+    yield Step("look up, hit", looked_again, lambda each: look_up(each, services))
+    yield Step("admit a hit", hits_to_admit, lambda each: admit(each, services))
+    yield Step("settle a hit", hits_to_settle, lambda each: settle_hit(each, services), waits=False)
+    yield Step("replay a hit, own headers", line.hits, replay, waits=False)
+    yield Step("refuse: admit, and raise", narrow, lambda each: refusal(line, each))
+    yield Step("refuse: the answer of a 429", answers, error_of, waits=False)
+
+
+def wholes_of(line: Line) -> Iterator[Step]:
+    """The whole line, without HTTP and report."""
+    services = line.services
+
+    def asked(number: int | None, request: web.BaseRequest) -> Callable[[], Awaitable[list[Any]]]:
+        async def prepare() -> list[Any]:
+            numbers = [next(_numbers) if number is None else number for _ in range(AT_A_TIME)]
+            return [(line.arrive(request), Client(question(each))) for each in numbers]
+
+        return prepare
+
+    async def refused(pair: tuple[Exchange, Client]) -> None:
+        try:
+            await travel(*pair, services)
+        except TollgateError:
+            return
+        raise SystemExit("a team that is at its limit was let pass")
+
+    yield Step("travel: pass-through", asked(None, line.request), lambda pair: travel(*pair, services), whole=True)
+    yield Step("travel: hit", asked(HIT, line.request), lambda pair: travel(*pair, services), whole=True)
+    yield Step("travel: 429", asked(None, line.narrow), refused, whole=True)
+
+
+def served(made: Gateway, bare: Callers, ours: Callers, stack: AsyncExitStack) -> Iterator[Step]:
+    """Everything that a process does for a request but for the network's system calls, over `CONNECTIONS`."""
+
+    def asked(number: int | None, key: str) -> Callable[[], Awaitable[list[Any]]]:
+        async def prepare() -> list[Any]:
+            return [[wire(key, question(next(_numbers) if number is None else number)) for _ in range(AT_ONCE)]]
+
+        return prepare
+
+    async def at_once(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=ANSWER, content_type="application/json")
+
+    async def received(request: web.BaseRequest) -> web.StreamResponse:
+        client = AiohttpDownstream(request, (), max_bytes)
+        await client.receive()
+        return await at_once(request)
+
+    max_bytes = made.settings.server.max_body_bytes
+    empty, reading = (
+        Callers(OpenAIServer(handler, max_body_bytes=max_bytes), CONNECTIONS) for handler in (at_once, received)
+    )
+    stack.callback(empty.hang_up)
+    stack.callback(reading.hang_up)
+    many: dict[str, Any] = {"whole": True, "requests": AT_ONCE}
+    yield Step("HTTP: bare aiohttp, static", asked(HIT, "sk-none"), bare.ask, **many)
+    yield Step("HTTP: our server, static", asked(HIT, "sk-none"), empty.ask, **many)
+    yield Step("HTTP: the same, body received", asked(HIT, "sk-none"), reading.ask, **many)
+    yield Step("HTTP: pass-through", asked(None, made.key), ours.ask, **many)
+    yield Step("HTTP: hit", asked(HIT, made.key), ours.ask, **many)
+    yield Step("HTTP: 429", asked(None, made.narrow_key), ours.ask, **many)
+
+
+@asynccontextmanager
+async def everything() -> AsyncIterator[list[Step]]:
+    """All steps, and a look at the first answers."""
+    async with AsyncExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-"))
+        made = await stack.enter_async_context(gateway(Path(place)))
+        bare, ours = Callers(await bare_server(stack), CONNECTIONS), Callers(made.server, CONNECTIONS)
+        stack.callback(bare.hang_up)
+        stack.callback(ours.hang_up)
+        for key, status in ((made.key, b" 200 "), (made.narrow_key, b" 200 "), (made.narrow_key, b" 429 ")):
+            await ours.ask([wire(key, question(HIT if key == made.key else next(_numbers)))])
+            if status not in ours.last:
+                raise SystemExit(f"expected{status.decode()}and not {ours.last!r}")
+        request, narrow = [await caught(wire(key, question(HIT))) for key in (made.key, made.narrow_key)]
+        line = Line(made, request, narrow)
+        yield [*steps_of(line), *wholes_of(line), *served(made, bare, ours, stack)]
+
+
+async def measure(rounds: int, words: Sequence[str], profile: cProfile.Profile | None) -> list[Step]:
+    """Every step in every round."""
+    async with everything() as steps:
+        chosen = [step for step in steps if not words or any(word in step.name for word in words)]
+        for step in chosen:
+            await timed(step)
+        gc.collect()
+        gc.freeze()
+        for _ in range(rounds):
+            for step in chosen:
+                gc.disable()
+                took = await timed(step, profile)
+                gc.enable()
+                step.took_us.append(took)
+        return chosen
+
+
+def figures_of(steps: Sequence[Step]) -> list[Figure]:
+    """What `bench/run.py` gathers: the medians."""
+    return [Figure.of(f"step, {step.name}", step.took_us, "us") for step in steps]
+
+
+def show(steps: Sequence[Step]) -> None:
+    """The table: step, least, median, share of the whole of a request that is passed through."""
+    least = {step.name: min(step.took_us) for step in steps}
+    print(f"{'microseconds of CPU':38} {'least':>8} {'median':>8} {'of a pass-through':>18}")
+    for step in steps:
+        share = least[step.name] / least[WHOLE] if WHOLE in least else None
+        told = "" if share is None else f"{share:.1%}"
+        print(f"{step.name:38} {least[step.name]:8.2f} {statistics.median(step.took_us):8.2f} {told:>18}")
+    parts = [step for step in steps if step.name in PARTS]
+    if WHOLE in least and len(parts) == len(PARTS):
+        rest = least[WHOLE] - sum(least[step.name] for step in parts)
+        print(f"{REST:38} {rest:8.2f} {'':8} {rest / least[WHOLE]:>18.1%}")
+
+
+def main() -> None:
+    """Measure, print, and write the same as JSON where asked to."""
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--only", nargs="+", default=(), metavar="WORDS", help="steps whose name has one of them")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="what cProfile sees of the chosen steps goes there"
+    )
+    chosen = parser.parse_args()
+    # Of requests that end at a step, the ledger says in the end that they were broken off.
+    logging.disable(logging.WARNING)
+    rounds = 3 if chosen.quick else chosen.rounds
+    profile = cProfile.Profile() if chosen.profile else None
+    try:
+        import uvloop as loops  # noqa: PLC0415 - it does not install everywhere
+    except ImportError:
+        loops = asyncio
+    steps = loops.run(measure(rounds, chosen.only, profile))
+    show(steps)
+    if profile is not None:
+        profile.dump_stats(chosen.profile)
+    if chosen.json is not None:
+        write(chosen.json, figures_of(steps))
+
+
+if __name__ == "__main__":
+    main()
