@@ -62,6 +62,8 @@ class Principals:
         self._peppers_are_old = False
         self._clock = clock
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._digests_of: dict[str, tuple[bytes, ...]] = {}
+        """Where the entries of a key are, by its id: what ends one must not walk over all that are cached."""
         self._refused: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         """When it was refused, and in which generation."""
         self._look_ups: SingleFlight[tuple[bytes, int, int], Principal | None] = SingleFlight()
@@ -93,8 +95,9 @@ class Principals:
         """Trust what is cached of these keys no more, not even while the store cannot be asked."""
         gone = frozenset(kids)
         self._forgotten += bool(gone)
-        for digest in [digest for digest, entry in self._entries.items() if entry.principal.key.kid in gone]:
-            del self._entries[digest]
+        for kid in gone:
+            for digest in self._digests_of.pop(kid, ()):
+                del self._entries[digest]
 
     async def of(self, key: str) -> Principal:
         """Return who holds `key`. Raises `InvalidKey`, `StoreAway`, `Overloaded`."""
@@ -143,8 +146,8 @@ class Principals:
         return principal
 
     def _remember(self, digest: bytes, principal: Principal | None, ms: int, generation: int) -> None:
+        self._drop(digest)
         if principal is None:
-            self._entries.pop(digest, None)
             self._refused[digest] = (ms, generation)
             self._refused.move_to_end(digest)
             if len(self._refused) > MAX_REFUSED:
@@ -152,9 +155,21 @@ class Principals:
             return
         self._refused.pop(digest, None)
         self._entries[digest] = _Entry(principal, ms, generation)
-        self._entries.move_to_end(digest)
+        kid = principal.key.kid
+        self._digests_of[kid] = (*self._digests_of.get(kid, ()), digest)
         if len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, digest: bytes) -> None:
+        entry = self._entries.pop(digest, None)
+        if entry is None:
+            return
+        kid = entry.principal.key.kid
+        others = tuple(each for each in self._digests_of[kid] if each != digest)
+        if others:
+            self._digests_of[kid] = others
+        else:
+            del self._digests_of[kid]
 
     def _is_fresh(self, refused: tuple[int, int] | None, ms: int) -> bool:
         return refused is not None and ms - refused[0] < NEGATIVE_TTL_MS and refused[1] == self._generation

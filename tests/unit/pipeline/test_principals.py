@@ -2,7 +2,7 @@ import asyncio
 import hmac
 import shutil
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 from sqlalchemy import event
@@ -464,6 +464,50 @@ async def test_a_key_that_is_named_as_ended_is_not_trusted_though_the_store_is_a
     with pytest.raises(StoreAway):
         await principals.of(ended.key)
     assert await principals.of(other.key)
+
+
+async def test_both_secrets_of_a_key_that_is_ended_are_forgotten_and_no_other_entry_is_looked_at(
+    principals, registry, database
+):
+    """A hundred thousand may be cached, and every change of a key or team comes through here."""
+    issued, other = registry.issue_key("growth"), registry.issue_key("growth")
+    rotated = registry.rotate_key(issued.record.kid, overlap_ms=60_000)
+    for each in (issued, rotated, other):
+        await principals.of(each.key)
+    principals._entries = Unwalked(principals._entries)
+    principals.forget([issued.record.kid])
+    principals.invalidate([])
+    assert len(principals._entries) == 1
+    database.take_away()
+    for each in (issued, rotated):
+        with pytest.raises(StoreAway):
+            await principals.of(each.key)
+    assert await principals.of(other.key)
+
+
+async def test_what_is_known_of_where_the_entries_of_a_key_are_goes_with_them(principals, registry, monkeypatch):
+    monkeypatch.setattr(module, "MAX_ENTRIES", 2)
+    first = registry.issue_key("growth")
+    rotated = registry.rotate_key(first.record.kid, overlap_ms=60_000)
+    others = [registry.issue_key("growth") for _ in range(2)]
+    for each in (first, rotated):
+        await principals.of(each.key)
+    principals.invalidate([])
+    for each in (rotated, *others, others[1]):
+        await principals.of(each.key)
+        assert sorted(digest for held in principals._digests_of.values() for digest in held) == sorted(
+            principals._entries
+        )
+    assert set(principals._digests_of) == {each.record.kid for each in others}
+
+
+class Unwalked(OrderedDict):
+    """Nobody may go through all of it."""
+
+    def items(self):
+        raise AssertionError("every entry was looked at")
+
+    values = keys = __iter__ = items
 
 
 async def test_who_was_not_ended_by_a_change_goes_on_though_the_store_is_away(principals, registry, database, clock):
