@@ -120,13 +120,12 @@ async def test_a_hundred_that_wait_for_upstream_do_not_delay_another_team(open_g
     for number in range(120):
         queue.ask(f"c{number}", "crowd", wait=None)
     await until(lambda: queue.upstream_waiting >= 98)
-    before = len(queue.seen)
     await queue.line_up("one", "one", lambda: queue.upstream_waiting, wait=None)
     since = len(queue.seen)
     status, headers, _ = await queue.asked["one"]
     assert status == 200
     assert int(headers["x-tollgate-queue-wait-ms"]) > 0
-    assert since - before <= 2, "else this machine is too slow to tell"
+    assert since < 60, "most of those who came before are still waiting"
     assert queue.seen.index("one") <= since + 2, "next, or next but one; a call was perhaps on its way"
     assert queue.upstream_waiting >= 90
     await until(lambda: queue.gateway.metric("tollgate_queued_requests", queue="upstream") >= 85)
