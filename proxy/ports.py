@@ -7,12 +7,13 @@ chosen in `app.py` and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from proxy.core.bucket import Cost, Decision, Reservation, Scope, Standing
 from proxy.core.budget import Span, Spend
 from proxy.core.count import Said
+from proxy.core.discreet import Discreet
 from proxy.core.event import Dispatch, UsageEvent
 from proxy.core.principal import KeyRecord, KeySecret, Team
 from proxy.core.record import RequestRecord
@@ -183,17 +184,18 @@ _BESIDE_THE_TEXT_BYTES = 1_024
 """Of an answer in memory: its objects, its address and its place in a dictionary; measured on CPython 3.11."""
 
 
-@dataclass(frozen=True, slots=True)
-class CachedAnswer:
+class CachedAnswer(Discreet, frozen=True, gc=False):
     """A complete answer as it is kept.
 
     The body of a plain one is what upstream sent, byte for byte, or what its stream told; it answers requests in
     either form. A streamed one is upstream's stream, kept only where it tells what a plain answer has no place for.
     """
 
+    hidden = frozenset({"body"})
+
     status: int
     headers: tuple[tuple[str, str], ...]
-    body: bytes = field(repr=False)
+    body: bytes
     model: str
     stored_at_ms: int
     ttl_ms: int
@@ -209,14 +211,15 @@ class CachedAnswer:
         return len(self.body) + sum(len(name) + len(value) for name, value in self.headers) + _BESIDE_THE_TEXT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class CacheAddress:
+class CacheAddress(Discreet, frozen=True, gc=False):
     """Where one team's answer to one request is kept. Cannot be made without a team."""
 
+    hidden = frozenset({"secret", "digest"})
+
     team: str
-    secret: bytes = field(repr=False)
+    secret: bytes
     """The team's own: what lies outside this process is sealed under a key derived from it. A new one forgets all."""
-    digest: bytes = field(repr=False)
+    digest: bytes
     """32 bytes of `core.fingerprint`; never shown, for it would let a stranger ask what was asked."""
 
 

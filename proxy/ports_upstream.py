@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.core.discreet import Discreet
 from proxy.core.fair_queue import QueueRefusal
 
 __all__ = [
@@ -41,13 +41,14 @@ class Body(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(Discreet, frozen=True, gc=False):
     """Bytes of a body that others take the place of."""
+
+    hidden = frozenset({"data"})
 
     start: int
     end: int
-    data: bytes = field(repr=False)
+    data: bytes
 
 
 class Holding(Protocol):
@@ -69,16 +70,17 @@ class Holding(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(Discreet, frozen=True, gc=False):
     """One call to make upstream."""
+
+    hidden = frozenset({"headers", "body"})
 
     method: str
     path_qs: str
     """Path below the upstream's base URL, and query, as the client sent them (`/chat/completions?x=1`)."""
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    headers: tuple[tuple[str, str], ...]
     """Forwardable headers of the client; the upstream's own key is added by the adapter."""
-    body: bytes | Body = field(repr=False, default=b"")
+    body: bytes | Body = b""
     as_it_is: bool = False
     """The answer is wanted in whatever encoding it comes; `headers` say which ones the client takes."""
     model: str = ""

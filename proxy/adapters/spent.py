@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from proxy.core.budget import MINUTE_MS, SETTLED_AFTER_MINUTES, Cap, Spend, minute_of
 from proxy.core.errors import StoreAway

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -81,8 +80,7 @@ _decode_full = msgspec.json.Decoder(_Full).decode
 _decode_spoken = msgspec.json.Decoder(_Spoken).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True, gc=False):
     """What a plain answer says of itself."""
 
     usage: Usage | None

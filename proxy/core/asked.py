@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from proxy.core.strict_json import JsonObject
 
 __all__ = ["Asked"]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A checked request; `body` is the parsed object, `raw` the bytes it came as; of a form its texts, and nothing."""
 
     body: JsonObject

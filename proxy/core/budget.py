@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+import msgspec
+
 from proxy.core.money import BadAmount, format_usd, parse_usd
 
 __all__ = [
@@ -61,8 +63,7 @@ class Period(StrEnum):
     TOTAL = "total"
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True, gc=False):
     """One day, one month, or all of time, in unix milliseconds."""
 
     id: str
@@ -130,8 +131,7 @@ def settled_after(longest_exchange_seconds: float) -> int:
     return max(SETTLED_AFTER_MINUTES, -int(-longest_exchange_seconds // 60) + _LAG_MINUTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Cap:
+class Cap(msgspec.Struct, frozen=True, gc=False):
     """One budget at one instant, as a limiter is asked to hold it."""
 
     scope: str
@@ -146,8 +146,7 @@ class Cap:
         return f"{self.scope}:{self.span.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
+class Spend(msgspec.Struct, frozen=True, gc=False):
     """What a request may cost, and the budgets it has to pass: all of them or none."""
 
     caps: tuple[Cap, ...]

@@ -6,7 +6,8 @@ Others (`max-stale`, `min-fresh`, `no-transform`) are advice that is not taken, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 __all__ = ["NO_WISHES", "CacheWishes", "cache_wishes"]
 
@@ -18,8 +19,7 @@ _SECONDS = re.compile(r"[0-9]+")
 _LONGEST_SECONDS = 2**31
 
 
-@dataclass(frozen=True, slots=True)
-class CacheWishes:
+class CacheWishes(msgspec.Struct, frozen=True, gc=False):
     """What a client asks for."""
 
     no_store: bool = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -39,8 +38,7 @@ def encoding_of(model: str) -> Encoding:
     return _OLDER if older else _NEWEST
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True, gc=False):
     """Texts, each of which is counted by itself, and tokens that are no text."""
 
     texts: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -63,8 +62,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True, gc=False):
     """One bucket a request must pass, and how many may be under way at one time.
 
     `name` is its identity within the team: `team`, `key:<kid>`, `model:<name>`, `shadow`.

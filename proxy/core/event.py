@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from proxy.core.pricing import ServiceTier
 from proxy.core.usage import NO_USAGE, Usage
@@ -34,8 +35,7 @@ class Outcome(StrEnum):
     """The worker died between dispatch and settlement; written by recovery only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct, frozen=True, gc=False):
     """The begin record, written before a request is sent upstream.
 
     It carries enough to charge for the request should its worker die: the reserved token counts are upper estimates.
@@ -61,8 +61,7 @@ class Dispatch:
     """As the client asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
+class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     """One line of the account: exactly one for every dispatched request, and for every one answered without."""
 
     event_id: str

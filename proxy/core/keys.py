@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.core.discreet import Discreet
 from proxy.core.principal import KeySecret
 
 __all__ = [
@@ -52,12 +53,13 @@ _KEY = re.compile(
 _KID = re.compile(rf"(?:{PREFIX})?([0-9A-Za-z]{{{_KID_LENGTH}}})(?:_.*)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedKey:
+class ParsedKey(Discreet, frozen=True, gc=False):
     """A well-formed key of ours; whether it opens anything is not known yet."""
 
+    hidden = frozenset({"text"})
+
     kid: str
-    text: str = field(repr=False)
+    text: str
     """The whole key."""
 
 

@@ -9,10 +9,10 @@ allowed, limited and priced is then what runs, whatever upstream's default has b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
+from msgspec.structs import replace
 
 from proxy.core.asked import Asked
 from proxy.core.count import Said

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from proxy.core.event import Outcome
 from proxy.core.usage import NO_USAGE, Usage
@@ -21,8 +22,7 @@ class CacheResult(StrEnum):
     BYPASS = "bypass"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """Everything worth counting or logging of one request. Never a body, a header's value or a key."""
 
     request_id: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from proxy.core.event import Outcome
 from proxy.core.record import RequestRecord
@@ -17,8 +19,7 @@ _MODEL_CHARACTERS = 64
 _REFUSED = frozenset({Outcome.LIMITED, Outcome.REJECTED, Outcome.UNAVAILABLE, Outcome.FAILED})
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """Refusals that are alike: how many, and the latest of them. Holds nothing of a request but the model it named."""
 
     team: str

@@ -8,11 +8,11 @@ teams share, is named in `Asked.state`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from proxy.core.asked import Asked
 from proxy.core.count import TOOL_CALL_TOKENS, Said

@@ -7,7 +7,8 @@ Source of the format: WHATWG HTML, section 9.2.6 (line ends CRLF, LF or CR; an e
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 __all__ = ["Event", "EventTooLongError", "SseParser"]
 
@@ -20,8 +21,7 @@ class EventTooLongError(ValueError):
     """An event did not end within the parser's bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One event: `raw` with its closing empty line, `data` the joined values of its data fields (None: it has none)."""
 
     raw: bytes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 __all__ = ["NO_USAGE", "Usage"]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one exchange, as OpenAI's `usage` object counts them.
 
     `input_tokens` is the whole prompt: cached, cache-write and audio tokens are parts of it, not additions.

@@ -11,8 +11,9 @@ that has brought nothing: tokens given back while others hold some of the same b
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from proxy.core.errors import Overloaded, TollgateError
 from proxy.core.fingerprint import EXCLUDED_MEMBERS

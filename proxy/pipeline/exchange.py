@@ -6,10 +6,13 @@ from asyncio import Future
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from proxy.core.answer import AnswerStream
 from proxy.core.asked import Asked
 from proxy.core.bucket import Admitted, NeverFits, Refused
 from proxy.core.cache_control import NO_WISHES, CacheWishes
+from proxy.core.discreet import Discreet
 from proxy.core.event import Outcome
 from proxy.core.kinds import KINDS, PASSED, Kind
 from proxy.core.pricing import Price
@@ -22,19 +25,19 @@ from proxy.ports import Body, CacheAddress, CachedAnswer, Fill, Turn
 __all__ = ["Exchange", "Reply", "Shadow"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Discreet, frozen=True, gc=False):
     """An answer to the client, whole; with a `body` of None it was streamed, and has been written already."""
+
+    hidden = frozenset({"body"})
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
-    body: bytes | None = field(default=b"", repr=False)
+    body: bytes | None = b""
     error_code: str = ""
     """What it is counted and logged as where it tells people of an error; others are raised."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shadow:
+class Shadow(msgspec.Struct, frozen=True, gc=False):
     """What the tier a team is tried on would have said."""
 
     tier: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl
+
+from msgspec.structs import replace
 
 from proxy.core.asked import Asked
 from proxy.core.deployment import with_deployment

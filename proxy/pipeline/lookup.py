@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from proxy.core import fingerprint
 from proxy.core.cache_control import NO_WISHES, CacheWishes, cache_wishes

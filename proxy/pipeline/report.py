@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from proxy.core.bucket import Admitted, Gauge
 from proxy.core.errors import BudgetUsedUp, LimitReached, ModelNotPriced, NeverAdmissible
@@ -20,8 +21,7 @@ BUDGET = "budget"
 _NS_PER_MS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """How an exchange ended, as its handler saw it; what settlement said goes before this, unless the fault is ours."""
 
     status: int

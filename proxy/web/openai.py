@@ -6,11 +6,11 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
+from msgspec.structs import replace
 
 from proxy.core.endpoints import ME, MODELS, PAGE, Passed, never_open, passed
 from proxy.core.errors import EndpointClosed, MethodNotAllowed, Overloaded, TollgateError, UnknownPath

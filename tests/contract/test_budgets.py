@@ -1,9 +1,9 @@
 """What every engine of `ports.Limiter` answers of budgets, whatever it keeps their accounts in."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.core.bucket import Admitted, Cost, Gauge, NeverFits, OverBudget, Refused, Scope, Standing
 from proxy.core.budget import MINUTE_MS, SETTLED_AFTER_MINUTES, Cap, Period, Spend, minute_of, span_of

@@ -1,11 +1,11 @@
 """What every cache promises, whatever is behind it."""
 
 import asyncio
-import dataclasses
 import tracemalloc
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.adapters.layered_cache import LayeredCache
 from proxy.adapters.memory.cache import MemoryCache
@@ -61,9 +61,7 @@ async def cache(request, clock, redis_servers):
 @pytest.mark.parametrize("body", [b"", b"x\x00y", b"z" * 9_000], ids=["empty", "bytes", "large"])
 @pytest.mark.parametrize("form", Form)
 async def test_what_is_put_comes_back_whole(cache, clock, body, form):
-    whole = dataclasses.replace(
-        answer(clock, body), form=form, headers=(("A", "1"), ("a", "é")), cost_pico_usd=2**63, model="µ"
-    )
+    whole = replace(answer(clock, body), form=form, headers=(("A", "1"), ("a", "é")), cost_pico_usd=2**63, model="µ")
     assert await cache.get(at(ONE)) is None
     assert await put(cache, at(ONE), whole)
     assert await cache.get(at(ONE)) == whole
@@ -187,4 +185,4 @@ async def test_the_embedded_one_does_not_trust_what_it_kept_later_than_now(clock
 
 
 async def test_a_body_never_shows_in_a_repr(clock):
-    assert "secret" not in repr(dataclasses.replace(answer(clock), body=b"secret"))
+    assert "secret" not in repr(replace(answer(clock), body=b"secret"))

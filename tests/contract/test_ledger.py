@@ -1,10 +1,10 @@
 import asyncio
 import contextlib
-import dataclasses
 import random
 from collections import Counter
 
 import pytest
+from msgspec import structs
 from sqlalchemy import func, select
 
 from proxy.adapters.ledger import SpoolLedger, interrupted
@@ -160,8 +160,8 @@ async def test_an_event_arrives_whole(make_ledger, engine):
     ledger.end(full)
     assert await ledger.ship_once() == 1
     [row] = rows_of(engine)
-    expected = dataclasses.asdict(full)
-    expected |= expected.pop("usage")
+    expected = structs.asdict(full)
+    expected |= structs.asdict(expected.pop("usage"))
     assert {name: row[name] for name in expected} == expected
     assert row["day"].isoformat() == "2024-10-04"
     await ledger.close()
@@ -204,7 +204,7 @@ async def test_taking_a_batch_over_again_changes_nothing(engine, reports):
 async def test_the_first_account_of_a_request_stands(engine):
     store = SqlLedgerStore(engine)
     first, second = event(1, cost_pico_usd=1), event(1, cost_pico_usd=2, at_ms=AT_MS + DAY_MS)
-    second = dataclasses.replace(second, event_id=first.event_id)
+    second = structs.replace(second, event_id=first.event_id)
     assert store.take_over([first, second], "w/1", 1) == 1
     assert store.take_over([second], "w/1", 2) == 0
     assert [row["cost_pico_usd"] for row in rows_of(engine)] == [1]
@@ -543,7 +543,7 @@ async def test_reports_add_up_along_every_axis(make_ledger, engine, reports):
             assert row.requests == len(own)
             assert row.cost_pico_usd == sum(each.cost_pico_usd for each in own)
             assert row.estimated == sum(each.estimated for each in own)
-            assert row.usage == Usage(*(sum(getattr(e.usage, kind) for e in own) for kind in Usage.__slots__))
+            assert row.usage == Usage(*(sum(getattr(e.usage, kind) for e in own) for kind in Usage.__struct_fields__))
     both = reports.usage([Axis.DAY, Axis.TEAM])
     assert [row.group for row in both] == sorted(
         (f"2024-10-0{day}", team) for day in (4, 5, 6) for team in ("growth", "search")
@@ -574,9 +574,7 @@ async def test_verify_finds_what_does_not_tie_out(make_ledger, engine, reports):
 def test_an_interrupted_request_keeps_who_and_what_it_was():
     begun = dispatch(1)
     made = interrupted(begun, PRICES)
-    shared = {field.name for field in dataclasses.fields(Dispatch)} & {
-        field.name for field in dataclasses.fields(UsageEvent)
-    }
+    shared = set(Dispatch.__struct_fields__) & set(UsageEvent.__struct_fields__)
     assert {name: getattr(made, name) for name in shared} == {name: getattr(begun, name) for name in shared}
     assert {"event_id", "at_ms", "team", "key_id", "price_id"} <= shared
 
@@ -605,7 +603,7 @@ async def test_an_event_belongs_to_the_day_its_id_was_made_in(make_ledger, engin
     ledger = make_ledger()
     before_midnight = 20_001 * DAY_MS - 1
     ledger.begin(dispatch(1, at_ms=before_midnight))
-    late = dataclasses.replace(event(1, at_ms=before_midnight), at_ms=before_midnight + 5_000)
+    late = structs.replace(event(1, at_ms=before_midnight), at_ms=before_midnight + 5_000)
     ledger.end(late)
     await ledger.close()
     with reading(engine, "test", "days") as connection:

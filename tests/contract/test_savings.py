@@ -1,12 +1,12 @@
 """What answers from the cache saved is counted, and is no part of what was used."""
 
-import dataclasses
 import random
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from msgspec import structs
 from sqlalchemy import select, text
 
 from proxy.adapters.sql import migrations
@@ -21,7 +21,7 @@ from proxy.core.registry import Axis, Mismatch
 from proxy.core.usage import Usage
 
 AT_MS = 20_000 * 86_400_000 + 5_000
-KINDS = Usage.__slots__
+KINDS = Usage.__struct_fields__
 
 
 def event(number, outcome=Outcome.OK, **fields):
@@ -131,7 +131,7 @@ def test_days_that_counted_hits_as_used_are_put_right(empty_database):
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
         for each in events:
-            row = dataclasses.asdict(each) | dataclasses.asdict(each.usage) | {"day": "2024-10-04"}
+            row = structs.asdict(each) | structs.asdict(each.usage) | {"day": "2024-10-04"}
             del row["usage"]
             insert(connection, "usage_events", row)
         for upstream, model in (("openai", "m"), ("", "m"), ("openai", "n")):

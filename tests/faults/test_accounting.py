@@ -88,7 +88,7 @@ def exact(event: dict) -> int:
         return 0
     price = load_prices(None).price(event["model"], event["at_ms"])
     assert price.price_id == event["price_id"]
-    return cost_pico_usd(price, Usage(**{name: event[name] for name in Usage.__slots__}))
+    return cost_pico_usd(price, Usage(**{name: event[name] for name in Usage.__struct_fields__}))
 
 
 @pytest.mark.parametrize("seed", range(5))

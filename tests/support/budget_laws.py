@@ -6,10 +6,12 @@ A law draws a history from `chance`, drives one engine through it, and raises As
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
+
+from msgspec import structs
 
 from proxy.core.bucket import Admitted, Cost, OverBudget, Reservation, Scope
 from proxy.core.budget import LARGEST_BUDGET_NANO_USD, MINUTE_MS, SETTLED_AFTER_MINUTES, Cap, Period, Spend, span_of
@@ -127,7 +129,7 @@ def _team(engine: Engine, chance: Random, *, over: int = 0) -> _Team:
 
 
 async def _used(team: _Team, cap: Cap) -> int:
-    asked = replace(cap, limit_nano_usd=-LARGEST_BUDGET_NANO_USD, warn_nano_usd=None)
+    asked = structs.replace(cap, limit_nano_usd=-LARGEST_BUDGET_NANO_USD, warn_nano_usd=None)
     spend = Spend((asked,), 0, team.engine.callers_clock.now_ms())
     decision = await team.engine.limiter.reserve(team.name, team.scopes, Cost(0, 0), spend)
     assert isinstance(decision, OverBudget)
@@ -224,7 +226,7 @@ async def a_warning_is_reached_by_one_request_alone(engine: Engine, chance: Rand
     """Of all in a span, and by the first that brings it there; not again where the account is made anew."""
     team = _team(engine, chance)
     warning = chance.choice((20, 60))
-    team.caps = (replace(team.caps[0], limit_nano_usd=None, warn_nano_usd=warning),)
+    team.caps = (structs.replace(team.caps[0], limit_nano_usd=None, warn_nano_usd=warning),)
     has_reached = False
     for _ in range(_OPERATIONS):
         had = len(team.reached)

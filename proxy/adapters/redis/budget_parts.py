@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
+
+from msgspec.structs import replace
 
 from proxy.adapters.redis.fallback import LIMITER_STORE
 from proxy.core.bucket import Handle, OverBudget, Reservation, Standing

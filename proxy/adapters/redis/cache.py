@@ -11,7 +11,8 @@ import random
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from proxy.adapters.envelope import ON_LOOP_BYTES, Envelope, Flaw, Unopenable
 from proxy.adapters.redis.cache_trouble import OnTrouble, Operation, Trouble, trouble_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from proxy.adapters.redis.fallback import LIMITER_STORE
 from proxy.adapters.redis.held import Held, give, owed, raise_to, widen
@@ -150,10 +150,10 @@ class Share:
         whole, less = next(pair for pair in zip(scopes, asked, strict=True) if pair[0].name == decision.scope)
         (limit, capacity), (_, left) = (_bound(scope, decision.dimension, now_ms) for scope in (whole, less))
         if isinstance(decision, NeverFits):
-            return changed(decision, limit=capacity)
+            return replace(decision, limit=capacity)
         sooner_ms = decision.wait_ms - (capacity - left) * _MS_PER_MINUTE // limit
         wait_ms = max(sooner_ms, min(decision.wait_ms, LATER_MS))
-        return changed(decision, wait_ms=wait_ms, used=decision.used + capacity - left)
+        return replace(decision, wait_ms=wait_ms, used=decision.used + capacity - left)
 
     async def reserve(self, team: str, scopes: Sequence[Scope], cost: Cost, failure: RedisFailure) -> Decision:
         """Decide by this worker's part. Raises `StoreAway` where it is too small for the question."""
@@ -177,15 +177,15 @@ class Share:
             for each in held:
                 give(each, cost.requests, cost.tokens)
             self._untold[team] = None
-            return Admitted(changed(local, scopes=tuple(scopes)), standing)
+            return Admitted(replace(local, scopes=tuple(scopes)), standing)
         whole, own = next((each.whole, each.own) for each in held if each.own.name == decision.scope)
         (limit, capacity), (_, own_capacity) = (_bound(each, decision.dimension, now_ms) for each in (whole, own))
         if isinstance(decision, Refused):
-            return changed(decision, limit=limit, used=decision.used + capacity - own_capacity, standing=standing)
+            return replace(decision, limit=limit, used=decision.used + capacity - own_capacity, standing=standing)
         if decision.requested <= capacity:
             # The whole bucket may hold it; a part of it cannot tell.
             raise StoreAway(LIMITER_STORE, "reserve") from failure
-        return changed(decision, limit=capacity, standing=standing)
+        return replace(decision, limit=capacity, standing=standing)
 
     def settle(self, reservation: Reservation, actual: Cost) -> bool:
         """Settle what was admitted here; False when the store has been told of it since, and is to settle it.
@@ -335,7 +335,7 @@ def _used(gauge: Gauge | None, capacity: int) -> int:
 def _without(scope: Scope, part: Part, away: Away, notice_ms: int) -> Scope:
     """The scope with the room left out that others may have used."""
     before, after = (_less(limits, part, away, notice_ms) for limits in (scope.schedule.before, scope.schedule.after))
-    return replace(scope, schedule=replace(scope.schedule, before=before, after=after))
+    return replace(scope, schedule=Schedule(before, after, scope.schedule.switch_at_ms))
 
 
 def _less(limits: Limits, part: Part, away: Away, notice_ms: int) -> Limits:
@@ -376,6 +376,6 @@ def _of_whole(standing: Standing, scope: Scope, now_ms: int) -> Standing:
     limits: Limits = scope.schedule.limits_at(now_ms)
     requests, tokens = standing.requests, standing.tokens
     return Standing(
-        None if requests is None else changed(requests, limit=limits.requests_per_minute or requests.limit),
-        None if tokens is None else changed(tokens, limit=limits.tokens_per_minute or tokens.limit),
+        None if requests is None else replace(requests, limit=limits.requests_per_minute or requests.limit),
+        None if tokens is None else replace(tokens, limit=limits.tokens_per_minute or tokens.limit),
     )

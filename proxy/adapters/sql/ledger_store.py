@@ -101,7 +101,7 @@ def _add_to_daily(connection: Connection, rows: list[_Row]) -> None:
 
 
 def _row(event: UsageEvent) -> _Row:
-    usage: _Row = {kind: _within(getattr(event.usage, kind), _MOST_TOKENS) for kind in Usage.__slots__}
+    usage: _Row = {kind: _within(getattr(event.usage, kind), _MOST_TOKENS) for kind in Usage.__struct_fields__}
     return usage | {
         "day": utc_day(_made_ms(event)),
         "event_id": _text(event.event_id),

@@ -67,7 +67,7 @@ _COUNTED = {
     "requests": Measure(_Of.ALL),
     "cached": Measure(_Of.CACHED),
     "estimated": Measure(_Of.ESTIMATED),
-    **{kind: Measure(_Of.USED, kind) for kind in Usage.__slots__},
+    **{kind: Measure(_Of.USED, kind) for kind in Usage.__struct_fields__},
     "saved_input_tokens": Measure(_Of.CACHED, "input_tokens"),
     "saved_output_tokens": Measure(_Of.CACHED, "output_tokens"),
     "cost_pico_usd": Measure(_Of.ALL, "cost_pico_usd"),

@@ -184,7 +184,7 @@ audit_log = Table(
 )
 """Who did what, when, to which team or key. `details` is JSON, never a secret."""
 
-_TOKENS = Usage.__slots__
+_TOKENS = Usage.__struct_fields__
 
 usage_events = Table(
     "usage_events",

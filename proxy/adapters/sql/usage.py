@@ -161,7 +161,7 @@ def _numbers(sums: Sequence[Any], *, wide: bool) -> list[int]:
 
 def _report_row(axes: int, row: Sequence[Any], *, wide: bool) -> UsageRow:
     numbers = dict(zip(MEASURES, _numbers(row[axes:], wide=wide), strict=True))
-    usage = Usage(**{kind: numbers.pop(kind) for kind in Usage.__slots__})
+    usage = Usage(**{kind: numbers.pop(kind) for kind in Usage.__struct_fields__})
     return UsageRow(group=tuple(map(str, row[:axes])), usage=usage, **numbers)
 
 

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -399,7 +400,7 @@ async def test_an_entry_whose_server_kept_it_too_long_is_a_miss_by_our_clock(ser
 async def test_an_answer_that_came_too_late_or_is_too_large_is_not_kept(server):
     async with open_cache(server.url, is_listening=False, max_payload_bytes=10_000, lease_ms=LONG_MS) as cache:
         old = an_answer()
-        assert not await put(cache, at(), dataclasses.replace(old, stored_at_ms=old.stored_at_ms - 60_000))
+        assert not await put(cache, at(), msgspec.structs.replace(old, stored_at_ms=old.stored_at_ms - 60_000))
         assert not cache.troubles
         assert not await put(cache, at(), an_answer(body=b"x" * 10_000))
         assert cache.troubles == {("store", "too_large"): 1}

@@ -1,5 +1,4 @@
 import base64
-import dataclasses
 import struct
 import threading
 import tracemalloc
@@ -10,6 +9,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.adapters import envelope as module
 from proxy.adapters.cache_keys import MasterKey, MasterKeys
@@ -70,7 +70,7 @@ def test_what_was_sealed_comes_back(answer):
 
 @pytest.mark.parametrize("size", [0, 400, 512, 600, 3_000, 60_000])
 def test_it_is_compressed_where_that_makes_it_smaller(size):
-    answer = dataclasses.replace(ONE, body=b"abcd" * (size // 4))
+    answer = replace(ONE, body=b"abcd" * (size // 4))
     sealed = envelope().seal(PLACE, SECRET, answer)
     assert opened(sealed) == answer
     flags, length = sealed[3], HEADER.unpack_from(sealed)[-1]
@@ -79,7 +79,7 @@ def test_it_is_compressed_where_that_makes_it_smaller(size):
 
 
 def test_what_does_not_compress_is_no_larger_than_it_was():
-    answer = dataclasses.replace(ONE, body=AESGCM(OLD).encrypt(bytes(12), bytes(50_000), None))
+    answer = replace(ONE, body=AESGCM(OLD).encrypt(bytes(12), bytes(50_000), None))
     sealed = envelope().seal(PLACE, SECRET, answer)
     assert sealed[3] == 0
     assert opened(sealed) == answer
@@ -109,7 +109,7 @@ def test_an_envelope_is_the_same_for_as_long_as_its_version_is():
 @pytest.mark.parametrize("body", [b"{}", b"word " * 400], ids=["plain", "compressed"])
 def test_any_bit_that_is_flipped_is_seen(body):
     by = envelope(NEW, OLD)
-    sealed = by.seal(PLACE, SECRET, dataclasses.replace(ONE, body=body))
+    sealed = by.seal(PLACE, SECRET, replace(ONE, body=body))
     of_place = {0: Flaw.GARBAGE, 1: Flaw.GARBAGE, 2: Flaw.VERSION, **dict.fromkeys(range(4, 12), Flaw.UNKNOWN_KEY)}
     for at in range(len(sealed)):
         for bit in range(8):
@@ -205,7 +205,7 @@ def test_it_is_good_to_the_millisecond():
 
 def test_one_of_a_machine_that_is_a_little_ahead_was_made_just_now():
     sealed = envelope().seal(PLACE, SECRET, ONE)
-    assert opened(sealed, now_ms=NOW_MS - 10_000) == dataclasses.replace(ONE, stored_at_ms=NOW_MS - 10_000)
+    assert opened(sealed, now_ms=NOW_MS - 10_000) == replace(ONE, stored_at_ms=NOW_MS - 10_000)
     assert flaw_of(sealed, now_ms=NOW_MS - 10_001) is Flaw.CLOCK
 
 
@@ -289,23 +289,23 @@ def test_whatever_a_holder_of_the_key_has_sealed_is_a_flaw_and_nothing_else(payl
 
 def test_what_is_too_large_is_neither_sealed_nor_opened():
     small, large = envelope(max_payload_bytes=1_000), envelope(max_payload_bytes=100_000)
-    answer = dataclasses.replace(ONE, body=b"x" * 1_000)
+    answer = replace(ONE, body=b"x" * 1_000)
     assert small.seal(PLACE, SECRET, answer) is None
     assert flaw_of(large.seal(PLACE, SECRET, answer), small) is Flaw.TOO_LARGE
     incompressible = AESGCM(OLD).encrypt(bytes(12), bytes(1_200), None)
-    assert flaw_of(large.seal(PLACE, SECRET, dataclasses.replace(ONE, body=incompressible)), small) is Flaw.TOO_LARGE
-    assert small.seal(PLACE, SECRET, dataclasses.replace(ONE, body=b"x" * 900)) is not None
+    assert flaw_of(large.seal(PLACE, SECRET, replace(ONE, body=incompressible)), small) is Flaw.TOO_LARGE
+    assert small.seal(PLACE, SECRET, replace(ONE, body=b"x" * 900)) is not None
 
 
 @pytest.mark.parametrize(
     "change", [{"cost_pico_usd": 2**64}, {"ttl_ms": -1}, {"stored_at_ms": 2**64}, {"model": "\ud800"}]
 )
 def test_what_no_envelope_holds_is_not_sealed(change):
-    assert envelope().seal(PLACE, SECRET, dataclasses.replace(ONE, **change)) is None
+    assert envelope().seal(PLACE, SECRET, replace(ONE, **change)) is None
 
 
 def test_the_weight_is_what_it_says_of_itself():
-    sealed = envelope().seal(PLACE, SECRET, dataclasses.replace(ONE, body=b"x" * 50_000))
+    sealed = envelope().seal(PLACE, SECRET, replace(ONE, body=b"x" * 50_000))
     assert len(sealed) < 500
     assert 50_000 < Envelope.weight_bytes(sealed) < 50_200
     assert Envelope.weight_bytes(b"x" * 5) == 5
@@ -318,7 +318,7 @@ def test_threads_may_share_it():
 
     def work(body):
         for _ in range(30):
-            answer = dataclasses.replace(ONE, body=body)
+            answer = replace(ONE, body=body)
             if opened(by.seal(PLACE, SECRET, answer), by) != answer:
                 failed.append(len(body))
 

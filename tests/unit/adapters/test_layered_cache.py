@@ -1,6 +1,5 @@
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from proxy.adapters.layered_cache import LayeredCache
 from proxy.adapters.memory.cache import MemoryCache
@@ -87,7 +86,7 @@ async def test_an_answer_at_hand_is_not_good_for_longer_than_it_is(cache, clock)
 
 async def test_a_new_secret_reaches_neither(cache, clock):
     await put(cache, at(), answer(clock))
-    assert await cache.get(dataclasses.replace(at(), secret=b"t" * 32)) is None
+    assert await cache.get(replace(at(), secret=b"t" * 32)) is None
     assert await cache.get(at(digest=b"2" * 32)) is None
 
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.adapters.logs import RequestLog, _at_once, console_line, json_line
 from proxy.core.event import Outcome

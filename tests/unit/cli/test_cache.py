@@ -61,7 +61,7 @@ def spent(settings):
     """Two teams' use of today, and of forty days ago."""
     today = datetime.now(UTC).date()
     rows = [
-        dict.fromkeys(Usage.__slots__, 7)
+        dict.fromkeys(Usage.__struct_fields__, 7)
         | {"day": day, "team": team, "model": model, "key_id": key, "upstream": "", "endpoint": "chat"}
         | {
             "requests": requests,

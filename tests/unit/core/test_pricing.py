@@ -7,6 +7,7 @@ from importlib import resources
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.core.price_table import day_ms
 from proxy.core.pricing import (
@@ -117,7 +118,7 @@ def test_the_cost_is_the_sum_of_its_parts(price, usage, tier):
 
 @given(prices, usages(most=20_000), st.integers(1, 10), tiers)
 def test_the_cost_is_linear_below_the_long_context(price, usage, times, tier):
-    multiple = Usage(*(getattr(usage, kind) * times for kind in Usage.__slots__))
+    multiple = Usage(*(getattr(usage, kind) * times for kind in Usage.__struct_fields__))
     assert cost_pico_usd(price, multiple, tier) == times * cost_pico_usd(price, usage, tier)
 
 
@@ -137,7 +138,7 @@ def test_the_worst_case_is_that_of_every_smaller_request_too(price, usage, more_
 @pytest.mark.parametrize("output", ["output_tokens", "audio_output_tokens"])
 @pytest.mark.parametrize("read", ["input_tokens", "cached_input_tokens", "cache_write_tokens", "audio_input_tokens"])
 def test_the_worst_case_is_never_passed_whatever_kind_all_of_it_is(read, output, size):
-    usage = replace(Usage(size, size), **{read: size, output: size})
+    usage = structs.replace(Usage(size, size), **{read: size, output: size})
     for model, tier in itertools.product(BOOK.models(), ServiceTier):
         price = BOOK.price(model, AS_OF_MS)
         assert cost_pico_usd(price, usage, tier) <= worst_case(price, size, size, tier)
@@ -260,7 +261,7 @@ def test_every_shipped_tier_has_a_price_for_what_is_read_and_for_what_is_said():
 def test_a_cost_is_an_integer_and_reasoning_changes_none(price, usage, tier):
     cost = cost_pico_usd(price, usage, tier)
     assert type(cost) is int
-    assert cost_pico_usd(price, replace(usage, reasoning_tokens=0), tier) == cost
+    assert cost_pico_usd(price, structs.replace(usage, reasoning_tokens=0), tier) == cost
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.adapters.redis.budget_parts import BudgetParts
 from proxy.core.bucket import Cost, Handle, OverBudget, Reservation
@@ -53,7 +54,7 @@ def test_what_was_never_seen_cannot_be_held():
     worker.away = GONE
     with pytest.raises(StoreAway):
         worker.spend(1)
-    assert not isinstance(worker.spend(1, replace(CAP, limit_nano_usd=None)), OverBudget)
+    assert not isinstance(worker.spend(1, structs.replace(CAP, limit_nano_usd=None)), OverBudget)
 
 
 def test_what_was_seen_long_before_the_absence_cannot_either():
@@ -118,7 +119,7 @@ def test_what_is_settled_after_it_was_told_adds_what_is_more_alone():
 
 def test_a_store_that_is_back_is_asked_without_the_parts_of_others():
     worker = Worker(0, 4)
-    asked = Spend((CAP, replace(CAP, scope="key:k", limit_nano_usd=None)), 1, AT_MS)
+    asked = Spend((CAP, structs.replace(CAP, scope="key:k", limit_nano_usd=None)), 1, AT_MS)
     worker.parts.saw("a", CAP, 1, 20)
     assert worker.parts.ask_with("a", asked) == asked
     worker.away = BACK
