@@ -110,7 +110,8 @@ class Flight:
         self._seats: set[Seat] = set()
         self._waiting = 0
         self._news = asyncio.Event()
-        self._read = asyncio.Event()
+        self._read: asyncio.Event | None = None
+        """Somebody has read, or left; made when the call first waits for it."""
         self._task: asyncio.Task[Any] | None = None
         self.waits = False
         """Its leader waits for limits to have room."""
@@ -134,7 +135,7 @@ class Flight:
         seat = Seat(reads=wish == self.wish)
         self._seats.add(seat)
         self._waiting += not seat.reads
-        self._read.set()
+        self._note_read()
         return seat
 
     def leave(self, seat: Seat) -> None:
@@ -143,7 +144,7 @@ class Flight:
             self._seats.discard(seat)
             self._waiting -= not seat.reads
             self._most_read_bytes = max((each.read_bytes for each in self._seats), default=0)
-            self._read.set()
+            self._note_read()
 
     def is_read_up(self, seat: Seat) -> bool:
         """Whether one has passed on all that has come."""
@@ -160,7 +161,7 @@ class Flight:
             seat.read_bytes = seat.taken_bytes
             if seat.read_bytes > self._most_read_bytes:
                 self._most_read_bytes = seat.read_bytes
-                self._read.set()
+                self._note_read()
         first, size = seat.at - self._dropped, 0
         end = first
         while end < len(self._pieces) and size < _AT_ONCE_BYTES:
@@ -197,6 +198,7 @@ class Flight:
             self._drop()
         self._tell()
         while not (self._waiting or self.draining) and self._written_bytes - self._most_read_bytes > _AHEAD_BYTES:
+            self._read = self._read or asyncio.Event()
             self._read.clear()
             await self._read.wait()
 
@@ -235,12 +237,16 @@ class Flight:
     def drain(self) -> None:
         """Go on with nobody to read it, and wait for no reader from here on."""
         self.draining = True
-        self._read.set()
+        self._note_read()
 
     def stop(self) -> None:
         """Have the call end where it is."""
         if self._task is not None:
             self._task.cancel()
+
+    def _note_read(self) -> None:
+        if self._read is not None:
+            self._read.set()
 
     def _tell(self) -> None:
         self._news.set()

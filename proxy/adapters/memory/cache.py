@@ -54,11 +54,12 @@ class MemoryCache:
 
     def keep(self, address: CacheAddress, answer: CachedAnswer) -> bool:
         """Keep an answer, making room by dropping the least recently used; one larger than all the room is not kept."""
-        if answer.size_bytes > self._max_bytes:
+        size_bytes = answer.size_bytes
+        if size_bytes > self._max_bytes:
             return False
         self._drop(address)
         self._entries[address] = answer
-        self._size_bytes += answer.size_bytes
+        self._size_bytes += size_bytes
         while self._size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
         return True
