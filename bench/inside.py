@@ -8,7 +8,6 @@ connection whose transport is memory: what is measured is all that the process d
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from conversation import ANSWER
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.app.background import in_background
@@ -27,36 +27,10 @@ from proxy.settings import Settings, load
 from proxy.web.openai import OpenAIRoutes
 from proxy.web.server import OpenAIServer
 
-__all__ = ["ANSWER", "Callers", "Client", "Gateway", "bare_server", "gateway", "question", "wire"]
+__all__ = ["Callers", "Client", "Gateway", "bare_server", "gateway", "wire"]
 
-MODEL = "gpt-4o-mini"
 WIDE, NARROW = "wide", "narrow"
 _MOST = 1_000_000_000
-ANSWER = json.dumps(
-    {
-        "id": "chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT",
-        "object": "chat.completion",
-        "created": 1741569952,
-        "model": "gpt-4o-mini-2024-07-18",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "billing", "refusal": None, "annotations": []},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": 96,
-            "completion_tokens": 2,
-            "total_tokens": 98,
-            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0, "accepted_prediction_tokens": 0},
-        },
-        "service_tier": "default",
-    }
-).encode()
-"""Some 650 bytes."""
 _ANSWER_HEADERS = CIMultiDictProxy(
     CIMultiDict(
         {
@@ -69,14 +43,6 @@ _ANSWER_HEADERS = CIMultiDictProxy(
         }
     )
 )
-
-
-def question(number: int) -> bytes:
-    """A request of some 450 bytes that may be answered twice with one answer; each number asks something else."""
-    ticket = "The dashboard says that my invoice is overdue, but it was paid. " * 3
-    system = "You classify tickets. Answer with one word: billing, outage or other."
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": f"{ticket}Ticket {number:08}."}]
-    return json.dumps({"model": MODEL, "temperature": 0, "messages": messages}).encode()
 
 
 def wire(key: str, body: bytes) -> bytes:

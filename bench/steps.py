@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from conversation import ANSWER, question
 from figures import Figure, arguments, write
-from inside import ANSWER, Callers, Client, Gateway, bare_server, gateway, question, wire
+from inside import Callers, Client, Gateway, bare_server, gateway, wire
 
 from proxy.adapters.logs import json_line
 from proxy.core.errors import TollgateError
