@@ -31,12 +31,13 @@ from proxy.core.price import worst_case
 from proxy.core.pricing import Unpriced, cost_pico_usd
 from proxy.core.usage import Usage
 from proxy.pipeline.admit import admit
-from proxy.pipeline.budgets_spent import KEPT_MS, BudgetsSpent
+from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.forward import dispatch
 from proxy.pipeline.me import show_caller
 from proxy.pipeline.report import Ending, record_of
 from proxy.pipeline.settle import settle, settle_broken, settle_collapsed, settle_hit, settle_refused, step_back
 from proxy.pipeline.shadow import decide_shadow
+from proxy.pipeline.team_reads import KEPT_MS
 from proxy.ports import CachedAnswer
 
 DAY_MS = 86_400_000

@@ -16,7 +16,8 @@ from proxy.core.bucket import Cost
 from proxy.core.errors import InvalidKey
 from proxy.pipeline.admit import scopes_of
 from proxy.pipeline.me import show_caller
-from proxy.pipeline.team_usage import KEPT_MS, TeamUsage
+from proxy.pipeline.team_reads import KEPT_MS
+from proxy.pipeline.team_usage import TeamUsage
 
 BODY = b'{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x"}]}'
 
