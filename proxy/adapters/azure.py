@@ -47,7 +47,7 @@ class AzureUpstream(OpenAIUpstream):
         self._is_dated = api_version is not None and api_version not in _UNDATED
         self.identity = f"{self._base_url}/openai?{_PARAMETER}={api_version or 'v1'}"
 
-    def _url(self, request: UpstreamRequest) -> str:
+    def _target(self, request: UpstreamRequest) -> str:
         path, _, query = request.path_qs.partition("?")
         if not self._is_dated:
             below = "/openai/v1"
@@ -59,12 +59,10 @@ class AzureUpstream(OpenAIUpstream):
         kept = [part for part in query.split("&") if part and _name_of(part) != _PARAMETER]
         if self._version is not None and self._version != "v1":
             kept.append(f"{_PARAMETER}={self._version}")
-        return f"{self._base_url}{below}{path}{'?' if kept else ''}{'&'.join(kept)}"
+        return f"{self._path_before}{below}{path}{'?' if kept else ''}{'&'.join(kept)}"
 
-    def _headers(self, request: UpstreamRequest) -> list[tuple[str, str]]:
-        if self._api_key is None:
-            return [*request.headers]
-        return [*request.headers, ("api-key", self._api_key)]
+    def _key_headers(self) -> list[tuple[str, str]]:
+        return [] if self._api_key is None else [("api-key", self._api_key)]
 
 
 def _name_of(part: str) -> str:

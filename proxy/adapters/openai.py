@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import cached_property
 
 import aiohttp
 from yarl import URL
 
 from proxy.adapters.pacer import FREE_TURN, Pacer
-from proxy.adapters.upstream_connector import UpstreamConnector
+from proxy.adapters.request_head import header_lines, is_plain_target, request_head
+from proxy.adapters.upstream_connector import (
+    LONGEST_LINE_BYTES,
+    READ_AHEAD_BYTES,
+    Destination,
+    Received,
+    UpstreamConnector,
+)
 from proxy.core.errors import TollgateError, UpstreamFailure, UpstreamFault
 from proxy.ports import Body, Turn, UpstreamAnswer, UpstreamRequest
 
@@ -19,6 +27,9 @@ __all__ = ["CompatibleUpstream", "OpenAIUpstream", "open_session"]
 
 _NOT_OURS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """Headers aiohttp would add where the client sent none: its own are not the client's words."""
+_UNENCODED = ("Accept-Encoding", "identity")
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110, section 9.2.2; aiohttp's client has the same."""
 _OF_OPENAI = ("openai-", "x-stainless-")
 """How headers begin that no other API knows."""
 
@@ -40,19 +51,25 @@ def open_session(
     Nothing of upstream's is followed or remembered: no redirects, no cookies. Answers are asked for as they are; one
     that comes compressed all the same is undone here, because its encoding is not told to the client.
     """
+    timeout = aiohttp.ClientTimeout(
+        total=None, connect=None, sock_connect=connect_seconds, sock_read=idle_seconds, ceil_threshold=3_600
+    )
     return aiohttp.ClientSession(
         connector=UpstreamConnector(
-            limit=max_connections, keepalive_timeout=30, ttl_dns_cache=60, ssl=True if tls is None else tls
+            limit=max_connections,
+            keepalive_timeout=30,
+            ttl_dns_cache=60,
+            ssl=True if tls is None else tls,
+            proxy=proxy,
+            timeout=timeout,
         ),
         proxy=proxy,
-        timeout=aiohttp.ClientTimeout(
-            total=None, connect=None, sock_connect=connect_seconds, sock_read=idle_seconds, ceil_threshold=3_600
-        ),
+        timeout=timeout,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=_NOT_OURS,
-        max_line_size=65_536,
-        max_field_size=65_536,
-        read_bufsize=2**18,
+        max_line_size=LONGEST_LINE_BYTES,
+        max_field_size=LONGEST_LINE_BYTES,
+        read_bufsize=READ_AHEAD_BYTES,
     )
 
 
@@ -74,6 +91,7 @@ class OpenAIUpstream:
         self._api_key = api_key or None
         self._session = session
         self._pacer = pacer
+        self._origin, self._path_before = _parted(self._base_url)
 
     def __repr__(self) -> str:
         return f"OpenAIUpstream({self.name!r}, {self.identity!r})"
@@ -98,9 +116,29 @@ class OpenAIUpstream:
 
     async def send(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Send once; returns at the head of the answer."""
-        headers = self._headers(request)
+        body, target, site = request.body, self._target(request), self._site
+        if site is None or not isinstance(body, bytes) or not is_plain_target(target):
+            return await self._send_by_session(request, target)
+        own = site.own if request.as_it_is else site.own_unencoded
+        head = request_head(request.method, target, own, self._passed_on(request), len(body))
+        try:
+            received = await site.connector.call(
+                site.destination,
+                head,
+                body,
+                is_head=request.method == "HEAD",
+                is_idempotent=request.method in _IDEMPOTENT,
+                decompress=not request.as_it_is,
+            )
+        except _FOREIGN as error:
+            raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+        return self._answer(received, request)
+
+    async def _send_by_session(self, request: UpstreamRequest, target: str) -> UpstreamAnswer:
+        """Send what comes piece by piece, and what is not written as it is everywhere."""
+        headers = [*self._passed_on(request), *self._key_headers()]
         if not request.as_it_is:
-            headers.append(("Accept-Encoding", "identity"))
+            headers.append(_UNENCODED)
         sent = None
         if not isinstance(request.body, bytes):
             sent = _Sent(request.body, self._session.timeout.sock_read)
@@ -111,7 +149,7 @@ class OpenAIUpstream:
                 response = await self._session.request(
                     request.method,
                     # As the client wrote it: decoding and encoding again could name another thing.
-                    URL(self._url(request), encoded=True),
+                    URL(self._origin + target, encoded=True),
                     headers=headers,
                     data=(request.body or None) if sent is None else sent.chunks(),
                     allow_redirects=False,
@@ -125,25 +163,56 @@ class OpenAIUpstream:
             if sent is not None:
                 # What answers before it has all goes on taking it for a moment.
                 sent.is_over = True
+        return self._answer(response, request)
+
+    def _answer(self, head: Received | aiohttp.ClientResponse, request: UpstreamRequest) -> UpstreamAnswer:
         if self._pacer is not None:
-            self._pacer.observe(response.status, response.headers, request.model)
-        return AiohttpAnswer(response, self.name)
+            self._pacer.observe(head.status, head.headers, request.model)
+        return AiohttpAnswer(head, self.name)
 
-    def _url(self, request: UpstreamRequest) -> str:
-        return self._base_url + request.path_qs
+    @cached_property
+    def _site(self) -> _Site | None:
+        """What all calls have in common, None where the session has to make them."""
+        connector = self._session.connector
+        if not isinstance(connector, UpstreamConnector):
+            return None
+        destination = connector.destination(self._origin)
+        if destination is None:
+            return None
+        own = header_lines([("Host", destination.host_header), *self._key_headers()], ours=True)
+        return _Site(connector, destination, own)
 
-    def _headers(self, request: UpstreamRequest) -> list[tuple[str, str]]:
-        """The client's, and the one that our key is told in."""
-        if self._api_key is None:
-            return [*request.headers]
-        return [*request.headers, ("Authorization", f"Bearer {self._api_key}")]
+    def _target(self, request: UpstreamRequest) -> str:
+        """Path and query."""
+        return self._path_before + request.path_qs
+
+    def _passed_on(self, request: UpstreamRequest) -> Iterable[tuple[str, str]]:
+        """The client's headers."""
+        return request.headers
+
+    def _key_headers(self) -> list[tuple[str, str]]:
+        """The one that our key is told in."""
+        return [] if self._api_key is None else [("Authorization", f"Bearer {self._api_key}")]
 
 
 class CompatibleUpstream(OpenAIUpstream):
     """Somebody else's API in OpenAI's words: what OpenAI's SDKs say to OpenAI alone is left out."""
 
-    def _headers(self, request: UpstreamRequest) -> list[tuple[str, str]]:
-        return [pair for pair in super()._headers(request) if not pair[0].lower().startswith(_OF_OPENAI)]
+    def _passed_on(self, request: UpstreamRequest) -> Iterable[tuple[str, str]]:
+        return [pair for pair in request.headers if not pair[0].lower().startswith(_OF_OPENAI)]
+
+
+class _Site:
+    """What all calls of an upstream under one key have in common. Holds the key."""
+
+    __slots__ = ("connector", "destination", "own", "own_unencoded")
+
+    def __init__(self, connector: UpstreamConnector, destination: Destination, own: str) -> None:
+        self.connector = connector
+        self.destination = destination
+        self.own = own
+        """Lines of the head."""
+        self.own_unencoded = own + header_lines([_UNENCODED])
 
 
 class _Sent:
@@ -181,27 +250,38 @@ class _Sent:
 class AiohttpAnswer:
     """Keeps the promises of `ports.UpstreamAnswer`."""
 
-    __slots__ = ("_ended", "_response", "_upstream", "headers", "status")
+    __slots__ = ("_body", "_content", "_ended", "_head", "_upstream", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, upstream: str) -> None:
-        self._response = response
+    def __init__(self, head: Received | aiohttp.ClientResponse, upstream: str) -> None:
+        self._head = head
+        self._content = head.content
         self._upstream = upstream
+        self._body: bytes | None = None
         self._ended = False
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self.status = head.status
+        self.headers: Mapping[str, str] = head.headers
 
     async def read(self) -> bytes:
         """Return the whole body; the second call returns the same bytes."""
-        try:
-            body = await self._response.read()
-        except _FOREIGN as error:
-            raise UpstreamFailure(self._upstream, _fault(error)) from error
-        self._ended = True
+        body = self.arrived()
+        if body is None:
+            try:
+                body = self._body = await self._content.read()
+            except _FOREIGN as error:
+                raise UpstreamFailure(self._upstream, _fault(error)) from error
+            self._ended = True
         return body
+
+    def arrived(self) -> bytes | None:
+        """Return the whole body if no more of it is to come, else None."""
+        if self._body is None and self._content.is_eof() and self._content.exception() is None:
+            self._body = self._content.read_nowait()
+            self._ended = True
+        return self._body
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives."""
-        content = self._response.content
+        content = self._content
         try:
             while chunk := await content.readany():
                 yield chunk
@@ -212,9 +292,9 @@ class AiohttpAnswer:
     def close(self) -> None:
         """Release the connection for reuse after a full read; close it otherwise, which is what stops upstream."""
         if self._ended:
-            self._response.release()
+            self._head.release()
         else:
-            self._response.close()
+            self._head.close()
 
 
 _PATIENT: AbstractAsyncContextManager[object] = nullcontext()
@@ -234,3 +314,10 @@ def _fault(error: BaseException) -> UpstreamFault:
 
 def _was_sent(error: BaseException) -> bool:
     return _fault(error) is not UpstreamFault.UNREACHABLE
+
+
+def _parted(base_url: str) -> tuple[str, str]:
+    """Scheme and authority of a URL, and the path."""
+    begin = base_url.find("://") + 3
+    end = base_url.find("/", begin)
+    return (base_url, "") if end < 0 else (base_url[:end], base_url[end:])
