@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from proxy.app.demo import simulated, welcome
 from proxy.app.fleet import Fleet, serving_fleet
+from proxy.app.steady import keep_loop_steady
 from proxy.app.supervisor import NeverReady
 from proxy.app.systemd import READY, STOPPING, tell_systemd
 from proxy.app.worker import Worker, serving
@@ -46,6 +47,7 @@ async def run(settings: Settings, engine: Engine, *, demo: bool) -> int:
         _log.info("operations on %s", server.operations_url)
         if demo:
             await welcome(settings, engine, server.base_url, server.operations_url)
+        keep_loop_steady()
         tell_systemd(READY)
         await stop.wait()
         tell_systemd(STOPPING)

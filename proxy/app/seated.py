@@ -20,6 +20,7 @@ from proxy.adapters.prometheus_shared import share_between_processes
 from proxy.app.database import open_database
 from proxy.app.figures import held
 from proxy.app.logging import log_to_stderr
+from proxy.app.steady import keep_loop_steady
 from proxy.app.worker import Seat, serving
 from proxy.core.errors import StoreAway
 from proxy.core.registry import DataUnusable
@@ -63,6 +64,7 @@ async def _serve(seat: Seat, engine: Engine, ready_fd: int) -> int:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(sys.stdin.fileno(), _on_input, stop)
     async with serving(seat.settings, engine, seat=seat):
+        keep_loop_steady()
         os.write(ready_fd, b"r")
         os.close(ready_fd)
         await stop.wait()
