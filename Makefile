@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test lint bench bench-count lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run-installed ## Start Tollgate with a fresh key, in front of OpenAI or a simulated one
 	@exec $(BIN)/tollgate serve --demo $(ARGS)
@@ -28,6 +28,9 @@ lint: $(VENV)/.test-installed ## Check format, style, types, the direction of im
 
 bench: $(VENV)/.test-installed ## Measure
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-count: $(VENV)/.test-installed ## Count the instructions of the core steps, and hold them to those recorded (needs valgrind)
+	$(BIN)/python bench/count.py $(ARGS)
 
 lock: ## Resolve dependencies anew (needs uv)
 	$(UV_COMPILE) --output-file deploy/requirements.lock pyproject.toml

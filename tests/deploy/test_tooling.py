@@ -34,6 +34,7 @@ def test_help_names_every_target():
         "test",
         "lint",
         "bench",
+        "bench-count",
         "lock",
         "clean",
     ]
@@ -62,6 +63,7 @@ def test_a_missing_python_is_refused(tmp_path):
         ("run", "tollgate serve --demo --port 0"),
         ("test", "-m pytest -n 2 --dist worksteal --port 0"),
         ("bench", "bench/run.py --port 0"),
+        ("bench-count", "bench/count.py --port 0"),
     ],
 )
 def test_arguments_are_passed_on(target, command, tmp_path):
@@ -77,6 +79,11 @@ def test_ci_runs_what_people_run():
         assert f"\n{command}\n" in script
         assert f"run: {command}" in workflow
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_ci_counts_instructions():
+    for file in (".ci/run", ".github/workflows/ci.yml"):
+        assert re.search(r"apt-get install .*valgrind\b", (ROOT / file).read_text())
 
 
 def test_ci_has_a_prometheus_that_does_not_run_by_itself():
