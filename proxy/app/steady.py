@@ -1,4 +1,4 @@
-"""How the interpreter is set for a loop that nobody may keep waiting; `decisions/0015-no-long-stall.md` has the figures."""
+"""How the interpreter is set for a loop that nobody may keep waiting: figures in `decisions/0015-no-long-stall.md`."""
 
 from __future__ import annotations
 
