@@ -7,10 +7,8 @@ __all__ = ["RANDOM_BYTES", "uuid7", "uuid7_ms"]
 RANDOM_BYTES = 10
 """Random bytes one identifier takes; 74 of their 80 bits are used."""
 
-_VERSION = 0x7 << 76
-_VARIANT = 0b10 << 62
-_RAND_A = (1 << 12) - 1
-_RAND_B = (1 << 62) - 1
+_VERSION = 0x7000
+_VARIANT = 0x8000
 
 
 def uuid7(now_ms: int, random_bytes: bytes) -> str:
@@ -24,9 +22,14 @@ def uuid7(now_ms: int, random_bytes: bytes) -> str:
     if not 0 <= now_ms < 1 << 48:
         raise ValueError("the time does not fit a UUIDv7")
     rand = int.from_bytes(random_bytes, "big")
-    value = now_ms << 80 | _VERSION | (rand >> 62 & _RAND_A) << 64 | _VARIANT | rand & _RAND_B
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    # 48 bits of time; four of version and twelve of rand_a; two of variant and 62 of rand_b, the lowest.
+    return "%08x-%04x-%04x-%04x-%012x" % (  # noqa: UP031 - three quarters of an f-string's time, for every request
+        now_ms >> 16,
+        now_ms & 0xFFFF,
+        _VERSION | rand >> 62 & 0xFFF,
+        _VARIANT | rand >> 48 & 0x3FFF,
+        rand & 0xFFFFFFFFFFFF,
+    )
 
 
 def uuid7_ms(text: str) -> int:

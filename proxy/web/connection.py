@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -18,7 +19,8 @@ from aiohttp.web_protocol import _ErrInfo  # how its parser's own errors take th
 from proxy.core.misuse import Cut, Malformed
 from proxy.web.bounds import MAX_HEAD_BYTES, MAX_HEADERS, Bounds
 from proxy.web.errors import fault
-from proxy.web.refusals import BodyTimeout, HeadTimeout, HeadTooLarge, answer_to, reason_of, response_of
+from proxy.web.protocol import Protocol
+from proxy.web.refusals import BodyTimeout, HeadTimeout, HeadTooLarge, answer_to, reason_of, response_of, stays_open
 
 if TYPE_CHECKING:
     from proxy.web.server import OpenAIServer
@@ -37,7 +39,7 @@ _log = logging.getLogger(__name__)
 Payload = StreamReader
 
 
-class Connection(web.RequestHandler):
+class Connection(Protocol):
     """The protocol of one connection. `look` is to be called now and then, for it keeps no timers of its own."""
 
     __slots__ = (
@@ -229,10 +231,23 @@ class Connection(web.RequestHandler):
         else:
             super().close()
 
-    @property
-    def last_answer(self) -> bool:
-        """Whether the client is to be told that no other follows."""
-        return self.leaving or self._close or self._force_close or self._owner.draining
+    def request_of(
+        self, message: RawRequestMessage, payload: StreamReader, writer: AbstractStreamWriter
+    ) -> web.BaseRequest:
+        """Make the request that a message of the parser is."""
+        return self._owner.request_of(message, payload, self, writer)
+
+    def is_last(self, request: web.BaseRequest) -> bool:
+        """Whether the client is to be told that no other answer follows, whatever it asked for."""
+        return (
+            self.leaving
+            or self._close
+            or self._force_close
+            or self._owner.draining
+            or not stays_open(request._message)  # noqa: SLF001 - the request does not say
+            # What is left of the body would be taken for the next request by whoever thinks it was not wanted.
+            or not request.content.is_eof()
+        )
 
     def log_exception(self, *args: Any, exc_info: BaseException | None = None, **_: Any) -> None:  # noqa: ARG002 - its words are not ours
         """Note what ended a connection between two requests; a body that could not be read to its end is no fault."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from aiohttp import ClientConnectionError, HttpVersion11, web
+from aiohttp import ClientConnectionError, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import BodyTimedOut, BodyTooLarge, InvalidRequest
@@ -63,20 +63,22 @@ class AiohttpDownstream:
     async def receive(self) -> bytes:
         """Read the body, bounded. A length that is already too large is not read at all."""
         request = self._request
+        headers = request.headers
         _check_headers(request)
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
-        coding = ",".join(request.headers.getall("Content-Encoding", ()))
+        coding = ",".join(headers.getall(hdrs.CONTENT_ENCODING)) if hdrs.CONTENT_ENCODING in headers else ""
         packed = check_coding(coding)
-        await _go_ahead(request)
-        body = await self._whole()
+        if hdrs.EXPECT in headers:
+            await _go_ahead(request)
+        content = request.content
+        body = self._taken(content.read_nowait()) if _is_all_here(content) else await self._whole(content)
         if packed:
             body = await asyncio.to_thread(inflate, body, coding, self._max_body_bytes)
             self._hold(len(body))
         return body
 
-    async def _whole(self) -> bytes:
-        content = self._request.content
+    async def _whole(self, content: StreamReader) -> bytes:
         pieces: list[bytes] = []
         left = self._max_body_bytes
         while True:
@@ -89,6 +91,12 @@ class AiohttpDownstream:
                 raise BodyTooLarge(self._max_body_bytes)
             self._hold(len(piece))
             pieces.append(piece)
+
+    def _taken(self, body: bytes) -> bytes:
+        if len(body) > self._max_body_bytes:
+            raise BodyTooLarge(self._max_body_bytes)
+        self._hold(len(body))
+        return body
 
     def _hold(self, size: int) -> None:
         if self._room is not None:
@@ -187,8 +195,15 @@ class Incoming:
             yield chunk
 
 
+def _is_all_here(content: StreamReader) -> bool:
+    return content.is_eof() and content.exception() is None
+
+
 def _check_headers(request: web.BaseRequest) -> None:
-    for name, value in request.headers.items():
+    headers = request.headers
+    if "".join(headers.values()).isascii():
+        return
+    for name, value in headers.items():
         # The client upstream would cut such a value short.
         if not value.isascii() and _UNDECODABLE.search(value) and name.lower() not in _NOT_SENT_ON:
             raise InvalidRequest(f"The value of the header {name[:64]} is not UTF-8.")

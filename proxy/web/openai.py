@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from urllib.parse import unquote
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from msgspec.structs import replace
 
 from proxy.core.endpoints import ME, MODELS, PAGE, Passed, never_open, passed
@@ -28,8 +27,10 @@ from proxy.pipeline.pass_through import pass_through
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import CLIENT_CLOSED_REQUEST
+from proxy.web.answer import Answer
 from proxy.web.bounds import Bounds, Watcher
 from proxy.web.downstream import AiohttpDownstream
+from proxy.web.entropy import bytes_of_id
 from proxy.web.errors import answer_of, fault, reply_of
 from proxy.web.pages.team_site import TeamSite
 from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
@@ -39,6 +40,8 @@ from proxy.web.server import OpenAIServer
 __all__ = ["VERSION_PREFIX", "OpenAIRoutes"]
 
 _METERED = {kind.path: endpoint for endpoint, kind in KINDS.items()}
+_STRAIGHT = {f"{VERSION_PREFIX}{path}": (Place(path), endpoint) for path, endpoint in _METERED.items()}
+"""Where nearly all requests go, by paths as they are sent, without a query."""
 _MODELS_PATH, _ME_PATH = "/models", "/tollgate/me"
 _MODEL_PATH = f"{_MODELS_PATH}/"
 _SHOWN_CHARACTERS = 256
@@ -65,25 +68,29 @@ class OpenAIRoutes:
         """Build the server of the public listener."""
         return OpenAIServer(self.handle, max_body_bytes=self._max_body_bytes, bounds=bounds, watcher=watcher)
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Find the endpoint by the path as it was sent: another spelling of one is another path."""
+    def handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse | Answer]:
+        """Answer it. The endpoint is found by the path as it was sent: another spelling of one is another path."""
+        if request.method == "POST" and (straight := _STRAIGHT.get(request.raw_path)) is not None:
+            return self._answer(request, *straight, self._metered)
+        return self._answer(request, *self._find(request))
+
+    def _find(self, request: web.BaseRequest) -> tuple[Place, str, Step]:
         sent = request.raw_path.partition("?")[0]
         known = place_of(sent)
         place = known or Place(sent)
         match request.method, known:
             case "POST", (path, _) if (endpoint := _METERED.get(path)) is not None:
-                return await self._answer(request, place, endpoint, self._metered)
+                return place, endpoint, self._metered
             case "GET", (path, "") if path == _MODELS_PATH:
-                return await self._answer(request, place, MODELS, self._models)
+                return place, MODELS, self._models
             case "GET", (path, "") if _names_a_model(path):
-                return await self._answer(request, place, MODELS, self._model)
+                return place, MODELS, self._model
             case "GET", (path, "") if path == _ME_PATH:
-                return await self._answer(request, place, ME, self._me)
+                return place, ME, self._me
             case method, (path, "") if (family := passed(method, path)) is not None:
-                return await self._answer(request, place, family.endpoint, partial(self._passed, family))
+                return place, family.endpoint, partial(self._passed, family)
             case _:
-                endpoint, step = self._beside(request, sent, known)
-                return await self._answer(request, place, endpoint, step)
+                return place, *self._beside(request, sent, known)
 
     async def _metered(self, exchange: Exchange, client: AiohttpDownstream) -> Reply:
         return await travel(exchange, client, self._services)
@@ -126,7 +133,9 @@ class OpenAIRoutes:
             raise MethodNotAllowed(exchange.method, shown, method)
         raise UnknownPath(exchange.method, shown)
 
-    async def _answer(self, request: web.BaseRequest, place: Place, endpoint: str, step: Step) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, place: Place, endpoint: str, step: Step
+    ) -> web.StreamResponse | Answer:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
         telemetry = self._services.telemetry
         exchange = self._exchange(request, place, endpoint)
@@ -151,12 +160,12 @@ class OpenAIRoutes:
             client.release()
             if not exchange.outlives:
                 report(exchange, ending, self._services)
-        return client.response or _whole(reply, id_headers, left_out)
+        return client.response or Answer(reply.status, (*reply.headers, *id_headers), reply.body or b"", left_out)
 
     def _exchange(self, request: web.BaseRequest, place: Place, endpoint: str) -> Exchange:
         clock = self._services.clock
         at_ms = clock.now_ms()
-        event_id = uuid7(at_ms, secrets.token_bytes(10))
+        event_id = uuid7(at_ms, bytes_of_id())
         return Exchange(
             event_id=event_id,
             request_id=f"req_{event_id.replace('-', '')}",
@@ -165,11 +174,11 @@ class OpenAIRoutes:
             started_ns=clock.monotonic_ns(),
             method=request.method,
             path=place.path,
-            query=without_api_version(request.raw_path.partition("?")[2]),
+            query=without_api_version(query) if (query := request.raw_path.partition("?")[2]) else "",
             endpoint=endpoint,
             headers=request.headers,
             deployment=place.deployment,
-            secure=request.secure,
+            secure=request.protocol.ssl_context is not None,
         )
 
 
@@ -211,20 +220,10 @@ def _with_own_headers(reply: Reply, exchange: Exchange) -> Reply:
     return replace(reply, headers=(*own_headers_of_error(exchange), *reply.headers))
 
 
-def _whole(reply: Reply, more: tuple[tuple[str, str], ...], left_out: frozenset[str]) -> web.Response:
-    response = web.Response(status=reply.status, body=reply.body)
-    for name, value in (*reply.headers, *more):
-        if not left_out or name.lower() not in left_out:
-            response.headers[name] = value
-    if hdrs.CONTENT_TYPE not in response.headers:
-        response.headers[hdrs.CONTENT_TYPE] = "application/json"
-    return response
-
-
 def _client_request_id(headers: Mapping[str, str]) -> str:
     """What the client calls its request, for the log; empty where that is not fit to be seen."""
-    theirs = headers.get("x-request-id") or headers.get("x-client-request-id") or ""
-    if not _CLIENT_ID.fullmatch(theirs):
+    theirs = headers.get("x-request-id") or headers.get("x-client-request-id")
+    if not theirs or not _CLIENT_ID.fullmatch(theirs):
         return ""
     # A client that mistakes one header for another has its key in both.
     return "" if any(theirs in headers.get(name, "").split() for name in _CREDENTIALS) else theirs

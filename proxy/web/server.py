@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
-from proxy.core.misuse import Cut
+from proxy.core.misuse import Cut, Malformed
+from proxy.web.answer import Answer
 from proxy.web.bounds import Bounds, Unheard, Watcher
 from proxy.web.connection import Connection
+from proxy.web.errors import ErrorAnswer
 from proxy.web.full import Full
-from proxy.web.refusals import flaw_of, response_of, stays_open
+from proxy.web.refusals import flaw_of, response_of
 
 __all__ = ["OpenAIServer"]
 
 _LONGEST_SWEEP_SECONDS = 1.0
 _SWEEPS_IN_A_TIMEOUT = 4
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Answer]]
 
 
 class OpenAIServer(web.Server):
@@ -31,7 +34,7 @@ class OpenAIServer(web.Server):
         self, handler: Handler, *, max_body_bytes: int, bounds: Bounds | None = None, watcher: Watcher | None = None
     ) -> None:
         # A client that leaves cancels its exchange: settlement is written first, then upstream is let go.
-        super().__init__(self._serve, request_factory=self._request, handler_cancellation=True)
+        super().__init__(self._serve, request_factory=self.request_of, handler_cancellation=True)
         self._handler = handler
         self._max_body_bytes = max_body_bytes
         self._bounds = bounds or Bounds()
@@ -125,26 +128,26 @@ class OpenAIServer(web.Server):
         if self._watched:
             self._arm()
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _serve(self, request: web.BaseRequest) -> Awaitable[Any]:
         flaw = flaw_of(request._message)  # noqa: SLF001 - its raw headers are nowhere else
-        if flaw is None:
-            return await self._handler(request)
-        reason, answer = flaw
+        return self._handler(request) if flaw is None else self._refuse(request, *flaw)
+
+    async def _refuse(self, request: web.BaseRequest, reason: Malformed, answer: ErrorAnswer) -> web.Response:
         self.watcher.malformed(reason)
         # It is answered in the version that is spoken here, whichever it named.
         request._version = HttpVersion11  # noqa: SLF001 - aiohttp writes that of the request
         return response_of(answer)
 
-    def _request(
+    def request_of(
         self,
         message: RawRequestMessage,
         payload: StreamReader,
         protocol: web.RequestHandler,
         writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
+        task: asyncio.Task[None] | None = None,
     ) -> web.BaseRequest:
-        loop = asyncio.get_running_loop()
-        return _Request(message, payload, protocol, writer, task, loop, client_max_size=self._max_body_bytes)
+        """Make the request that a message of the parser is. `task`: whoever handles it, which aiohttp gives along."""
+        return _Request(message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body_bytes)  # type: ignore[arg-type]
 
 
 class _Request(web.BaseRequest):
@@ -152,11 +155,6 @@ class _Request(web.BaseRequest):
         """Say in the head of an answer, whoever made it, when it is the last one of its connection."""
         response.headers.pop(hdrs.SERVER, None)
         connection = self.protocol
-        if (
-            (isinstance(connection, Connection) and connection.last_answer)
-            or not stays_open(self._message)
-            # What is left of the body would be taken for the next request by whoever thinks it was not wanted.
-            or not self.content.is_eof()
-        ):
+        if isinstance(connection, Connection) and connection.is_last(self):
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"

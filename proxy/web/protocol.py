@@ -1,0 +1,151 @@
+"""aiohttp's protocol of one connection, at less cost for each request. What is touched of aiohttp's insides is here.
+
+aiohttp gives every request a task of its own, builds the head of every answer header by header, and has its parser look
+again for bytes it has not got. Here requests are handled in the task of their connection and whole answers are written
+at once (`answer.py`); what is no request is left to aiohttp, and so is every answer that is not one of those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from contextlib import suppress
+
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_protocol import PayloadAccessError
+
+from proxy.web.answer import Answer
+
+__all__ = ["Protocol"]
+
+_LINGER_SECONDS = 10.0
+"""How long the rest of a body is taken, once its request is answered: as long as aiohttp takes it."""
+_JOINED_BYTES = 65_536
+"""A body that is no larger goes out in one piece with its head; copying more costs more than another write."""
+_TOO_LATE = PayloadAccessError()
+
+
+class Protocol(web.RequestHandler):
+    """Handles one request after the other; whoever inherits from it says how they are made and answered."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def request_of(
+        self, message: RawRequestMessage, payload: StreamReader, writer: AbstractStreamWriter
+    ) -> web.BaseRequest:
+        """Make the request that a message of the parser is."""
+
+    @abstractmethod
+    def is_last(self, request: web.BaseRequest) -> bool:
+        """Whether the client is to be told that no other answer follows, whatever it asked for."""
+
+    async def start(self) -> None:
+        """Handle what comes, until the connection is to be closed."""
+        while not self._force_close:
+            if not self._messages:
+                try:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            if not isinstance(self._messages[0][0], RawRequestMessage):
+                # It tells the client what was wrong, and closes.
+                await super().start()
+                return
+            if not await self._handle_first():
+                break
+            self._wait_for_another()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _handle_first(self) -> bool:
+        """Handle the first of what has come; whether another may follow it."""
+        message, payload = self._messages.popleft()
+        self._taken_first()
+        # Who handles it is gone from here when the connection is lost, which may be before it is begun.
+        handler, owner = self._request_handler, self._manager
+        if handler is None or owner is None or not isinstance(message, RawRequestMessage):
+            return False
+        owner.requests_count += 1
+        request = self.request_of(message, payload, StreamWriter(self, self._loop))
+        try:
+            answer, is_gone = await self._handle_request(request, None, handler)
+            if is_gone:
+                return False
+            self._keepalive = bool(answer.keep_alive)
+            if not payload.is_eof():
+                await self._linger(payload)
+            payload.set_exception(_TOO_LATE)
+        except ConnectionError:
+            return False
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be written ends its connection alone
+            self.log_exception("an answer could not be written", exc_info=error)
+            self.force_close()
+        return self._keepalive and not self._close and not self._force_close
+
+    def _taken_first(self) -> None:
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _wait_for_another(self) -> None:
+        """Let aiohttp close the connection where it takes too long; its timer looks at the time again when it fires."""
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Take the rest of a body for a while: to close on what still comes would take the answer from its client."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not payload.is_eof() and not self._force_close:
+                    await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
+    async def finish_response(  # type: ignore[override]  # of what is returned it asks `keep_alive` alone
+        self, request: web.BaseRequest, resp: web.StreamResponse | Answer, start_time: float | None
+    ) -> tuple[web.StreamResponse | Answer, bool]:
+        """Write an answer; True: its client has left."""
+        if not isinstance(resp, Answer):
+            return await super().finish_response(request, resp, start_time)
+        message = request._message  # noqa: SLF001 - it says more than the request does
+        closes = message.should_close or self.is_last(request)
+        head = resp.head(message, closes=closes)
+        if head is None:
+            return await super().finish_response(request, resp.for_aiohttp(), start_time)
+        resp.keep_alive = not closes
+        try:
+            self._write_whole(head, resp.body, request.writer)
+            if self._paused:
+                await self._drain_helper()
+        except ConnectionError:
+            return resp, True
+        return resp, False
+
+    def _write_whole(self, head: bytes, body: bytes, writer: AbstractStreamWriter) -> None:
+        wire = self.transport
+        if wire is None or wire.is_closing():
+            raise ConnectionResetError("the client has left")
+        writer.output_size += len(head) + len(body)
+        if len(body) <= _JOINED_BYTES:
+            wire.write(head + body)
+        else:
+            wire.write(head)
+            wire.write(body)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Read on, if anything was kept from it: a body that is read to its end asks for it all the same, and twice."""
+        # Where requests wait, the parser may have stopped before another.
+        if self._reading_paused or self._messages:
+            super().resume_reading(resume_parser)
