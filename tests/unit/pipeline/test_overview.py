@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from msgspec import structs
 from sqlalchemy import event, insert, text
 
 from proxy.adapters.prometheus_now import figures_of
@@ -131,7 +132,7 @@ async def test_a_refusal_of_another_day_has_its_date(bench, sources):
     now_ms = overview.at_ms
     midnight_ms = now_ms - now_ms % 86_400_000
     for at_ms, form in ((midnight_ms, "%H:%M:%S"), (midnight_ms - 1, "%Y-%m-%d %H:%M:%S")):
-        page = operator_page(replace(overview, refusals=(replace(REFUSAL, at_ms=at_ms),))).decode()
+        page = operator_page(replace(overview, refusals=(structs.replace(REFUSAL, at_ms=at_ms),))).decode()
         assert f">{datetime.fromtimestamp(at_ms // 1_000, UTC):{form}}</time></th>" in page
 
 
