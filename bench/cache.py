@@ -6,15 +6,13 @@ what a round trip costs is in `redis_calls.py`. Bodies are made of words, as ans
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import statistics
 import string
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+
+from figures import Figure, arguments, deliver
 
 from proxy.adapters.cache_keys import MasterKeys
 from proxy.adapters.envelope import Envelope
@@ -23,16 +21,6 @@ from proxy.ports import CachedAnswer
 SIZES = (512, 2_867, 65_536)
 NOW_MS = 1_800_000_000_000
 PLACE, SECRET = "c:growth:{7QhVxXKUJ0QTAwe3Nlc2VtZW50cyBhcmUgc3RyYW5nZQ}", bytes(range(32))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What one size costs."""
-
-    body_bytes: int
-    sealed_bytes: int
-    seal_microseconds: float
-    open_microseconds: float
 
 
 def words(size: int) -> bytes:
@@ -69,28 +57,22 @@ def measure(rounds: int, count: int) -> list[Figure]:
             times = max(50, count * SIZES[0] // size)
             sealing[size].append(timed(lambda answer=answer: envelope.seal(PLACE, SECRET, answer), times))
             opening[size].append(timed(lambda kept=sealed[size]: envelope.open(PLACE, SECRET, kept, NOW_MS), times))
-    return [
-        Figure(size, len(sealed[size]), statistics.median(sealing[size]), statistics.median(opening[size]))
-        for size in SIZES
-    ]
+    figures = []
+    for size in SIZES:
+        what = f"answer of {size / 1024:.1f} KB"
+        figures.append(Figure.of(f"{what}: sealing", sealing[size], "us"))
+        figures.append(Figure.of(f"{what}: opening", opening[size], "us"))
+        figures.append(Figure(f"{what}: sealed", len(sealed[size]) / 1024, "KB"))
+    return figures
 
 
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=9, help="rounds to take the median of")
-    arguments.add_argument("--count", type=int, default=3_000, help="entries of the smallest size in a round")
-    arguments.add_argument("--json", type=Path)
-    chosen = arguments.parse_args()
-    figures = measure(chosen.rounds, chosen.count)
-    print(f"{'body':>8} {'sealed':>8} {'seal us':>9} {'open us':>9}")
-    for figure in figures:
-        print(
-            f"{figure.body_bytes:8,} {figure.sealed_bytes:8,} {figure.seal_microseconds:9.1f} "
-            f"{figure.open_microseconds:9.1f}"
-        )
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, help="rounds to take the median of; 9, or 3 where it is to be quick")
+    parser.add_argument("--count", type=int, default=3_000, help="entries of the smallest size in a round")
+    chosen = parser.parse_args()
+    deliver(measure(chosen.rounds or (3 if chosen.quick else 9), chosen.count), chosen.json)
 
 
 if __name__ == "__main__":

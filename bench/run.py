@@ -1,8 +1,8 @@
 """`make bench`: every measurement in turn, each a script of its own; then one table of all that has a target.
 
 A section takes `--json FILE` and `--quick`, prints its own table, and writes the list of figures that `figures.py`
-describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread"}`. All lists together,
-with what the machine is, become `bench/results/bench.json`; each stands beside it under its section's name.
+describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread"}`. All lists
+together, with what the machine is, become `bench/results/bench.json`; each is beside it under its section's name.
 
 Absolute figures move with the machine; compare only figures of one run. The exit status says whether all sections ran,
 not whether targets were met.
@@ -55,7 +55,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--json", type=Path, default=RESULTS / "bench.json", metavar="FILE")
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _end)
     began = time.monotonic()
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, load {about['load_before']}")
@@ -70,8 +71,13 @@ def main() -> int:
             figures[name] = seen
     took = time.monotonic() - began
     conclude(figures)
-    written = {"machine": about | {"load_after": load()}, "quick": chosen.quick, "took_seconds": round(took), "failed": failed,
-               "sections": {name: [asdict(each) for each in seen] for name, seen in figures.items()}}  # fmt: skip
+    written = {
+        "machine": about | {"load_after": load()},
+        "quick": chosen.quick,
+        "took_seconds": round(took),
+        "failed": failed,
+        "sections": {name: [asdict(each) for each in seen] for name, seen in figures.items()},
+    }
     chosen.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(f"\n{took:.0f} s; {chosen.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
@@ -83,7 +89,8 @@ def run_section(name: str, results: Path, *, quick: bool) -> list[Figure] | None
     results.mkdir(parents=True, exist_ok=True)
     written.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(written), *(["--quick"] if quick else [])]
-    child = subprocess.Popen(command)
+    # Out of reach of Ctrl-C, which we hear alone: told twice to end, a section might leave before its servers do.
+    child = subprocess.Popen(command, start_new_session=True)
     try:
         status = child.wait(timeout=SECTION_SECONDS)
     except subprocess.TimeoutExpired:
