@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import redis
 import redis.asyncio
@@ -158,12 +158,13 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64, help="decisions under way at a time")
     parser.add_argument("--count", type=int, default=12_800, help="decisions of each engine in a round")
     chosen = parser.parse_args()
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415 - it does not install everywhere
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - it does not install everywhere
+
+        new_loop = uvloop.new_event_loop
     rounds = chosen.rounds or (3 if chosen.quick else 9)
-    with workbench(), redis_server() as url, asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with workbench(), redis_server() as url, asyncio.Runner(loop_factory=new_loop) as runner:
         figures = runner.run(measure(url, rounds, chosen.callers, chosen.count))
     deliver(figures, chosen.json)
 
