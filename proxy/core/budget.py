@@ -84,8 +84,7 @@ def span_of(period: Period, at_ms: int) -> Span:
     return Span(f"{first:%Y-%m}", _ms(first), _ms((first + timedelta(days=32)).replace(day=1)))
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True, gc=False):
     """What may be spent in each span of a period; at least one of the two amounts is given."""
 
     period: Period

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
+
+from msgspec.structs import replace
 
 from proxy.core.budget import LARGEST_BUDGET_NANO_USD, Budget, Cap, Period, Span, span_of
 from proxy.core.decision import TEAM_SCOPE

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from proxy.core.budget import Budget
+from proxy.core.discreet import Discreet
 from proxy.core.tiers import Limits
 
 __all__ = ["HEAVIEST_WEIGHT", "LONGEST_MAX_WAIT_MS", "CacheMode", "KeyRecord", "KeySecret", "Principal", "Team"]
@@ -24,9 +26,10 @@ class CacheMode(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Team:
+class Team(Discreet, frozen=True, gc=False):
     """A tenant."""
+
+    hidden = frozenset({"cache_secret", "cache_salts"})
 
     name: str
     tier: str
@@ -40,17 +43,17 @@ class Team:
     models: frozenset[str] | None = None
     """Models it may use; None: all."""
     created_at_ms: int = 0
-    cache_secret: bytes = field(default=b"", repr=False)
+    cache_secret: bytes = b""
     """32 random bytes of its own, under which its cache digests are made. Others in their place forget its answers."""
     max_parallel: int | None = None
     """Requests it may have under way at one time; None: any number."""
-    model_limits: Mapping[str, Limits] = field(default_factory=dict)
+    model_limits: Mapping[str, Limits] = msgspec.field(default_factory=dict)
     """Limits on single models, by their own names, which aliases stand for; each has a bucket beside the team's own."""
     shadow_tier: str | None = None
     """Tier it is tried on: decided against it too, and refused nothing for it."""
     shadow_since_ms: int = 0
     """When the trial began; the shadow tier's phases count from here."""
-    cache_salts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    cache_salts: Mapping[str, bytes] = msgspec.field(default_factory=dict)
     """Random bytes that are a part of the digests of single models; others in their place forget those answers."""
     budgets: tuple[Budget, ...] = ()
     """What it may spend, one at most for each period."""
@@ -58,14 +61,15 @@ class Team:
     """Its share, 1 to `HEAVIEST_WEIGHT`, where several teams wait for the same upstream."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeySecret:
+class KeySecret(Discreet, frozen=True, gc=False):
     """How one of the secrets of a key is known: by its keyed hash under one pepper."""
+
+    hidden = frozenset({"secret_hash"})
 
     serial: int
     """Which of the key's secrets, from 1 on; a secret hashed under two peppers is here twice."""
     pepper_id: int
-    secret_hash: bytes = field(repr=False)
+    secret_hash: bytes
     created_at_ms: int
     ends_at_ms: int | None = None
     """When it stops, having been rotated; None: with its key."""
@@ -77,8 +81,7 @@ class KeySecret:
         return self.ends_at_ms is None or now_ms < self.ends_at_ms
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
+class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     """A key as the store knows it: never a secret."""
 
     kid: str
@@ -114,8 +117,7 @@ class KeyRecord:
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(msgspec.Struct, frozen=True, gc=False):
     """The authenticated caller."""
 
     team: Team

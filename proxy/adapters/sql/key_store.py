@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, or_, select, update
 
 from proxy.adapters.sql.engine import insert_into, reading, writing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Unpack
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, update
 
 from proxy.adapters.sql.budgets import changed, keep_budgets, told_budgets

@@ -95,7 +95,9 @@ def key_of(row: RowMapping, secrets: Iterable[KeySecret], own_budgets: tuple[Bud
 def key_values(record: KeyRecord) -> dict[str, object]:
     """The row of `api_keys` that describes a key."""
     elsewhere = ("limits", "secrets", "budgets")
-    values: dict[str, object] = {name: getattr(record, name) for name in KeyRecord.__slots__ if name not in elsewhere}
+    values: dict[str, object] = {
+        name: getattr(record, name) for name in KeyRecord.__struct_fields__ if name not in elsewhere
+    }
     own = record.limits or Limits()
     return values | {"models": model_list(record.models)} | {name: getattr(own, name) for name in _RATES}
 
@@ -124,13 +126,13 @@ def secrets_in(connection: Connection, kids: ColumnElement[bool] | None = None) 
     rows = connection.execute(query if kids is None else query.where(kids)).mappings()
     found: dict[str, list[KeySecret]] = {}
     for row in rows:
-        found.setdefault(row["kid"], []).append(KeySecret(**{name: row[name] for name in KeySecret.__slots__}))
+        found.setdefault(row["kid"], []).append(KeySecret(**{name: row[name] for name in KeySecret.__struct_fields__}))
     return found
 
 
 def secret_values(kid: str, secret: KeySecret) -> dict[str, object]:
     """The row of `key_secrets` that describes a secret."""
-    return {"kid": kid} | {name: getattr(secret, name) for name in KeySecret.__slots__}
+    return {"kid": kid} | {name: getattr(secret, name) for name in KeySecret.__struct_fields__}
 
 
 def model_list(models: frozenset[str] | None) -> list[str] | None:

@@ -1,6 +1,7 @@
 import pytest
 
 from proxy.core.keys import ParsedKey
+from proxy.core.principal import KeySecret, Team
 from proxy.pipeline.exchange import Reply
 from proxy.ports import CacheAddress, CachedAnswer, Patch, UpstreamRequest
 
@@ -12,6 +13,10 @@ HEADERS = (("X-Name", "secret"),)
     [
         (ParsedKey("kid", "secret"), "ParsedKey(kid='kid')"),
         (Patch(1, 2, b"secret"), "Patch(start=1, end=2)"),
+        (
+            KeySecret(1, 2, b"secret", 3),
+            "KeySecret(serial=1, pepper_id=2, created_at_ms=3, ends_at_ms=None, imported=False)",
+        ),
         (
             UpstreamRequest("POST", "/x", HEADERS, b"secret", model="m"),
             "UpstreamRequest(method='POST', path_qs='/x', as_it_is=False, model='m')",
@@ -31,3 +36,9 @@ def test_of_a_kept_answer_all_is_shown_but_its_body():
     kept = CachedAnswer(200, (), b"secret", "m", 1, 2, 3, 4, 5)
     assert "secret" not in repr(kept)
     assert "CachedAnswer(status=200, headers=(), model='m', stored_at_ms=1, ttl_ms=2" in repr(kept)
+
+
+def test_of_a_team_all_is_shown_but_what_its_digests_are_made_under():
+    team = Team("growth", "free", 1, cache_secret=b"secret", cache_salts={"gpt-4o": b"secret"})
+    assert "secret" not in repr(team)
+    assert repr(team).startswith("Team(name='growth', tier='free', tier_since_ms=1, limits=None, cache_mode=")

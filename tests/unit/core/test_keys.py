@@ -2,11 +2,11 @@ import hashlib
 import hmac
 import string
 import zlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.core.keys import (
     RANDOM_BYTES,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.core.bucket import Dimension
 from proxy.core.errors import LimitReached, NeverAdmissible, Overloaded, UpstreamFailure, UpstreamFault
@@ -28,7 +29,7 @@ OPEN_ENDED = json.dumps({name: value for name, value in REQUEST.items() if name 
 def limited(exchange, *, team=None, key=None):
     """The exchange, its caller given other limits."""
     caller = exchange.principal
-    exchange.principal = Principal(replace(caller.team, **team or {}), replace(caller.key, **key or {}))
+    exchange.principal = Principal(structs.replace(caller.team, **team or {}), structs.replace(caller.key, **key or {}))
     return exchange
 
 

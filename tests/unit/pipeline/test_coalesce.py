@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.core.bucket import Scope
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from proxy.core.errors import LimitReached, Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Outcome
@@ -119,8 +120,10 @@ async def test_one_that_was_not_called_names_no_upstream(bench, sent):
 
 async def test_a_refusal_says_how_long_it_waited_and_nothing_of_a_call(bench):
     exchange = await bench.exchange(json.dumps({**REQUEST, "temperature": 0}).encode())
-    team = replace(exchange.principal.team, limits=replace(exchange.principal.team.limits, requests_per_minute=1))
-    exchange.principal = replace(exchange.principal, team=team)
+    team = structs.replace(
+        exchange.principal.team, limits=replace(exchange.principal.team.limits, requests_per_minute=1)
+    )
+    exchange.principal = structs.replace(exchange.principal, team=team)
     await look_up(exchange, bench.services)
     await admit(exchange, bench.services)
     exchange.queued_ns = 20_000_000_000

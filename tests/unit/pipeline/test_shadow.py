@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from proxy.core.bucket import Admitted, NeverFits, Refused, Scope
 from proxy.core.errors import StoreAway
@@ -29,8 +30,8 @@ def decided(bench):
         body = {name: value for name, value in {**REQUEST, **request}.items() if value is not None}
         exchange = await bench.exchange(json.dumps(body).encode())
         since_ms = bench.clock.ms if since_ms is None else since_ms
-        team = replace(exchange.principal.team, shadow_tier=shadow_tier, shadow_since_ms=since_ms)
-        exchange.principal = replace(exchange.principal, team=team)
+        team = structs.replace(exchange.principal.team, shadow_tier=shadow_tier, shadow_since_ms=since_ms)
+        exchange.principal = structs.replace(exchange.principal, team=team)
         exchange.hit = hit
         services = services or bench.with_policy(tiers=TIERS)
         await admit(exchange, services)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.core.bucket import Cost
@@ -229,7 +230,9 @@ def test_the_header_goes_before_the_key_and_neither_beyond_the_longest():
         stage = WaitingStage(longest_wait_ms=3_500)
         stage.doorman.admit("growth", limits=SLOW)
         principal = stage.doorman.principals["growth"]
-        stage.doorman.principals["growth"] = replace(principal, key=replace(principal.key, max_wait_ms=2_500))
+        stage.doorman.principals["growth"] = structs.replace(
+            principal, key=structs.replace(principal.key, max_wait_ms=2_500)
+        )
         stage.want("now", wait=None)
         by_key = [stage.want(f"key{number}", wait=None) for number in range(3)]
         off = stage.want("off", wait="0")
@@ -474,8 +477,8 @@ def test_a_key_that_ends_or_is_narrowed_while_it_waits_is_not_let_in():
         await asyncio.sleep(0.5)
         del stage.doorman.principals["growth/ci"]
         principal = stage.doorman.principals["growth/dev"]
-        narrow = replace(principal.key, models=frozenset({"gpt-4o"}))
-        stage.doorman.principals["growth/dev"] = replace(principal, key=narrow)
+        narrow = structs.replace(principal.key, models=frozenset({"gpt-4o"}))
+        stage.doorman.principals["growth/dev"] = structs.replace(principal, key=narrow)
         await stage.over()
         assert (revoked.status, narrowed.status) == (401, 404)
         assert stage.sent() == ["first"]
