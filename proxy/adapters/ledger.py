@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ from proxy.ports import Clock, Telemetry
 __all__ = ["LedgerState", "SpoolLedger", "interrupted"]
 
 _SYNC_SECONDS = 0.05
-_SHIP_SECONDS = 0.1
+_SHIP_SECONDS = 0.25
 _FIRST_BACKOFF_SECONDS = 0.25
 _MAX_BACKOFF_SECONDS = 10.0
 _RECOVER_SECONDS = 60.0
 """A writer may die when nobody starts any more: the old server of two, killed in its drain."""
 _MAX_UNWRITTEN = 10_000
-_BATCH = 1_000
+_BATCH = 500
+_BREATH_SECONDS = 0.0005
 _DAMAGED = "damaged"
 
 _log = logging.getLogger(__name__)
@@ -110,14 +112,20 @@ class _Progress:
         new = 0
         stop = Stop.MORE
         while stop is Stop.MORE:
-            part = read_slice(segment, self._offsets.get(name, 0))
-            if part.ends and part.offset > known:
-                new += self._store.take_over(part.ends, name, part.offset)
-            self.open.update((begin.event_id, (name, begin)) for begin in part.begins)
-            for event in part.ends:
+            ends: list[UsageEvent] = []
+            offset = self._offsets.get(name, 0)
+            while stop is Stop.MORE and len(ends) < _BATCH:
+                part = read_slice(segment, offset)
+                self.open.update((begin.event_id, (name, begin)) for begin in part.begins)
+                ends += part.ends
+                offset, stop = part.offset, part.stop
+                # The event loop may be waiting for this thread to let go of the interpreter.
+                time.sleep(_BREATH_SECONDS)
+            if ends and offset > known:
+                new += self._store.take_over(ends, name, offset)
+            for event in ends:
                 self.open.pop(event.event_id, None)
-            self._offsets[name] = part.offset
-            stop = part.stop
+            self._offsets[name] = offset
         if stop is Stop.DAMAGED:
             self.damaged.add(name)
             self._telemetry.store_failed("spool", "read")

@@ -16,12 +16,12 @@ import os
 import secrets
 import struct
 import threading
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -46,12 +46,18 @@ MAGIC = b"TGSPOOL1"
 MAX_RECORD_BYTES = 65_536
 _HEADER = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
-_SLICE_BYTES = 1 << 20
+_KIND = _HEADER.size
+"""Where in a record its kind stands: the payload begins with it."""
+_SLICE_BYTES = 1 << 17
+"""Two of the largest records, and no more: a thread that reads holds up the event loop."""
 _LOCK_FILE = "lock"
 _SUFFIX = ".spool"
 _BEGIN = b"B"
 _END = b"E"
 
+_pack_header = _HEADER.pack
+_pack_length = _LENGTH.pack
+_read_header = _HEADER.unpack_from
 _encode = msgspec.msgpack.Encoder().encode
 _decode_begin = msgspec.msgpack.Decoder(Dispatch).decode
 _decode_end = msgspec.msgpack.Decoder(UsageEvent).decode
@@ -138,7 +144,8 @@ class SpoolWriter:
         payload = _BEGIN + _encode(dispatch)
         if len(payload) > MAX_RECORD_BYTES // 2:
             raise Overloaded("the ledger's record would be too large")
-        if self.used_bytes + self.foreign_bytes + len(payload) + _HEADER.size > self._quota_bytes:
+        used_bytes = self._closed_bytes + self._size + self.foreign_bytes
+        if used_bytes + len(payload) + _HEADER.size > self._quota_bytes:
             raise Overloaded("the usage spool is at its quota")
         try:
             self._append(payload)
@@ -190,7 +197,7 @@ class SpoolWriter:
         if self._full or self._size >= self._segment_bytes:
             self._rotate()
         length = len(payload)
-        record = _HEADER.pack(length, zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length)))) + payload
+        record = _pack_header(length, crc32(payload, crc32(_pack_length(length)))) + payload
         try:
             if os.write(self._fd, record) != len(record):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -245,27 +252,30 @@ def read_slice(segment: Segment, offset: int) -> Slice:
     ends: list[UsageEvent] = []
     at = 0
     whole = offset + len(data) >= segment.size_bytes
-    while (payload := _payload_at(data, at)) is not None:
+    while (end := _end_of(data, at)) is not None:
+        record = data[at + _KIND + 1 : end]
         try:
-            if payload[0] == _BEGIN[0]:
-                begins.append(_decode_begin(payload[1:]))
+            if data[at + _KIND] == _BEGIN[0]:
+                begins.append(_decode_begin(record))
             else:
-                ends.append(_decode_end(payload[1:]))
+                ends.append(_decode_end(record))
         except msgspec.MsgspecError:
             return Slice(begins, ends, offset + at, Stop.DAMAGED)
-        at += _HEADER.size + len(payload)
+        at = end
     return Slice(begins, ends, offset + at, _why(data, at, whole=whole))
 
 
-def _payload_at(data: bytes, at: int) -> memoryview | None:
-    if at + _HEADER.size > len(data):
-        return None
-    length, checksum = _HEADER.unpack_from(data, at)
+def _end_of(data: bytes, at: int) -> int | None:
+    """Where the record ends that stands there; None: there is none, or not the whole of one."""
     start = at + _HEADER.size
-    if not 0 < length <= MAX_RECORD_BYTES or start + length > len(data):
+    if start > len(data):
         return None
-    payload = memoryview(data)[start : start + length]
-    return payload if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length))) == checksum else None
+    length, checksum = _read_header(data, at)
+    end: int = start + length
+    if not 0 < length <= MAX_RECORD_BYTES or end > len(data):
+        return None
+    # Copies cost less than views of what is this short.
+    return end if crc32(data[start:end], crc32(data[at : at + _LENGTH.size])) == checksum else None
 
 
 def _why(data: bytes, at: int, *, whole: bool) -> Stop:

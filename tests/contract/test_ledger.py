@@ -201,6 +201,33 @@ async def test_taking_a_batch_over_again_changes_nothing(engine, reports):
     assert reports.verify() == []
 
 
+async def test_of_a_batch_of_several_days_only_what_is_new_is_added(engine, reports):
+    store = SqlLedgerStore(engine)
+    batch = [event(number, at_ms=AT_MS + number % 3 * DAY_MS, team=f"team-{number % 2}") for number in range(30)]
+    known, rest = batch[::4], [each for each in batch if each not in batch[::4]]
+    assert store.take_over(known, "w/1", 1) == len(known)
+    assert store.take_over(batch, "w/1", 2) == len(rest)
+    assert store.take_over(batch[::-1], "w/1", 3) == 0
+    assert {row["event_id"] for row in rows_of(engine)} == {each.event_id for each in batch}
+    assert [row.requests for row in reports.usage([Axis.DAY, Axis.TEAM])] == [5] * 6
+    assert reports.verify() == []
+
+
+async def test_a_segment_of_many_batches_arrives_whole(make_ledger, engine, reports):
+    ledger = make_ledger()
+    count = 1_700  # of which a slice holds some hundreds, and a batch five
+    for number in range(count):
+        ledger.begin(dispatch(number))
+        ledger.end(event(number, cost_pico_usd=number))
+    assert await ledger.ship_once() == count
+    [row] = reports.usage([])
+    assert (row.requests, row.cost_pico_usd) == (count, sum(range(count)))
+    assert SqlLedgerStore(engine).offset(ledger._writer.segments()[0].name) == ledger._writer.used_bytes
+    assert await ledger.ship_once() == 0
+    await ledger.close()
+    assert reports.verify() == []
+
+
 async def test_the_first_account_of_a_request_stands(engine):
     store = SqlLedgerStore(engine)
     first, second = event(1, cost_pico_usd=1), event(1, cost_pico_usd=2, at_ms=AT_MS + DAY_MS)

@@ -5,11 +5,10 @@ Tokens of an answer from the cache were used by nobody: they count as saved, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
 
 from sqlalchemy import case, func
 from sqlalchemy.sql.elements import ColumnElement
@@ -37,11 +36,13 @@ class Measure:
     of: _Of
     column: str | None = None
 
-    def value(self, row: Mapping[str, Any]) -> int:
-        """What one event, as a row of `usage_events`, adds."""
-        if not _HOLDS[self.of](row):
+    def added(self, *, cached: bool) -> str | int:
+        """What one event adds that was, or was not, answered from the cache: a column of its own, or a constant."""
+        if self.of is _Of.ESTIMATED:
+            return usage_events.c.estimated.name
+        if self.of is not _Of.ALL and cached is not (self.of is _Of.CACHED):
             return 0
-        return 1 if self.column is None else int(row[self.column])
+        return 1 if self.column is None else self.column
 
     def sum(self) -> ColumnElement[int]:
         """The same over a group of `usage_events`, in SQL."""
@@ -53,14 +54,6 @@ class Measure:
 _IS_CACHED = usage_events.c.outcome == Outcome.CACHED.value
 _CONDITIONS: Mapping[_Of, ColumnElement[bool] | None] = MappingProxyType(
     {_Of.ALL: None, _Of.USED: ~_IS_CACHED, _Of.CACHED: _IS_CACHED, _Of.ESTIMATED: usage_events.c.estimated}
-)
-_HOLDS: Mapping[_Of, Callable[[Mapping[str, Any]], bool]] = MappingProxyType(
-    {
-        _Of.ALL: lambda _: True,
-        _Of.USED: lambda row: row["outcome"] != Outcome.CACHED.value,
-        _Of.CACHED: lambda row: row["outcome"] == Outcome.CACHED.value,
-        _Of.ESTIMATED: lambda row: bool(row["estimated"]),
-    }
 )
 
 _COUNTED = {
