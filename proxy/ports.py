@@ -82,9 +82,13 @@ class ChangesSeen:
 
     revision: int
     serial: int
-    """Of the last line of the audit log that tells of an end."""
+    """Of the last line of the audit log that tells of keys or teams."""
     ended: frozenset[str] | None
     """Ids of keys of which something was ended since the look before; None: nobody can say which."""
+    changed: frozenset[str] | None = None
+    """Ids of keys, and names of teams, that are another than at the look before; None: any may be."""
+    teams: tuple[str, ...] = ()
+    """Names of teams that were made since the look before; at the first look, the newest, so many at most."""
 
 
 class KeyStore(Protocol):

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.webhook import Webhook
-from proxy.core.budget import Cap, Period, minute_of
+from proxy.core.budget import Budget, Cap, Period, minute_of
 from proxy.core.caps import BudgetReached, period_of, usd_of
 from proxy.core.errors import StoreAway
-from proxy.core.principal import Team
 from proxy.core.views.instants import instant_of
 from proxy.ports import Clock, Spawn, SpendLedger
 
 __all__ = ["BudgetAlerts", "BudgetNotice", "watch_budgets"]
 
 _LOOK_SECONDS = 60.0
+_SHOWN_WITHOUT_SPEND = 500
+"""Teams that are shown though they have spent nothing yet: of more teams, those are shown that have."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,8 +37,12 @@ class ToldWarnings(Protocol):
 class TeamBudgets(Protocol):
     """Budgets as the registry has them."""
 
-    def list_teams(self) -> Iterable[Team]:
-        """Every team. Raises `StoreAway`."""
+    def team_names(self, limit: int) -> Iterable[str]:
+        """Names of teams, the first so many. Raises `StoreAway`."""
+        ...
+
+    def team_budgets(self) -> Mapping[str, Sequence[Budget]]:
+        """The budgets of every team that has one of its own. Raises `StoreAway`."""
         ...
 
     def budgets_spent(self, at_ms: int, team: str | None = None) -> Mapping[tuple[str, str, Period], int]:
@@ -160,12 +165,14 @@ def watch_budgets(
 
 
 def _show(registry: TeamBudgets, metrics: Metrics, at_ms: int) -> None:
-    teams = tuple(registry.list_teams())
     # A period that has just begun is shown to be one of nothing.
-    nothing = {(team.name, period): 0 for team in teams for period in (Period.DAY, Period.MONTH)}
+    names = registry.team_names(_SHOWN_WITHOUT_SPEND)
+    nothing = {(name, period): 0 for name in names for period in (Period.DAY, Period.MONTH)}
     by_team = nothing | dict(registry.spent_by_team(at_ms))
     metrics.budgets.show_spend({(team, period.value): amount for (team, period), amount in by_team.items()})
-    held = {(team.name, budget.period): budget.limit_nano_usd for team in teams for budget in team.budgets}
+    held = {
+        (team, budget.period): budget.limit_nano_usd for team, own in registry.team_budgets().items() for budget in own
+    }
     spent = registry.budgets_spent(at_ms) if held else {}
     metrics.budgets.show(
         {(team, period.value): (limit, spent.get((team, "", period), 0)) for (team, period), limit in held.items()}

@@ -6,8 +6,10 @@ key, a user, an address or a path.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import islice
 
 import prometheus_client  # noqa: TID251 - their one home
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values  # noqa: TID251 - same
@@ -43,8 +45,14 @@ _USUAL_STATUSES = tuple(f"status_{status}" for status in (401, 403, 408, 429, 50
 _OUTCOMES = tuple(each for each in Outcome if each is not Outcome.INTERRUPTED)
 """Those of requests that were seen to their end."""
 _TO_BE_LOOKED_INTO = frozenset({Outcome.UPSTREAM_ERROR, Outcome.UNAVAILABLE, Outcome.FAILED})
-_CHILDREN = 10_000
-"""Label sets kept at hand; more are made anew each time, slower and just as right."""
+_CHILDREN = 50_000
+"""Label sets of a metric that are kept at hand; others are looked up each time, slower and just as right."""
+_TEAMS_AHEAD = 1_000
+"""Teams whose counters are made before their first request: what a start and a scrape take has a bound."""
+_TEAMS_AT_ONCE = 20
+"""Made in one go: some fifteen counters each."""
+_AT_ZERO = 1_000
+"""Teams with a model that have a counter for whatever may happen; with more, each has those of what did happen."""
 
 
 class Metrics(StoreMetrics):
@@ -78,6 +86,9 @@ class Metrics(StoreMetrics):
         self._ratio = lru_cache(_CHILDREN)(self.limit_used_ratio.labels)
         self._in_use = lru_cache(_CHILDREN)(self._create_at_zero)
         self._ahead = Ahead(self._in_use)
+        self._room_at_zero = _AT_ZERO
+        self._room_for_teams = _TEAMS_AHEAD
+        self._due_teams: deque[str] = deque()
         # Figures that processes share in files have no room for exemplars.
         self._has_exemplars = values.ValueClass is values.MutexValue
 
@@ -171,10 +182,19 @@ class Metrics(StoreMetrics):
         )
 
     def prepare(self, teams: Iterable[str]) -> None:
-        """Create what a team's first event would otherwise create: a counter's first step would be invisible."""
-        live = tuple(teams)
-        self._ahead.teams_live(live)
-        for team in live:
+        """Create what a new team's first event would otherwise create: a counter's first step would be invisible.
+
+        A few teams' at once, the others' by `prepare_more`, and so many in all.
+        """
+        new = tuple(islice(teams, self._room_for_teams))
+        self._room_for_teams -= len(new)
+        self._ahead.teams_live(new)
+        self._due_teams.extend(new)
+        self._prepare_due_teams()
+
+    def _prepare_due_teams(self) -> None:
+        for _ in range(min(_TEAMS_AT_ONCE, len(self._due_teams))):
+            team = self._due_teams.popleft()
             for result, reasons in _USUAL_REASONS.items():
                 for reason in reasons:
                     self._cached(team, result.value, reason)
@@ -204,7 +224,8 @@ class Metrics(StoreMetrics):
                 self.retries_total.labels(name, reason)
 
     def prepare_more(self) -> None:
-        """Create a few children of teams with models that others use; call it now and then."""
+        """Create a few children of new teams, and of teams with models that others use; call it now and then."""
+        self._prepare_due_teams()
         self._ahead.make_some()
 
     def started(self) -> None:
@@ -302,11 +323,14 @@ class Metrics(StoreMetrics):
 
     def _create_at_zero(self, team: str, model: str, endpoint: str) -> None:
         self._ahead.used(model, endpoint)
-        for kind in ("input", "cached_input", "output", "reasoning"):
-            self._tokens(team, model, kind)
         self._ttft(model)
         for result in CacheResult:
             self._duration(endpoint, result.value)
+        if not self._room_at_zero:
+            return
+        self._room_at_zero -= 1
+        for kind in ("input", "cached_input", "output", "reasoning"):
+            self._tokens(team, model, kind)
         for outcome in _OUTCOMES:
             self._request(team, model, endpoint, outcome.value)
         self._spend(team, model)

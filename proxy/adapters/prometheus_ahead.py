@@ -24,7 +24,7 @@ class Ahead:
         self._room = _MOST
 
     def teams_live(self, teams: Iterable[str]) -> None:
-        """Take in every team there is; those that are known are passed over."""
+        """Take in teams; those that are known are passed over."""
         new = sorted(set(teams) - self._teams)
         self._teams.update(new)
         self._expect((team, model, endpoint) for team in new for model, endpoint in sorted(self._uses))

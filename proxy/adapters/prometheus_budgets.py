@@ -60,6 +60,7 @@ class BudgetMetrics:
         for result in ("delivered", "failed", "lost"):
             self.notices_total.labels(result)
         self._shown: frozenset[tuple[str, str]] = frozenset()
+        self._spent: dict[tuple[str, str], int] = {}
 
     def show(self, budgets: Mapping[tuple[str, str], tuple[int | None, int]]) -> None:
         """Show the limit (None: it only warns) and what is spent, in nano-dollars, of every budget by team and period.
@@ -75,10 +76,12 @@ class BudgetMetrics:
             self.warnings_total.labels(team, period)
         self._shown = frozenset(budgets)
 
-    def show_spend(self, pico_usd: Mapping[tuple[str, str], int]) -> None:
-        """Show what the ledger has, in pico-dollars, by team and period."""
-        for (team, period), amount in pico_usd.items():
+    def show_spend(self, pico_usd: dict[tuple[str, str], int]) -> None:
+        """Show what the ledger has, in pico-dollars, by team and period: nothing, where it has no more what it had."""
+        now = dict.fromkeys(self._spent, 0) | pico_usd
+        for (team, period), amount in now.items() - self._spent.items():
             self.ledger_spend_usd.labels(team, period).set(amount / PICO_PER_USD)
+        self._spent = now
 
     def warned(self, team: str, period: str) -> None:
         """Count a warning."""

@@ -30,6 +30,7 @@ from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.spend import SqlSpendLedger
 from proxy.adapters.sql.told import SqlToldWarnings
 from proxy.adapters.sql.usage import SqlUsageReports
+from proxy.adapters.sql.uses import latest_uses
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.adapters.webhook import Webhook, open_webhook_session
@@ -44,7 +45,7 @@ from proxy.core.own_headers import left_out
 from proxy.core.pricing import PriceBook
 from proxy.core.record import RequestRecord
 from proxy.core.refusals import RecentRefusals
-from proxy.core.registry import Axis, Registry
+from proxy.core.registry import Registry
 from proxy.core.retry import RetryPolicy
 from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
@@ -133,7 +134,7 @@ async def equip(settings: Settings, engine: Engine, spawn: Spawn, stack: AsyncEx
     sample = partial(
         _sample, metrics, ledger, answers, partial(_show_queues, metrics, turns, pacing, services), limits, ClockSteps()
     )
-    metrics.prepare_models(await asyncio.to_thread(_models_in_use, engine))
+    metrics.prepare_models(await asyncio.to_thread(latest_uses, engine))
     _prepare_upstreams(metrics, services.upstreams)
     registry = SqlRegistry(engine, clock, peppers, actor="server")
     stack.push_async_callback(_last_notes, principals)
@@ -254,13 +255,6 @@ async def _answers(settings: Settings, clock: Clock, metrics: Metrics, spawn: Sp
             return _Answers(shared.cache, shared.sample, shared.chores)
     cache = MemoryCache(clock, max_bytes=settings.cache.max_bytes)
     return _Answers(cache, lambda: metrics.cache_bytes.set(cache.size_bytes))
-
-
-def _models_in_use(engine: Engine) -> list[tuple[str, str, str]]:
-    axes = (Axis.TEAM, Axis.MODEL, Axis.ENDPOINT)
-    return [
-        (team, model, endpoint) for team, model, endpoint in (row.group for row in SqlUsageReports(engine).usage(axes))
-    ]
 
 
 def _sample(

@@ -178,13 +178,14 @@ class Worker:
         equipment.hear_changes(told.set)
         while True:
             told.clear()
+            looked_ns = equipment.services.clock.monotonic_ns()
             try:
                 changes = await equipment.key_store.changes(seen)
                 if changes != seen:
-                    equipment.services.principals.invalidate(changes.ended)
-                    teams = await asyncio.to_thread(equipment.registry.list_teams)
-                    equipment.metrics.prepare(team.name for team in teams)
+                    equipment.services.principals.invalidate(changes.ended, changes.changed)
+                    equipment.metrics.prepare(changes.teams)
                     seen = changes
+                equipment.services.principals.confirm(looked_ns // 1_000_000)
             except StoreAway as error:
                 equipment.services.telemetry.store_failed(error.store, error.operation)
             with suppress(TimeoutError):

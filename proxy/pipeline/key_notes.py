@@ -17,6 +17,8 @@ from proxy.ports import USES_EVERY_MS, KeyStore
 __all__ = ["KeyNotes"]
 
 _EVERY_SECONDS = 10.0
+_AT_ONCE = 500
+"""Uses that are written in one transaction."""
 _MAX_HASHES = 1_000
 """Hashes that wait; a key whose hash did not fit comes again."""
 
@@ -38,13 +40,18 @@ class KeyNotes:
         self._written: dict[str, int] = {}
         self._hashes: dict[bytes, _Hash] = {}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another hash."""
+        return len(self._hashes) >= _MAX_HASHES
+
     def used(self, kid: str, now_ms: int) -> None:
         """Note that a key has opened something."""
         self._used[kid] = now_ms
 
     def hashed(self, kid: str, known: KeySecret, pepper_id: int, secret_hash: bytes) -> None:
         """Note the hash of a secret under a pepper under which it is not known yet."""
-        if len(self._hashes) < _MAX_HASHES:
+        if not self.is_full:
             self._hashes[secret_hash] = _Hash(kid, known, pepper_id, secret_hash)
 
     async def run(self, failed: Callable[[str, str], None]) -> None:
@@ -59,14 +66,21 @@ class KeyNotes:
     async def write(self) -> None:
         """Write what there is to write. Raises `StoreAway`: what was not taken is written the next time."""
         used, self._used = self._used, {}
-        due = {kid: ms for kid, ms in used.items() if ms - self._written.get(kid, 0) >= USES_EVERY_MS}
+        due = [(kid, ms) for kid, ms in used.items() if ms - self._written.get(kid, 0) >= USES_EVERY_MS]
         if due:
+            newest = max(ms for _, ms in due)
+            # What was written longer ago says nothing any more: with it, it would be as many as there ever were.
+            self._written = {kid: ms for kid, ms in self._written.items() if newest - ms < USES_EVERY_MS}
+        while due:
+            # A few at a time: whoever else writes to the database waits for each transaction.
+            some = dict(due[-_AT_ONCE:])
             try:
-                await self._store.note_uses(due)
+                await self._store.note_uses(some)
             except BaseException:
-                self._used = due | self._used
+                self._used = dict(due) | self._used
                 raise
-            self._written |= due
+            self._written |= some
+            del due[-_AT_ONCE:]
         await self._write_hashes()
 
     async def _write_hashes(self) -> None:

@@ -1,8 +1,10 @@
 """Keys to principals, from a bounded cache in front of the key store.
 
-A positive answer is trusted for `POSITIVE_TTL_MS`, which is therefore the published bound on revocation; a change
-noticed in the store empties the cache at once. A store that is away does not lock out who was in: principals go on
-for `STALE_MS`, and a revoked one never comes back.
+A positive answer is trusted for `POSITIVE_TTL_MS` after the store was last asked, for it or for what has changed: that
+is the published bound on revocation. Of a change that is noticed, what it has changed is asked for again before it is
+used, and where nobody can say what, everything is. So the look-ups hang on how much is changed and not on how many keys
+are in use. A store that is away does not lock out who was in: principals go on for `STALE_MS`, and a revoked one never
+comes back.
 
 Strangers are kept apart from them: what is refused has a cache of its own, and those who are not known yet wait in a
 line of their own to be looked up, so that any number of invented keys costs a bounded number of look-ups and of bytes,
@@ -18,7 +20,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from proxy.core.errors import InvalidKey, Overloaded, StoreAway
 from proxy.core.keys import ParsedKey, PepperKeeper, may_be_imported, parse, secret_behind
@@ -32,10 +35,14 @@ __all__ = ["NEGATIVE_TTL_MS", "POSITIVE_TTL_MS", "STALE_MS", "Principals"]
 POSITIVE_TTL_MS = 10 * 1_000
 NEGATIVE_TTL_MS = 2 * 1_000
 STALE_MS = 300 * 1_000
+REREAD_MS = 600 * 1_000
+"""When an answer is asked for again though nothing is said to have changed: people change databases by hand, too."""
 _NEVER = -1
 """The generation of what was read while a key was being ended: it may be that key."""
 MAX_ENTRIES = 100_000
 MAX_REFUSED = 10_000
+MAX_CHANGED = 10_000
+"""Changed keys and teams that are told apart; with more, every answer is asked for again."""
 MAX_STRANGERS_AT_ONCE = 4
 """Look-ups for strangers under way at one time: fewer than there are threads, so that some are left for the others."""
 MAX_STRANGERS_WAITING = 1_000
@@ -43,13 +50,14 @@ _WARN_EVERY_MS = 60 * 1_000
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True, gc=False):
     principal: Principal
     fetched_ms: int
     """On the monotonic clock."""
     generation: int
     """Of the store, as it was when it was asked."""
+    may_last: bool
+    """Whether it holds for as long as nothing is said to have changed."""
 
 
 class Principals:
@@ -70,6 +78,12 @@ class Principals:
         self._strangers = asyncio.Semaphore(MAX_STRANGERS_AT_ONCE)
         self._waiting = 0
         self._generation = 0
+        self._current_since = 0
+        """The generation from which on it is known of each change what it has changed."""
+        self._changed: dict[str, int] = {}
+        """Ids of keys and names of teams that were changed since, and in which generation."""
+        self._confirmed_ms = self._clock.monotonic_ns() // 1_000_000 - POSITIVE_TTL_MS
+        """Until when, on the monotonic clock, nothing has changed but what is known here."""
         self._ends_known_since = 0
         """The generation from which on it is known of each change which keys it has ended."""
         self._forgotten = 0
@@ -78,11 +92,12 @@ class Principals:
         self._warned_ms: dict[int, int] = {}
         self.notes = KeyNotes(store)
 
-    def invalidate(self, ended: Iterable[str] | None = None) -> None:
-        """Note that keys or teams have changed: every cached answer is asked for again before it is used.
+    def invalidate(self, ended: Iterable[str] | None = None, changed: Iterable[str] | None = None) -> None:
+        """Note that keys or teams have changed: what is cached of them is asked for again before it is used.
 
         `ended`: ids of the keys of which something was ended, where that is known. While the store cannot be asked
-        the others go on; where it is not known, nobody does.
+        the others go on; where it is not known, nobody does. `changed`: ids of the keys and names of the teams that are
+        another than before, where that is known; else every one of them may be.
         """
         self._generation += 1
         self._peppers_are_old = True
@@ -90,6 +105,15 @@ class Principals:
             self._ends_known_since = self._generation
         else:
             self.forget(ended)
+        if changed is not None:
+            self._changed.update(dict.fromkeys(changed, self._generation))
+        if changed is None or len(self._changed) > MAX_CHANGED:
+            self._changed.clear()
+            self._current_since = self._generation
+
+    def confirm(self, ms: int) -> None:
+        """Note that the store was asked at `ms`, on the monotonic clock, and has told of every change before it."""
+        self._confirmed_ms = ms
 
     def forget(self, kids: Iterable[str]) -> None:
         """Trust what is cached of these keys no more, not even while the store cannot be asked."""
@@ -107,7 +131,7 @@ class Principals:
         ms = self._clock.monotonic_ns() // 1_000_000
         entry = self._entries.get(digest)
         principal: Principal | None
-        if entry is not None and entry.generation == self._generation and ms - entry.fetched_ms < POSITIVE_TTL_MS:
+        if entry is not None and self._is_good(entry, ms):
             principal = entry.principal  # who is in it has been read before
         else:
             parsed = parse(key)
@@ -133,7 +157,7 @@ class Principals:
             except StoreAway:
                 # That a key was unknown a while ago says nothing now: only who was in stays in.
                 is_trusted = self._entries.get(digest) is old and old.generation >= self._ends_known_since
-                if is_trusted and ms - old.fetched_ms < STALE_MS:
+                if is_trusted and self._age_ms(old, ms) < STALE_MS:
                     return old.principal
                 raise
         else:
@@ -154,7 +178,8 @@ class Principals:
                 self._refused.popitem(last=False)
             return
         self._refused.pop(digest, None)
-        self._entries[digest] = _Entry(principal, ms, generation)
+        # A hash that found no room among the notes is noted when the key is read again.
+        self._entries[digest] = _Entry(principal, ms, generation, may_last=not self.notes.is_full)
         kid = principal.key.kid
         self._digests_of[kid] = (*self._digests_of.get(kid, ()), digest)
         if len(self._entries) > MAX_ENTRIES:
@@ -170,6 +195,20 @@ class Principals:
             self._digests_of[kid] = others
         else:
             del self._digests_of[kid]
+
+    def _is_good(self, entry: _Entry, ms: int) -> bool:
+        """Whether what was read of a key has not changed since, as far as anybody may know."""
+        if self._age_ms(entry, ms) >= POSITIVE_TTL_MS or ms - entry.fetched_ms >= REREAD_MS:
+            return False
+        generation, principal = entry.generation, entry.principal
+        if generation == self._generation:
+            return True
+        changed = max(self._changed.get(principal.key.kid, 0), self._changed.get(principal.team.name, 0))
+        return generation >= self._current_since and generation >= changed
+
+    def _age_ms(self, entry: _Entry, ms: int) -> int:
+        """How long ago the store was asked for it, or for changes, of which it has told none of this key."""
+        return ms - (max(entry.fetched_ms, self._confirmed_ms) if entry.may_last else entry.fetched_ms)
 
     def _is_fresh(self, refused: tuple[int, int] | None, ms: int) -> bool:
         return refused is not None and ms - refused[0] < NEGATIVE_TTL_MS and refused[1] == self._generation
@@ -187,7 +226,8 @@ class Principals:
 
     async def _imported_under(self, ms: int) -> frozenset[int]:
         """The peppers that keys from elsewhere are hashed under; while there are none, nobody needs to look for one."""
-        if not self._is_fresh(self._imported_seen, ms):
+        seen = self._imported_seen
+        if seen is None or seen[1] != self._generation or ms - max(seen[0], self._confirmed_ms) >= NEGATIVE_TTL_MS:
             generation = self._generation
             self._imported = await self._store.imported_under()
             self._imported_seen = (ms, generation)

@@ -5,6 +5,7 @@ import pytest
 from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.key_store import SqlKeyStore
+from proxy.adapters.sql.notes import note
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.core.errors import StoreAway
 from proxy.core.tiers import Limits
@@ -122,6 +123,72 @@ async def test_each_change_is_seen_once_with_the_keys_it_has_ended(store, regist
     last = await store.changes(first)
     assert last.ended is None, "any key may have ended with its pepper"
     assert await store.changes(last) is last
+
+
+async def test_each_change_says_what_it_has_changed(store, registry):
+    seen = await store.changes(None)
+    assert (seen.changed, seen.teams) == (None, ())
+    registry.add_team("growth", "free")
+    registry.add_team("research", "free")
+    kids = [registry.issue_key("growth").record.kid for _ in range(5)]
+    registry.import_keys("growth", ["a key of another house"])
+    seen = await store.changes(seen)
+    assert (seen.changed, seen.teams, seen.ended) == (frozenset(), ("growth", "research"), frozenset())
+    for change, changed in (
+        (lambda: registry.set_team("growth", weight=2), {"growth"}),
+        (lambda: registry.set_model_limit("growth", "gpt-4o", 10), {"growth"}),
+        (lambda: registry.purge_cache("growth"), {"growth"}),
+        (lambda: registry.set_key(kids[0], max_parallel=2), {kids[0]}),
+        (lambda: registry.revoke_key(kids[1]), {kids[1]}),
+        (lambda: registry.rotate_key(kids[2], overlap_ms=0), {kids[2]}),
+    ):
+        change()
+        seen = await store.changes(seen)
+        assert (seen.changed, seen.teams) == (changed, ())
+    registry.set_team("research", weight=2)
+    registry.set_key(kids[3], max_parallel=2)
+    assert (await store.changes(seen)).changed == {"research", kids[3]}
+    registry.rotate_pepper()
+    assert (await store.changes(seen)).changed is None
+
+
+async def test_a_change_that_no_line_tells_of_may_have_changed_anything(store, registry, engine):
+    registry.add_team("growth", "free")
+    seen = await store.changes(None)
+    assert seen.teams == ("growth",)
+    registry.set_team("growth", weight=2)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE config_revision SET revision = revision + 1")
+    seen = await store.changes(seen)
+    assert (seen.changed, seen.ended) == (None, frozenset())
+    assert await store.changes(seen) is seen
+
+
+async def test_another_database_in_the_place_of_the_one_that_was_seen_is_looked_at_anew(store, registry, engine):
+    registry.add_team("growth", "free")
+    seen = await store.changes(None)
+    registry.add_team("research", "free")
+    later = await store.changes(seen)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM audit_log WHERE subject = 'research'")
+        connection.exec_driver_sql("DELETE FROM teams WHERE name = 'research'")
+        connection.exec_driver_sql("UPDATE config_revision SET revision = revision - 1")
+    assert await store.changes(later) == seen
+
+
+async def test_what_changes_no_key_and_no_team_is_no_change(store, registry, engine):
+    """A line of the ledger's is written beside those of administrators, and may be seen before one that is older."""
+    registry.add_team("growth", "free")
+    seen = await store.changes(None)
+    note(engine, 1, "cli", "prices.import", "file", {})
+    with engine.begin() as connection:
+        line = "INSERT INTO audit_log (id, at_ms, actor, action, subject, details) VALUES"
+        connection.exec_driver_sql(f"{line} (1000, 1, 'cli', 'ledger.rebuild', 'usage_daily', '{{}}')")
+        connection.exec_driver_sql(f"{line} (999, 1, 'cli', 'team.set', 'growth', '{{}}')")
+        connection.exec_driver_sql("UPDATE config_revision SET revision = revision + 1")
+    after = await store.changes(seen)
+    assert (after.changed, after.ended) == (frozenset({"growth"}), frozenset())
+    assert after.serial == 999
 
 
 async def test_a_database_that_fails_is_a_store_that_is_away(store, engine):

@@ -254,15 +254,15 @@ async def test_a_team_that_could_not_be_read_when_it_was_new_is_read_later(setti
         value = worker.metrics.registry.get_sample_value
         registry.add_team("sales", "free")
         with engine.begin() as connection:
-            connection.execute(text("ALTER TABLE teams RENAME TO away"))
+            connection.execute(text("ALTER TABLE audit_log RENAME TO away"))
             connection.execute(text("UPDATE config_revision SET revision = revision + 1"))
 
         async def counted() -> bool:
-            return bool(value("tollgate_store_errors_total", {"store": "registry", "operation": "list_teams"}))
+            return bool(value("tollgate_store_errors_total", {"store": "keys", "operation": "changes"}))
 
         await until(counted)
         with engine.begin() as connection:
-            connection.execute(text("ALTER TABLE away RENAME TO teams"))
+            connection.execute(text("ALTER TABLE away RENAME TO audit_log"))
 
         async def there() -> bool:
             return value("tollgate_rate_limited_total", {"team": "sales", "limit": "tokens"}) == 0.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Connection, delete, insert, select
 
 from proxy.adapters.sql.changes import Changes
-from proxy.adapters.sql.rows import budget_values
+from proxy.adapters.sql.rows import budget_values, budgets_in
 from proxy.adapters.sql.tables import budgets, usage_daily
 from proxy.adapters.sql.usage import exact_sums, utc_day
 from proxy.core.budget import Budget, Period, nano_usd, span_of
@@ -46,16 +46,20 @@ class SqlBudgets(Changes):
 
         A day or month of a team without a row is not in it.
         """
-        daily, today, span = usage_daily.c, utc_day(at_ms), span_of(Period.MONTH, at_ms)
+        daily, span = usage_daily.c, span_of(Period.MONTH, at_ms)
         this_month = daily.day.between(utc_day(span.start_ms), utc_day((span.end_ms or at_ms + 1) - 1))
         found: dict[tuple[str, Period], int] = {}
         with self._look("spent_by_team") as connection:
-            rows = exact_sums(connection, daily.cost_pico_usd, [daily.team, daily.day], this_month)
-        for (team, day), pico_usd in rows.items():
-            found[team, Period.MONTH] = found.get((team, Period.MONTH), 0) + pico_usd
-            if day == today:
-                found[team, Period.DAY] = pico_usd
+            # Each added up where it is: the days of a month are thirty times as many rows.
+            for period, days in ((Period.DAY, daily.day == utc_day(at_ms)), (Period.MONTH, this_month)):
+                rows = exact_sums(connection, daily.cost_pico_usd, [daily.team], days)
+                found.update({(team, period): pico_usd for (team,), pico_usd in rows.items()})
         return found
+
+    def team_budgets(self) -> Mapping[str, Sequence[Budget]]:
+        """The budgets of every team that has one of its own. Raises `StoreAway`."""
+        with self._look("team_budgets") as connection:
+            return {team: own for (team, _), own in budgets_in(connection, budgets.c.kid == "").items()}
 
 
 def changed(before: Sequence[Budget], changes: Mapping[Period, BudgetChange]) -> tuple[Budget, ...]:

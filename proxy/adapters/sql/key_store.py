@@ -34,9 +34,15 @@ from proxy.ports import USES_EVERY_MS, ChangesSeen
 
 __all__ = ["SqlKeyStore"]
 
-_ENDS_KEYS = ("key.revoke", "key.rotate")
+_ENDS_KEYS = frozenset({"key.revoke", "key.rotate"})
+_CHANGES_SUBJECT = frozenset({"team.set", "team.limit", "cache.purge", "key.set"}) | _ENDS_KEYS
+_MAKES_TEAM = "team.add"
+_MAKES = frozenset({_MAKES_TEAM, "key.issue", "key.import"})
 _MAY_END_ANY = "pepper.rotate"
 """When the peppers there were are said to be lost."""
+_OUT_OF_TURN = "ledger.rebuild"
+"""Changes no team and no key, and is written by no administrator: its line may be seen before one with a lower id."""
+_NEWEST_TEAMS = 200
 
 
 class SqlKeyStore:
@@ -134,15 +140,27 @@ class SqlKeyStore:
             if seen is not None and revision == seen.revision:
                 return seen
             lines = select(audit_log.c.id, audit_log.c.action, audit_log.c.subject).where(
-                audit_log.c.action.in_((*_ENDS_KEYS, _MAY_END_ANY))
+                audit_log.c.action != _OUT_OF_TURN
             )
-            if seen is None:
+            if seen is None or revision < seen.revision:
+                # Nothing was seen yet, or what was seen is no more: another database is in its place.
                 last = connection.execute(lines.order_by(audit_log.c.id.desc()).limit(1)).first()
-                return ChangesSeen(revision, last.id if last else 0, None)
-            ends = connection.execute(lines.where(audit_log.c.id > seen.serial)).all()
-        is_known = all(line.action in _ENDS_KEYS for line in ends)
-        serial = max((line.id for line in ends), default=seen.serial)
-        return ChangesSeen(revision, serial, frozenset(line.subject for line in ends) if is_known else None)
+                newest = select(teams.c.name).order_by(teams.c.created_at_ms.desc(), teams.c.name).limit(_NEWEST_TEAMS)
+                names = tuple(connection.execute(newest).scalars())
+                return ChangesSeen(revision, last.id if last else 0, None, None, names)
+            since = connection.execute(lines.where(audit_log.c.id > seen.serial).order_by(audit_log.c.id)).all()
+        told = [(line.action, line.subject) for line in since]
+        ended = frozenset(subject for action, subject in told if action in _ENDS_KEYS)
+        changed = frozenset(subject for action, subject in told if action in _CHANGES_SUBJECT)
+        # Each change moves the revision on by one: what no line tells of may have changed anything.
+        is_told = revision - seen.revision == sum(action in _CHANGES_SUBJECT | _MAKES for action, _ in told)
+        return ChangesSeen(
+            revision,
+            max((line.id for line in since), default=seen.serial),
+            None if any(action == _MAY_END_ANY for action, _ in told) else ended,
+            changed if is_told else None,
+            tuple(subject for action, subject in told if action == _MAKES_TEAM),
+        )
 
 
 def _revision(connection: Connection) -> int:

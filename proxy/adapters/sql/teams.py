@@ -131,6 +131,11 @@ class SqlTeams(Changes):
                 for name in [row["name"]]
             ]
 
+    def team_names(self, limit: int) -> Sequence[str]:
+        """Names of teams, the first so many. Raises `StoreAway`."""
+        with self._look("team_names") as connection:
+            return list(connection.execute(select(teams.c.name).order_by(teams.c.name).limit(limit)).scalars())
+
 
 def _columns(changes: TeamChanges) -> dict[str, object]:
     """Columns of `teams` for the fields of a change."""

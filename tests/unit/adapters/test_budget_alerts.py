@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from proxy.adapters import budget_alerts
 from proxy.adapters.budget_alerts import BudgetAlerts, watch_budgets
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.secrets import load_or_create_pepper
@@ -127,7 +128,7 @@ async def test_gauges_show_the_budgets_of_teams_and_no_number_for_one_that_is_go
     assert first == {"growth": (5, 0), "research": (math.inf, 0)}
     assert all(map(math.isnan, second["growth"]))
     assert second["research"] == third["research"] == (math.inf, 0)
-    assert value(metrics, "tollgate_store_errors_total", store="registry", operation="list_teams") == 1
+    assert value(metrics, "tollgate_store_errors_total", store="registry", operation="team_budgets") == 1
     assert value(metrics, "tollgate_budget_limit_usd", team="research", period="total") is None
 
 
@@ -172,3 +173,38 @@ async def test_gauges_show_what_the_ledger_has_of_day_and_month(engine, metrics,
         ("research", "day"): 0,
         ("research", "month"): 0,
     }
+
+
+class Sums:
+    """What a registry has of teams and their spending."""
+
+    def __init__(self, names, spent):
+        self.names, self.spent = names, spent
+
+    def team_names(self, limit):
+        return self.names[:limit]
+
+    def team_budgets(self):
+        return {}
+
+    def spent_by_team(self, at_ms):
+        return self.spent
+
+
+async def test_of_many_teams_those_are_shown_that_have_spent_and_what_is_over_is_nothing_again(metrics, monkeypatch):
+    monkeypatch.setattr(budget_alerts, "_SHOWN_WITHOUT_SPEND", 2)
+    sums = Sums([f"team-{number}" for number in range(9)], {("team-7", Period.DAY): 10**12})
+    looks = []
+
+    async def sleep(_):
+        shown = metrics.budgets.ledger_spend_usd.collect()[0].samples
+        looks.append({(each.labels["team"], each.labels["period"]): each.value for each in shown})
+        sums.spent = {("team-1", Period.MONTH): 2 * 10**12}
+        if len(looks) == 2:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await watch_budgets(sums, metrics, SetClock(), sleep)()
+    nothing = {(team, period): 0 for team in ("team-0", "team-1") for period in ("day", "month")}
+    assert looks[0] == nothing | {("team-7", "day"): 1}
+    assert looks[1] == nothing | {("team-7", "day"): 0, ("team-1", "month"): 2}

@@ -1,9 +1,12 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.adapters import prometheus
 from proxy.adapters.prometheus import Metrics
 from proxy.core.event import Outcome
 from proxy.core.record import CacheResult, RequestRecord
@@ -221,3 +224,37 @@ def test_what_may_go_wrong_stands_at_zero(metrics):
         assert value(metrics, "tollgate_unpriced_requests_total", model=model) == 0
     assert value(metrics, "tollgate_estimated_usage_total", reason="client_gone") == 0
     assert value(metrics, "tollgate_store_errors_total", store="ledger", operation="ship") == 0
+
+
+def test_counters_are_made_ahead_for_so_many_teams_a_few_at_a_time(metrics, monkeypatch):
+    monkeypatch.setattr(prometheus, "_TEAMS_AT_ONCE", 2)
+    metrics._room_for_teams = 5
+
+    def there() -> list[str]:
+        counted = metrics.rate_limited_total.collect()[0].samples
+        return sorted({each.labels["team"] for each in counted})
+
+    metrics.prepare(f"team-{number}" for number in range(3))
+    assert there() == ["team-0", "team-1"]
+    metrics.prepare_more()
+    metrics.prepare_more()
+    assert there() == ["team-0", "team-1", "team-2"]
+    metrics.prepare(f"late-{number}" for number in range(10_000))
+    for _ in range(5):
+        metrics.prepare_more()
+    assert there() == ["late-0", "late-1", "team-0", "team-1", "team-2"]
+    finish(metrics, team="late-9", limited_dimension="requests")
+    assert value(metrics, "tollgate_rate_limited_total", team="late-9", limit="requests") == 1
+
+
+def test_beyond_so_many_pairs_of_team_and_model_each_has_the_counters_that_count(metrics):
+    metrics._room_at_zero = 2
+    for number in range(3):
+        finish(metrics, team=f"team-{number}", usage=Usage(100, 20), outcome=Outcome.OK)
+    outcomes, kinds = (
+        Counter(each.labels["team"] for each in family.collect()[0].samples)
+        for family in (metrics.requests_total, metrics.tokens_total)
+    )
+    assert outcomes["team-0"] == outcomes["team-1"] > 5
+    assert kinds["team-0"] == kinds["team-1"] == 4
+    assert (outcomes["team-2"], kinds["team-2"]) == (1, 2)

@@ -16,7 +16,7 @@ from proxy.core.registry import Registry, RegistryError, TeamUnknown
 FROM_ELSEWHERE = "key-from-elsewhere-0123456789"
 MONTHLY = {Period.MONTH: {"limit_nano_usd": 5, "warn_nano_usd": 4}}
 READERS = {"get_team", "get_key", "list_teams", "list_keys", "list_peppers", "list_audit", "budgets_spent"}
-FOR_GAUGES = {"spent_by_team"}
+FOR_GAUGES = {"spent_by_team", "team_budgets", "team_names"}
 """Read by the server itself, and by nobody who manages."""
 
 
