@@ -68,6 +68,9 @@ class _Answer:
     async def read(self) -> bytes:
         return ANSWER
 
+    def arrived(self) -> bytes:
+        return ANSWER
+
     async def chunks(self) -> AsyncIterator[bytes]:
         yield ANSWER
 

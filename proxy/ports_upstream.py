@@ -98,6 +98,10 @@ class UpstreamAnswer(Protocol):
         """The rest of the body. Raises `UpstreamFailure`."""
         ...
 
+    def arrived(self) -> bytes | None:
+        """What `read` would return without waiting; None: more is to come, or the rest of it never will."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives, unmerged. Raises `UpstreamFailure` when it breaks off."""
         ...

@@ -121,6 +121,11 @@ class Lane:
         return whole * level / (FULL * max(1, self.workers()))
 
     @property
+    def is_open(self) -> bool:
+        """Whether everybody has a turn at once, and nobody keeps an account of it."""
+        return self.options.requests_per_minute is None and self.bucket is None and self.pace is _CALM
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody waits, and nothing but how often it was refused sets it apart from one that is new."""
         now_ms = self._now_ms()

@@ -273,7 +273,7 @@ class AiohttpAnswer:
         return body
 
     def arrived(self) -> bytes | None:
-        """Return the whole body if no more of it is to come, else None."""
+        """Return the whole body if no more of it is to come, None otherwise."""
         if self._body is None and self._content.is_eof() and self._content.exception() is None:
             self._body = self._content.read_nowait()
             self._ended = True

@@ -94,6 +94,8 @@ class Pacer:
         `on_wait` is called when it begins to wait. Raises `Overloaded` when too many wait, or it would take too long,
         and `StoreAway` where the bucket's policy says so.
         """
+        if not self._models and self._others is None and self._whole.is_open:
+            return FREE_TURN
         begun_ns: int | None = None
         until = 0.0
 

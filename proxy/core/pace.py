@@ -83,6 +83,8 @@ class Pace:
 
 
 _FINE = Heard()
+_OF_REQUESTS = ("x-ratelimit-remaining-requests", "x-ratelimit-limit-requests", "x-ratelimit-reset-requests")
+_OF_TOKENS = ("x-ratelimit-remaining-tokens", "x-ratelimit-limit-tokens", "x-ratelimit-reset-tokens")
 
 
 def hear(status: int, headers: Mapping[str, str], now_ms: int) -> Heard:
@@ -91,20 +93,20 @@ def hear(status: int, headers: Mapping[str, str], now_ms: int) -> Heard:
     Headers as OpenAI and Azure send them. What cannot be read says nothing.
     """
     refused = status == _TOO_MANY_REQUESTS
-    scarce = any(_scarce(headers, dimension) for dimension in ("requests", "tokens"))
+    scarce = _scarce(headers, *_OF_REQUESTS) or _scarce(headers, *_OF_TOKENS)
     if not refused:
         return Heard(scarce=True) if scarce else _FINE
     return Heard(refused=True, scarce=scarce, wait_ms=asked_wait_ms(headers, now_ms) or 0)
 
 
-def _scarce(headers: Mapping[str, str], dimension: str) -> bool:
-    remaining = _count(headers.get(f"x-ratelimit-remaining-{dimension}"))
+def _scarce(headers: Mapping[str, str], of_remaining: str, of_limit: str, of_reset: str) -> bool:
+    remaining = _count(headers.get(of_remaining))
     if remaining is None:
         return False
-    limit = _count(headers.get(f"x-ratelimit-limit-{dimension}")) or 0
+    limit = _count(headers.get(of_limit)) or 0
     if remaining * _SCARCE >= limit and remaining > 0:
         return False
-    reset = headers.get(f"x-ratelimit-reset-{dimension}")
+    reset = headers.get(of_reset)
     if reset is None:
         return True
     try:

@@ -159,7 +159,7 @@ class _Calls:
             except Overloaded as error:
                 self._tour.full(stop, error)
                 continue
-            if stop.site.breaker.admits(self._now_ms()):
+            if stop.site.breaker.state is BreakerState.CLOSED or stop.site.breaker.admits(self._now_ms()):
                 return stop
 
     def let_go(self) -> None:

@@ -193,6 +193,9 @@ async def _break_off(
 
 
 async def _read(exchange: Exchange, answer: UpstreamAnswer, services: Services) -> bytes:
+    arrived = answer.arrived()
+    if arrived is not None:
+        return arrived
     begun_ns = services.clock.monotonic_ns()
     try:
         # What is left of the deadline that the calls began under.

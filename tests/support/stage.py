@@ -114,6 +114,9 @@ class _Answer:
     async def read(self) -> bytes:
         return b"".join([piece async for piece in self.chunks()])
 
+    def arrived(self) -> None:
+        """All of it is still to come."""
+
     async def chunks(self):
         async for piece in performed(self.play.steps):
             yield piece
