@@ -32,6 +32,8 @@ GRACE_SECONDS = 30.0
 SETTLE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 QUIET_POLLS = 3
+TIMER_SECONDS = 1e-6
+"""A timer may be early by the grain of the clock."""
 NUMBER = "############"
 """Stands in a body where each request has a number of its own."""
 _BLOCKS = itertools.count(1)
@@ -281,9 +283,9 @@ class OpenLoop(_Loop):
         def arrive() -> None:
             nonlocal arrived
             now = loop.time()
-            while arrived < count and (due := began + arrived / per_second) <= now:
+            while arrived < count and (due := began + arrived / per_second) <= now + TIMER_SECONDS:
                 waiting.append(due)
-                late.append(now - due)
+                late.append(max(0.0, now - due))
                 arrived += 1
             if arrived < count:
                 loop.call_at(began + arrived / per_second, arrive)
@@ -316,5 +318,7 @@ class OpenLoop(_Loop):
 
 
 def open_loop(server: Server, load: Load, per_second: float, seconds: float) -> Waits:
-    """Ask so many times a second, however long answers take."""
-    return run_precisely(OpenLoop(server, replace(load, connections=OPEN_CONNECTIONS)).run(per_second, seconds))
+    """Ask so many times a second, however long answers take; then leave the server time for what it put off."""
+    waits = run_precisely(OpenLoop(server, replace(load, connections=OPEN_CONNECTIONS)).run(per_second, seconds))
+    settled(server)
+    return waits

@@ -1,0 +1,117 @@
+"""The sections of the benchmark run, say what they promise, and leave nothing behind; how fast all is, nobody asks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import passing
+import psutil
+import pytest
+import run
+from figures import Figure, deliver, lines, read, write
+from load import Seen
+from rounds import interleaved, ratios
+
+BENCH = Path(__file__).parents[2] / "bench"
+WITHIN_SECONDS = 60
+
+
+def test_the_pass_through_is_measured_from_both_sides():
+    figures = passing.measure(rounds=1, seconds=0.1, per_second=50, client="own")
+    seen = {figure.what: figure for figure in figures}
+    assert len(seen) == len(figures)
+    assert all(figure.value > 0 for figure in figures if figure.unit == "/s")
+    targets = {what: (figure.target, figure.better) for what, figure in seen.items() if figure.target is not None}
+    assert targets == {
+        "governed pass-through, embedded, of bare pass-through": (0.6, "more"),
+        "governed pass-through, embedded, of bare pass-through, by CPU": (0.6, "more"),
+        "governed pass-through, Redis, of bare pass-through": (0.5, "more"),
+        "governed pass-through, Redis, of bare pass-through, by CPU": (0.5, "more"),
+        "governed pass-through, embedded: added p50 at 50/s, open loop": (0.5, "less"),
+        "governed pass-through, embedded: added p99 at 50/s, open loop": (3.0, "less"),
+    }
+
+
+def test_all_sections_become_one_table_and_one_file(tmp_path):
+    command = [sys.executable, BENCH / "run.py", "--quick", "--only", "cache", "--json", tmp_path / "bench.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "All that has a target" in done.stdout
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["failed"] == []
+    assert {"cpu", "cores", "python", "libraries", "commit"} <= written["machine"].keys()
+    assert [Figure(**each | {"spread": None}).unit for each in written["sections"]["cache"]] == ["us", "us", "KB"] * 3
+    assert [each.what for each in read(tmp_path / "cache.json")] == [
+        each["what"] for each in written["sections"]["cache"]
+    ]
+
+
+def test_a_section_that_fails_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(run.SECTIONS, "nothing", "A section without a script")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only", "nothing", "--json", str(tmp_path / "bench.json")])
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    try:
+        assert run.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert "failed: nothing" in capsys.readouterr().out
+    assert json.loads((tmp_path / "bench.json").read_text())["failed"] == ["nothing"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_behind_when_it_is_ended_early(signum, tmp_path):
+    command = [sys.executable, BENCH / "run.py", "--only", "hits", "--json", tmp_path / "bench.json"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = []
+    try:
+        until = time.monotonic() + WITHIN_SECONDS
+        # Its section, nginx or our upstream, two servers of Redis, and a gateway.
+        while len(started) < 5 and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+            started = psutil.Process(child.pid).children(recursive=True)
+        assert len(started) >= 5
+        child.send_signal(signum)
+        assert child.wait(timeout=WITHIN_SECONDS) != 0
+        assert psutil.wait_procs(started, timeout=5)[1] == []
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_rounds_are_interleaved_and_ratios_taken_within_them():
+    order = []
+    seen = interleaved(["a", "b"], lambda name: order.append(name) or len(order), 3)
+    assert order == ["a", "b"] * 3
+    assert seen == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    # The machine is half as fast in every round, and the ratio is the same.
+    drives = {
+        "bare": [Seen(rate, 1e6 / rate, 1, 1) for rate in (8_000, 4_000, 2_000)],
+        "ours": [Seen(rate, 2e6 / rate, 1, 1) for rate in (4_000, 2_000, 1_000)],
+    }
+    rate, cpu = ratios(drives, "bare", {"ours": 0.6})
+    assert (rate.value, rate.spread, rate.met) == (0.5, (0.5, 0.5), False)
+    assert (cpu.value, cpu.target) == (pytest.approx(0.25), 0.6)
+
+
+def test_a_figure_tells_its_target_and_whether_it_is_met(tmp_path, capsys):
+    figures = [
+        Figure("latency", 2.0, "ms", target=3.0),
+        Figure("rate", 1234.5, "/s", target=2_000.0, better="more"),
+        Figure.of("taken thrice", [3.0, 1.0, 2.0], "us"),
+    ]
+    assert [figure.met for figure in figures] == [True, False, None]
+    assert figures[2].value == 2.0
+    assert [line.split() for line in lines(figures)] == [
+        ["what", "seen", "spread", "target"],
+        ["latency", "2", "ms", "<=", "3", "ms", "met"],
+        ["rate", "1,234", "/s", ">=", "2,000", "/s", "short"],
+        ["taken", "thrice", "2", "us", "1", "..", "3"],
+    ]
+    deliver(figures, tmp_path / "deep" / "figures.json")
+    assert capsys.readouterr().out.count("\n") == 4
+    assert read(tmp_path / "deep" / "figures.json") == figures
+    write(tmp_path / "none.json", [])
+    assert read(tmp_path / "none.json") == []
