@@ -19,6 +19,7 @@ from proxy.core.pricing import Price
 from proxy.core.principal import Principal
 from proxy.core.record import CacheResult
 from proxy.core.usage import NO_USAGE, Usage
+from proxy.pipeline.recent import Understood
 from proxy.pipeline.upstreams import Site
 from proxy.ports import Body, CacheAddress, CachedAnswer, Fill, Turn
 
@@ -75,8 +76,12 @@ class Exchange:
     principal: Principal = field(init=False, repr=False)
     # interpret
     asked: Asked = field(init=False, repr=False)
+    understood: Understood | None = field(default=None, repr=False)
+    """The same as it is remembered; None of a form."""
     named: str = ""
     """What the client calls the model: that, or an alias of it."""
+    prompt_tokens: int | None = None
+    """The estimate of its prompt, where it was made already."""
     price: Price | None = None
     body: Callable[[str], Body] | None = field(default=None, repr=False)
     """What goes upstream where that is not `asked.raw`, told what upstream calls the model."""

@@ -16,7 +16,7 @@ from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
 from proxy.core.replay import Form
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.interpret import AT_ONCE_BYTES
+from proxy.pipeline.interpret import takes_long
 from proxy.pipeline.keep import tell
 from proxy.pipeline.services import Services
 from proxy.ports import CacheAddress, CachedAnswer
@@ -38,8 +38,8 @@ async def look_up(exchange: Exchange, services: Services) -> None:
         exchange.cache, exchange.cache_reason = CacheResult.BYPASS, reason
     else:
         # A digest of tens of megabytes takes its time.
-        large = len(exchange.asked.raw) > AT_ONCE_BYTES
-        address = await asyncio.to_thread(_address, exchange, services) if large else _address(exchange, services)
+        long = takes_long(exchange.asked.raw)
+        address = await asyncio.to_thread(_address, exchange, services) if long else _address(exchange, services)
         exchange.address = address
         exchange.cache, exchange.cache_reason = CacheResult.MISS, UNSEEN
         if wants_new(exchange.wishes):
@@ -120,21 +120,30 @@ def too_old(exchange: Exchange, entry: CachedAnswer) -> bool:
 
 
 def _address(exchange: Exchange, services: Services) -> CacheAddress:
-    team, asked = exchange.principal.team, exchange.asked
+    team, asked, understood = exchange.principal.team, exchange.asked, exchange.understood
+    salt, path = team.cache_salts.get(asked.model, b""), f"{exchange.path}?{exchange.query}"
+    upstream, headers = services.upstreams.identity(asked.model), forwardable(exchange.headers.items())
+    origin = (team.cache_secret, salt, exchange.method, path, upstream, headers)
+    known = None if understood is None else understood.addresses.get(origin)
+    if known is not None:
+        return known
     digest = fingerprint.digest(
         team.cache_secret,
-        salt=team.cache_salts.get(asked.model, b""),
+        salt=salt,
         method=exchange.method,
-        path=f"{exchange.path}?{exchange.query}",
-        upstream=services.upstreams.identity(asked.model),
-        headers=forwardable(exchange.headers.items()),
+        path=path,
+        upstream=upstream,
+        headers=headers,
         body=asked.body,
     )
-    return CacheAddress(team.name, team.cache_secret, digest)
+    address = CacheAddress(team.name, team.cache_secret, digest)
+    if understood is not None:
+        understood.note(origin, address)
+    return address
 
 
 def _bypass(exchange: Exchange, services: Services) -> str | None:
-    """Why this request has nothing to do with the cache, if it has not."""
+    """Why this request has nothing to do with the cache, if it has not; one that has is remembered."""
     mode = exchange.principal.team.cache_mode
     if not services.policy.cache_enabled:
         return "disabled"
@@ -142,8 +151,18 @@ def _bypass(exchange: Exchange, services: Services) -> str | None:
         return "off"
     if exchange.wishes.no_store:
         return "no-store"
-    reason = exchange.kind.nondeterminism(exchange.asked.body)
-    return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
+    understood = exchange.understood
+    if understood is None:
+        reason = exchange.kind.nondeterminism(exchange.asked.body)
+    else:
+        if not understood.judged:
+            understood.judge(exchange.kind.nondeterminism(exchange.asked.body))
+        reason = understood.reason
+    if reason is not None and not (mode is CacheMode.ALL and reason in WAIVABLE):
+        return reason
+    if understood is not None:
+        services.recent.keep(understood)
+    return None
 
 
 def _wishes(headers: Mapping[str, str]) -> CacheWishes:

@@ -14,6 +14,7 @@ from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.flight import Flights
 from proxy.pipeline.principals import Principals
+from proxy.pipeline.recent import Recent
 from proxy.pipeline.shutdown import Shutdown
 from proxy.pipeline.team_usage import TeamUsage
 from proxy.pipeline.turns import Turns
@@ -88,4 +89,6 @@ class Services:
     """Makes a place for a form; None: none is taken."""
     turns: Turns | None = None
     """Where requests wait for limits to have room; None: none does."""
+    recent: Recent = field(default_factory=Recent)
+    """Requests understood of late."""
     shutdown: Shutdown = field(default_factory=Shutdown)

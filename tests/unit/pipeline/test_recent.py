@@ -1,0 +1,143 @@
+"""What was understood of late changes no answer, is each team's own, and is bounded."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+from multidict import CIMultiDict
+
+from proxy.core.chat import parse_chat
+from proxy.core.errors import ModelNotFound
+from proxy.core.principal import CacheMode
+from proxy.core.strict_json import parse_object
+from proxy.pipeline.interpret import interpret
+from proxy.pipeline.lookup import look_up
+from proxy.pipeline.recent import Recent, Understood
+
+BASE = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+
+
+def raw(**changes):
+    return json.dumps({**BASE, **changes}).encode()
+
+
+async def understood(bench, body, services=None, *, headers=(), query="", **team):
+    """A request that was interpreted and looked up, of a team with these fields."""
+    services = services or bench.services
+    exchange = await bench.exchange(raw())
+    principal = exchange.principal
+    exchange.principal = structs.replace(principal, team=structs.replace(principal.team, **team))
+    exchange.headers, exchange.query = CIMultiDict(headers), query
+    await interpret(exchange, body, services)
+    await look_up(exchange, services)
+    return exchange
+
+
+async def test_what_comes_again_is_not_read_again(bench):
+    first, again = [await understood(bench, raw()) for _ in range(2)]
+    assert again.asked is first.asked
+    assert again.address is first.address
+    assert len(bench.services.recent) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "another"},
+        {"cache_secret": b"another secret of 32 bytes......"},
+        {"cache_salts": {"gpt-4o-mini": b"purged"}},
+        {"headers": (("X-Experiment", "b"),)},
+        {"query": "beta=true"},
+    ],
+    ids=str,
+)
+async def test_the_answer_is_another_ones_where_anything_beside_the_body_is(bench, other):
+    one, two = await understood(bench, raw()), await understood(bench, raw(), **other)
+    assert two.address != one.address
+    assert (await understood(bench, raw())).address == one.address
+
+
+async def test_no_team_learns_what_another_asked(bench):
+    one = await understood(bench, raw())
+    assert (await understood(bench, raw(), name="another")).asked is not one.asked
+
+
+@pytest.mark.parametrize(
+    ("body", "team"),
+    [
+        (raw(temperature=1), {}),
+        (raw(store=True), {"cache_mode": CacheMode.ALL}),
+        (raw(), {"cache_mode": CacheMode.OFF}),
+    ],
+)
+async def test_what_may_not_be_kept_is_not_remembered(bench, body, team):
+    for _ in range(2):
+        assert (await understood(bench, body, **team)).address is None
+    assert len(bench.services.recent) == 0
+
+
+async def test_a_reason_that_one_mode_waives_holds_under_the_other(bench):
+    waived = await understood(bench, raw(temperature=1), cache_mode=CacheMode.ALL)
+    assert waived.address is not None
+    held = await understood(bench, raw(temperature=1))
+    assert (held.address, held.cache_reason) == (None, "temperature")
+
+
+async def test_what_was_understood_opens_no_model_that_is_closed_since(bench):
+    await understood(bench, raw())
+    with pytest.raises(ModelNotFound):
+        await understood(bench, raw(), models=frozenset({"gpt-4o"}))
+
+
+values = st.fixed_dictionaries(
+    {
+        "body": st.sampled_from([raw(), raw(seed=1), raw(stream=True), raw(temperature=1), raw(user="u")]),
+        "headers": st.lists(st.sampled_from([("OpenAI-Beta", "x"), ("X-A", "1"), ("x-a", "2"), ("Accept", "*/*")])),
+        "query": st.sampled_from(["", "a=1"]),
+        "cache_mode": st.sampled_from(list(CacheMode)),
+        "cache_secret": st.sampled_from([b"s" * 32, b"t" * 32]),
+        "cache_salts": st.sampled_from([{}, {"gpt-4o-mini": b"1"}]),
+        "name": st.sampled_from(["growth", "another"]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(values, min_size=2, max_size=8))
+async def test_remembering_changes_nothing(bench, requests):
+    remembering = dataclasses.replace(bench.services, recent=Recent())
+    for each in requests:
+        with_memory = await understood(bench, services=remembering, **each)
+        without = await understood(bench, services=dataclasses.replace(bench.services, recent=Recent()), **each)
+        assert with_memory.asked == without.asked
+        assert with_memory.address == without.address
+        assert (with_memory.cache, with_memory.cache_reason) == (without.cache, without.cache_reason)
+
+
+def test_the_latest_are_kept_within_a_bound():
+    recent = Recent()
+
+    def one(number, size):
+        body = raw(user=f"{number:06}" + "x" * size)
+        return Understood(("growth", "chat", "", body), "gpt-4o-mini", parse_chat(parse_object(body), body))
+
+    first = one(0, 60_000)
+    recent.keep(first)
+    for number in range(1, 200):
+        assert recent.find(first.body) is first, "what is asked for goes last"
+        recent.keep(one(number, 60_000))
+    assert len(recent) * 60_000 <= 4 * 1024 * 1024 < (len(recent) + 2) * 60_200
+    too_large = one(1_000, 70_000)
+    recent.keep(too_large)
+    assert recent.find(too_large.body) is None
+
+
+def test_addresses_of_one_body_are_bounded():
+    body = raw()
+    one = Understood(("growth", "chat", "", body), "gpt-4o-mini", parse_chat(parse_object(body), body))
+    for number in range(100):
+        one.note((b"", b"", "POST", "", "", (("x-run", str(number)),)), None)
+    assert len(one.addresses) <= 8
