@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 
 import prometheus_client  # noqa: TID251 - their one home
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values  # noqa: TID251 - same
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: TID251 - same
 
 from proxy.adapters.prometheus_ahead import Ahead
 from proxy.adapters.prometheus_budgets import BudgetMetrics
@@ -22,6 +22,7 @@ from proxy.adapters.prometheus_stores import StoreMetrics
 from proxy.adapters.prometheus_streams import StreamMetrics
 from proxy.adapters.prometheus_text import written
 from proxy.adapters.prometheus_upstreams import UpstreamMetrics
+from proxy.adapters.prometheus_values import Alike, Figure, Times, figure_of, keep_figures_here
 from proxy.core.bucket import Dimension
 from proxy.core.endpoints import PAGE
 from proxy.core.errors import UpstreamFault
@@ -62,6 +63,7 @@ class Metrics(StoreMetrics):
         self.registry = registry or CollectorRegistry()
         self._is_known_model = is_known_model
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the package types it not
+        keep_figures_here()
         super().__init__(self.registry)
         self._declare_money_and_traffic(self.registry)
         self._declare_latency(self.registry)
@@ -89,8 +91,10 @@ class Metrics(StoreMetrics):
         self._room_at_zero = _AT_ZERO
         self._room_for_teams = _TEAMS_AHEAD
         self._due_teams: deque[str] = deque()
-        # Figures that processes share in files have no room for exemplars.
-        self._has_exemplars = values.ValueClass is values.MutexValue
+        self._in_flight = figure_of(self.in_flight_requests)
+        self._overhead = Times(self.overhead_seconds)
+        self._first_token = lru_cache(_CHILDREN)(lambda model: Times(self._ttft(model)))
+        self._alike = lru_cache(_CHILDREN)(self._find_alike)
 
     def _declare_money_and_traffic(self, on: CollectorRegistry) -> None:
         model = ("team", "model")
@@ -230,39 +234,38 @@ class Metrics(StoreMetrics):
 
     def started(self) -> None:
         """Count a request in."""
-        self.in_flight_requests.inc()
+        self._in_flight.add(1)
 
     def finished(self, record: RequestRecord) -> None:
         """Count a request out. Views of pages are in the log alone: an open one asks every few seconds."""
-        self.in_flight_requests.dec()
+        self._in_flight.add(-1)
         if record.endpoint == PAGE:
             return
-        team = record.team
-        model = self._model(record.model)
-        seconds = record.duration_ms / 1_000
-        exemplar = {"request_id": record.request_id} if self._has_exemplars else None
-        self._duration(record.endpoint, (record.cache or CacheResult.BYPASS).value).observe(seconds, exemplar)
-        if team and model:
-            self._in_use(team, model, record.endpoint)
-        outcome = record.outcome
-        telling = exemplar if outcome in _TO_BE_LOOKED_INTO else None
-        self._request(team, model, record.endpoint, outcome.value).inc(1, telling)
-        if record.cache is not None:
-            self._cached(team, record.cache.value, record.cache_reason).inc()
-        self._count_refusals(record, team, model)
+        team, model = record.team, self._model(record.model)
+        upstream = record.upstream if record.attempts else None
+        alike = self._alike(team, model, record.endpoint, record.outcome, record.cache, record.cache_reason, upstream)
+        seconds, ended_at = record.duration_ms / 1_000, (record.at_ms + record.duration_ms) / 1_000
+        alike.duration.observe(seconds).tell(record.request_id, seconds, ended_at)
+        alike.requests.add(1)
+        if alike.telling is not None:
+            alike.telling.tell(record.request_id, 1, ended_at)
+        if alike.cached is not None:
+            alike.cached.add(1)
         if record.request_use_ratio is not None:
-            self._ratio(team, "requests").set(record.request_use_ratio)
+            alike["requests"].put(record.request_use_ratio, ended_at)
         if record.token_use_ratio is not None:
-            self._ratio(team, "tokens").set(record.token_use_ratio)
+            alike["tokens"].put(record.token_use_ratio, ended_at)
         if record.ttft_ms is not None:
-            self._ttft(model).observe(record.ttft_ms / 1_000, exemplar)
-        if record.attempts:
-            self._upstream(record.upstream).observe(record.upstream_ms / 1_000)
-            self.overhead_seconds.observe(record.overhead_ms / 1_000)
-            self._count_usage(record, team, model)
-        elif outcome is Outcome.CACHED:
-            self._saved(team, model).inc(record.saved_pico_usd / _PICO)
-            self._saved_tokens(team, model).inc(record.usage.total_tokens)
+            seconds = record.ttft_ms / 1_000
+            self._first_token(model).observe(seconds).tell(record.request_id, seconds, ended_at)
+        if alike.upstream is not None:
+            alike.upstream.observe(record.upstream_ms / 1_000)
+            self._overhead.observe(record.overhead_ms / 1_000)
+            _count_usage(alike, record)
+        elif record.outcome is Outcome.CACHED:
+            alike["saved"].add(record.saved_pico_usd / _PICO)
+            alike["saved_tokens"].add(record.usage.total_tokens)
+        self._count_unusual(record, team, model)
 
     def retried(self, upstream: str, reason: str) -> None:
         """Count a call that is made again."""
@@ -295,28 +298,49 @@ class Metrics(StoreMetrics):
         """Write all metrics in a form that `accept` takes, and say in which: call it off the loop."""
         return written(self.registry, accept)
 
-    def _count_refusals(self, record: RequestRecord, team: str, model: str) -> None:
+    def _count_unusual(self, record: RequestRecord, team: str, model: str) -> None:
         if record.limited_dimension:
-            self._limited(team, record.limited_dimension).inc()
+            figure_of(self._limited(team, record.limited_dimension)).add(1)
         if record.shadow_limited:
-            self._shadow_limited(team, record.shadow_limited).inc()
+            figure_of(self._shadow_limited(team, record.shadow_limited)).add(1)
         if record.unpriced:
             self.budgets.unpriced_requests_total.labels(model).inc()
-
-    def _count_usage(self, record: RequestRecord, team: str, model: str) -> None:
-        usage = record.usage
-        for kind, tokens in (
-            ("input", usage.input_tokens),
-            ("cached_input", usage.cached_input_tokens),
-            ("output", usage.output_tokens),
-            ("reasoning", usage.reasoning_tokens),
-        ):
-            if tokens:
-                self._tokens(team, model, kind).inc(tokens)
-        if record.cost_pico_usd:
-            self._spend(team, model).inc(record.cost_pico_usd / _PICO)
-        if record.estimated:
+        if record.estimated and record.attempts:
             self.estimated_usage_total.labels(record.outcome.value).inc()
+
+    def _find_alike(
+        self,
+        team: str,
+        model: str,
+        endpoint: str,
+        outcome: Outcome,
+        cache: CacheResult | None,
+        reason: str,
+        upstream: str | None,
+    ) -> Alike:
+        """Find the figures of requests with these labels; an `upstream` of None: none was called."""
+        alike = Alike(partial(self._figure, team, model))
+        alike.duration = Times(self._duration(endpoint, (cache or CacheResult.BYPASS).value))
+        if team and model:
+            self._in_use(team, model, endpoint)
+        alike.requests = figure_of(self._request(team, model, endpoint, outcome.value))
+        alike.telling = alike.requests if outcome in _TO_BE_LOOKED_INTO else None
+        alike.cached = None if cache is None else figure_of(self._cached(team, cache.value, reason))
+        alike.upstream = None if upstream is None else Times(self._upstream(upstream))
+        return alike
+
+    def _figure(self, team: str, model: str, name: str) -> Figure:
+        match name:
+            case "requests" | "tokens":
+                return figure_of(self._ratio(team, name))
+            case "spend":
+                return figure_of(self._spend(team, model))
+            case "saved":
+                return figure_of(self._saved(team, model))
+            case "saved_tokens":
+                return figure_of(self._saved_tokens(team, model))
+            case _:
+                return figure_of(self._tokens(team, model, name))
 
     def _model(self, model: str) -> str:
         return model if not model or self._is_known_model(model) else OTHER
@@ -336,3 +360,17 @@ class Metrics(StoreMetrics):
         self._spend(team, model)
         self._saved(team, model)
         self._saved_tokens(team, model)
+
+
+def _count_usage(alike: Alike, record: RequestRecord) -> None:
+    usage = record.usage
+    if usage.input_tokens:
+        alike["input"].add(usage.input_tokens)
+    if usage.cached_input_tokens:
+        alike["cached_input"].add(usage.cached_input_tokens)
+    if usage.output_tokens:
+        alike["output"].add(usage.output_tokens)
+    if usage.reasoning_tokens:
+        alike["reasoning"].add(usage.reasoning_tokens)
+    if record.cost_pico_usd:
+        alike["spend"].add(record.cost_pico_usd / _PICO)

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Metric, multiprocess, values  # noqa: TID251 - a part of their one home
+from prometheus_client import CollectorRegistry, Metric, multiprocess  # noqa: TID251 - a part of their one home
 from prometheus_client.registry import Collector  # noqa: TID251 - same
 
 from proxy.adapters.prometheus_text import written
+from proxy.adapters.prometheus_values import keep_figures_in_files
 
 __all__ = ["forget_process", "render_shared", "share_between_processes", "shared_figures"]
 
@@ -24,7 +25,7 @@ def share_between_processes(directory: Path, number: int) -> None:
     number of files is bounded by that of workers, and no counter goes back.
     """
     os.environ[_DIRECTORY] = str(directory)  # noqa: TID251 - prometheus_client takes it from nowhere else
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # the package types it not
+    keep_figures_in_files(number)
 
 
 def forget_process(directory: Path, number: int) -> None:
