@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-__all__ = ["ANSWER", "MODEL", "question"]
+__all__ = ["ANSWER", "MODEL", "question", "respelled"]
 
 MODEL = "gpt-4o-mini"
 ANSWER = json.dumps(
@@ -40,3 +40,8 @@ def question(number: int) -> bytes:
     system = "You classify tickets. Answer with one word: billing, outage or other."
     messages = [{"role": "system", "content": system}, {"role": "user", "content": f"{ticket}Ticket {number:08}."}]
     return json.dumps({"model": MODEL, "temperature": 0, "messages": messages}).encode()
+
+
+def respelled(body: bytes, number: int) -> bytes:
+    """The same question in other bytes: each number ends in other white space."""
+    return body + f"{number:024b}".translate({ord("0"): " ", ord("1"): "\n"}).encode()

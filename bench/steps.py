@@ -20,12 +20,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from conversation import ANSWER, question
+from conversation import ANSWER, question, respelled
 from figures import Figure, arguments, write
 from inside import Callers, Client, Gateway, bare_server, gateway, wire
 
@@ -58,6 +59,9 @@ AT_ONCE = 512
 """Requests of a round over HTTP."""
 HIT = 0
 """The number of the question whose answer is in the cache."""
+NEW, AGAIN, NARROW = -1, -2, -3
+"""Stand for questions that nobody has asked yet, for that of `HIT` in other bytes each time, and for new ones of a team
+that is at its limit."""
 _numbers = count(1)
 WHOLE = "HTTP: pass-through"
 REST = "the rest: aiohttp, flight, task"
@@ -93,8 +97,6 @@ class Step:
     run: Run
     waits: bool = True
     """`run` is a coroutine function."""
-    whole: bool = False
-    """It is no part of another."""
     requests: int = 1
     """In one run."""
     took_us: list[float] = field(default_factory=list)
@@ -117,6 +119,13 @@ async def timed(step: Step, profile: cProfile.Profile | None = None) -> float:
     if profile is not None:
         profile.disable()
     return took / len(prepared) / step.requests / 1_000
+
+
+def body_of(number: int) -> bytes:
+    """The question of a number, or one that it stands for."""
+    if number == AGAIN:
+        return respelled(question(HIT), next(_numbers))
+    return question(number if number >= 0 else next(_numbers))
 
 
 async def caught(request: bytes) -> web.BaseRequest:
@@ -153,27 +162,27 @@ class Line:
         """As they come."""
         return [self.arrive(self.request) for _ in range(AT_A_TIME)]
 
-    async def known(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Any]:
+    async def known(self, number: int = NEW) -> list[Any]:
         """Authenticated, with the body each of them asks with."""
         pairs = []
         for _ in range(AT_A_TIME):
-            exchange = self.arrive(request or self.request)
+            exchange = self.arrive(self.narrow if number == NARROW else self.request)
             await authenticate(exchange, self.services)
-            pairs.append((exchange, question(next(_numbers) if number is None else number)))
+            pairs.append((exchange, body_of(number)))
         return pairs
 
-    async def understood(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Exchange]:
+    async def understood(self, number: int = NEW) -> list[Exchange]:
         """Interpreted."""
-        pairs = await self.known(number, request)
+        pairs = await self.known(number)
         for exchange, body in pairs:
             await interpret(exchange, body, self.services)
         return [exchange for exchange, _ in pairs]
 
-    async def looked_up(self, number: int | None = None, request: web.BaseRequest | None = None) -> list[Exchange]:
+    async def looked_up(self, number: int = NEW) -> list[Exchange]:
         """Looked up."""
-        return await self.each(look_up, await self.understood(number, request))
+        return await self.each(look_up, await self.understood(number))
 
-    async def admitted(self, number: int | None = None) -> list[Exchange]:
+    async def admitted(self, number: int = NEW) -> list[Exchange]:
         """Admitted."""
         return await self.each(admit, await self.looked_up(number))
 
@@ -215,8 +224,7 @@ class Line:
 
     async def refused(self) -> list[Any]:
         """Refused, with why."""
-        exchanges = await self.looked_up(None, self.narrow)
-        return [(exchange, await refusal(self, exchange)) for exchange in exchanges]
+        return [(each, await refusal(self, each)) for each in await self.looked_up(NARROW)]
 
     async def records(self) -> list[Any]:
         """What is counted and logged of them."""
@@ -245,34 +253,15 @@ async def refusal(line: Line, exchange: Exchange) -> TollgateError:
 
 
 def steps_of(line: Line) -> Iterator[Step]:
-    """Every step, in the order in which a request takes them."""
+    """The steps of a request that is passed through, in the order in which it takes them."""
     services, equipment = line.services, line.made.equipment
     theirs = (("Content-Type", "application/json"), ("openai-version", "2020-10-01"), ("Date", "now"))
-
-    async def answers() -> list[Any]:
-        return [(each, await refusal(line, each)) for each in await line.looked_up(None, line.narrow)]
-
-    async def called(exchange: Exchange) -> None:
-        await (await forward(exchange, services)).read()
-
-    async def looked_again() -> list[Exchange]:
-        return await line.understood(HIT)
-
-    async def hits_to_settle() -> list[Exchange]:
-        return await line.admitted(HIT)
-
-    async def hits_to_admit() -> list[Exchange]:
-        return await line.looked_up(HIT)
-
-    async def narrow() -> list[Exchange]:
-        return await line.looked_up(None, line.narrow)
 
     async def requests() -> list[web.BaseRequest]:
         return [line.request] * AT_A_TIME
 
-    def error_of(pair: tuple[Exchange, TollgateError]) -> None:
-        reply_of(answer_of(pair[1]))
-        own_headers_of_error(pair[0])
+    async def called(exchange: Exchange) -> None:
+        await (await forward(exchange, services)).read()
 
     yield Step("arrive: ids, exchange", requests, line.arrive, waits=False)
     yield Step("authenticate, cached", line.arrived, lambda each: authenticate(each, services))
@@ -290,24 +279,37 @@ def steps_of(line: Line) -> Iterator[Step]:
     yield Step("report: metrics", line.records, equipment.metrics.finished, waits=False)
     yield Step("report: log line", line.records, equipment.log.write, waits=False)
     yield Step("  of which rendering", line.records, json_line, waits=False)
-    yield Step("look up, hit", looked_again, lambda each: look_up(each, services))
-    yield Step("admit a hit", hits_to_admit, lambda each: admit(each, services))
-    yield Step("settle a hit", hits_to_settle, lambda each: settle_hit(each, services), waits=False)
+
+
+def others_of(line: Line) -> Iterator[Step]:
+    """The steps of hits and refusals, where they are others."""
+    services = line.services
+
+    def error_of(pair: tuple[Exchange, TollgateError]) -> None:
+        reply_of(answer_of(pair[1]))
+        own_headers_of_error(pair[0])
+
+    again, anew, narrow = partial(line.known, HIT), partial(line.understood, AGAIN), partial(line.looked_up, NARROW)
+    yield Step("interpret what was just asked", again, lambda pair: interpret(*pair, services))
+    yield Step("look up, hit in other bytes", anew, lambda each: look_up(each, services))
+    yield Step("look up, hit", partial(line.understood, HIT), lambda each: look_up(each, services))
+    yield Step("admit a hit", partial(line.looked_up, HIT), lambda each: admit(each, services))
+    yield Step("settle a hit", partial(line.admitted, HIT), lambda each: settle_hit(each, services), waits=False)
     yield Step("replay a hit, own headers", line.hits, replay, waits=False)
     yield Step("refuse: admit, and raise", narrow, lambda each: refusal(line, each))
-    yield Step("refuse: the answer of a 429", answers, error_of, waits=False)
+    yield Step("refuse: the answer of a 429", line.refused, error_of, waits=False)
 
 
 def wholes_of(line: Line) -> Iterator[Step]:
     """The whole line, without HTTP and report."""
     services = line.services
 
-    def asked(number: int | None, request: web.BaseRequest) -> Callable[[], Awaitable[list[Any]]]:
-        async def prepare() -> list[Any]:
-            numbers = [next(_numbers) if number is None else number for _ in range(AT_A_TIME)]
-            return [(line.arrive(request), Client(question(each))) for each in numbers]
+    async def asked(number: int) -> list[Any]:
+        request = line.narrow if number == NARROW else line.request
+        return [(line.arrive(request), Client(body_of(number))) for _ in range(AT_A_TIME)]
 
-        return prepare
+    async def travelled(pair: tuple[Exchange, Client]) -> None:
+        await travel(*pair, services)
 
     async def refused(pair: tuple[Exchange, Client]) -> None:
         try:
@@ -316,19 +318,18 @@ def wholes_of(line: Line) -> Iterator[Step]:
             return
         raise SystemExit("a team that is at its limit was let pass")
 
-    yield Step("travel: pass-through", asked(None, line.request), lambda pair: travel(*pair, services), whole=True)
-    yield Step("travel: hit", asked(HIT, line.request), lambda pair: travel(*pair, services), whole=True)
-    yield Step("travel: 429", asked(None, line.narrow), refused, whole=True)
+    yield Step("travel: pass-through", partial(asked, NEW), travelled)
+    yield Step("travel: hit in other bytes", partial(asked, AGAIN), travelled)
+    yield Step("travel: hit", partial(asked, HIT), travelled)
+    yield Step("travel: 429", partial(asked, NARROW), refused)
 
 
 def served(made: Gateway, bare: Callers, ours: Callers, stack: AsyncExitStack) -> Iterator[Step]:
     """Everything that a process does for a request but for the network's system calls, over `CONNECTIONS`."""
 
-    def asked(number: int | None, key: str) -> Callable[[], Awaitable[list[Any]]]:
-        async def prepare() -> list[Any]:
-            return [[wire(key, question(next(_numbers) if number is None else number)) for _ in range(AT_ONCE)]]
-
-        return prepare
+    async def asked(number: int) -> list[Any]:
+        key = made.narrow_key if number == NARROW else made.key
+        return [[wire(key, body_of(number)) for _ in range(AT_ONCE)]]
 
     async def at_once(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=ANSWER, content_type="application/json")
@@ -344,13 +345,17 @@ def served(made: Gateway, bare: Callers, ours: Callers, stack: AsyncExitStack) -
     )
     stack.callback(empty.hang_up)
     stack.callback(reading.hang_up)
-    many: dict[str, Any] = {"whole": True, "requests": AT_ONCE}
-    yield Step("HTTP: bare aiohttp, static", asked(HIT, "sk-none"), bare.ask, **many)
-    yield Step("HTTP: our server, static", asked(HIT, "sk-none"), empty.ask, **many)
-    yield Step("HTTP: the same, body received", asked(HIT, "sk-none"), reading.ask, **many)
-    yield Step("HTTP: pass-through", asked(None, made.key), ours.ask, **many)
-    yield Step("HTTP: hit", asked(HIT, made.key), ours.ask, **many)
-    yield Step("HTTP: 429", asked(None, made.narrow_key), ours.ask, **many)
+    driven = {
+        "bare aiohttp, static": (HIT, bare),
+        "our server, static": (HIT, empty),
+        "the same, body received": (HIT, reading),
+        "pass-through": (NEW, ours),
+        "hit in other bytes": (AGAIN, ours),
+        "hit": (HIT, ours),
+        "429": (NARROW, ours),
+    }
+    for name, (number, callers) in driven.items():
+        yield Step(f"HTTP: {name}", partial(asked, number), callers.ask, requests=AT_ONCE)
 
 
 @asynccontextmanager
@@ -368,7 +373,7 @@ async def everything() -> AsyncIterator[list[Step]]:
                 raise SystemExit(f"expected{status.decode()}and not {ours.last!r}")
         request, narrow = [await caught(wire(key, question(HIT))) for key in (made.key, made.narrow_key)]
         line = Line(made, request, narrow)
-        yield [*steps_of(line), *wholes_of(line), *served(made, bare, ours, stack)]
+        yield [*steps_of(line), *others_of(line), *wholes_of(line), *served(made, bare, ours, stack)]
 
 
 async def measure(rounds: int, words: Sequence[str], profile: cProfile.Profile | None) -> list[Step]:
