@@ -123,7 +123,7 @@ def _price_of_passing(exchange: Exchange, policy: Policy, now_ms: int) -> tuple[
     scopes = scopes_of(exchange.principal, asked.model, policy, now_ms)
     if not _costs_money(exchange):
         return scopes, Cost(policy.hits_cost_requests, 0)
-    prompt = exchange.kind.estimate(asked)
+    prompt = exchange.kind.estimate(asked) if exchange.prompt_tokens is None else exchange.prompt_tokens
     capacity = _smallest_token_capacity(scopes, now_ms)
     room = None if capacity is None else capacity - prompt
     answer = estimate_output(asked, policy.default_output_reservation_tokens, room)

@@ -18,7 +18,7 @@ from proxy.core.pricing import service_tier_of
 from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
 from proxy.core.splice import with_model
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.interpret import AT_ONCE_BYTES
+from proxy.pipeline.interpret import takes_long
 from proxy.pipeline.services import Services
 from proxy.pipeline.tour import Stop, Tour
 from proxy.pipeline.upstream_turn import take_turn
@@ -244,8 +244,8 @@ class _Calls:
 
     async def _request(self, site: Site) -> UpstreamRequest:
         """What is sent there; of a large body it is made in a thread."""
-        is_large = len(self._exchange.asked.raw) > AT_ONCE_BYTES
-        request = await asyncio.to_thread(self._made, site) if is_large else self._made(site)
+        long = takes_long(self._exchange.asked.raw)
+        request = await asyncio.to_thread(self._made, site) if long else self._made(site)
         self._requests[site] = request
         return request
 

@@ -13,10 +13,12 @@ from proxy.core.errors import InvalidRequest
 from proxy.core.kinds import KINDS
 from proxy.core.routing import Candidate
 from proxy.core.splice import with_model
+from proxy.pipeline import exchange as exchange_module
 from proxy.pipeline import forward as forward_module
 from proxy.pipeline import interpret as module
+from proxy.pipeline.admit import admit
 from proxy.pipeline.forward import dispatch, forward
-from proxy.pipeline.interpret import AT_ONCE_BYTES, interpret
+from proxy.pipeline.interpret import AT_ONCE_BYTES, interpret, takes_long
 from proxy.pipeline.upstreams import Site, SiteKey, Upstreams
 from tests.support.stage import Play, Upstream
 
@@ -52,6 +54,53 @@ async def test_what_is_large_is_parsed_beside_the_loop_and_read_the_same(bench, 
         assert exchange.price is not None
     assert threads[0] == threading.get_ident()
     assert threads[1] != threading.get_ident()
+
+
+def turns(count: int) -> bytes:
+    return json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}] * count}).encode()
+
+
+def token_ids(count: int) -> bytes:
+    return json.dumps({"model": "text-embedding-3-small", "input": list(range(count))}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "at_once"),
+    [
+        (chat(AT_ONCE_BYTES - 200), True),
+        (chat(AT_ONCE_BYTES), False),
+        (chat(0).replace(b"A", b"a, " * 1_000), True),
+        (turns(50), True),
+        (turns(600), False),
+        (token_ids(3_000), True),
+        (token_ids(6_000), False),
+        (b'{"x": [%s]}' % b", ".join([b"[]"] * 6_000), False),
+        # Never mind what is in it: so few bytes are soon read.
+        (b"[" * 16_384, True),
+    ],
+    ids=["an image", "a large image", "prose", "a chat", "a long chat", "ids", "many ids", "lists", "garbage"],
+)
+def test_what_has_many_values_takes_long_too(body, at_once):
+    assert takes_long(body) is not at_once
+
+
+async def test_what_takes_long_is_estimated_beside_the_loop_and_once(bench, monkeypatch):
+    """Admission looks at it again and again, should the request wait."""
+    seen = []
+    kind = KINDS["chat"]
+
+    def noted(asked):
+        seen.append(threading.get_ident() == threading.main_thread().ident)
+        return kind.estimate(asked)
+
+    for body, expected in ((turns(600), [False]), (turns(2), [True])):
+        exchange = await bench.exchange(chat(1))
+        monkeypatch.setattr(exchange_module, "KINDS", {**KINDS, "chat": replace(kind, estimate=noted)})
+        await interpret(exchange, body, bench.services)
+        await admit(exchange, bench.services)
+        assert exchange.reserved_input_tokens == kind.estimate(exchange.asked)
+        assert seen == expected
+        seen.clear()
 
 
 @pytest.mark.parametrize("query", ["model=gpt-4o", "x=1&mod%65l=gpt-4o", "model", "Model=gpt-4o", "model=gpt-4o-mini"])
