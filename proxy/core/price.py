@@ -101,22 +101,26 @@ def cost_pico_usd(price: Price, usage: Usage, service_tier: str | None = None) -
     tokens than the whole are cut to it, so that a cost is never negative.
     """
     rates = price.rates_for(usage.input_tokens, service_tier)
-    rest = usage.input_tokens
-    cached = min(usage.cached_input_tokens, rest)
-    rest -= cached
-    written = min(usage.cache_write_tokens, rest)
-    rest -= written
-    heard = min(usage.audio_input_tokens, rest)
-    rest -= heard
-    spoken = min(usage.audio_output_tokens, usage.output_tokens)
-    return (
-        rest * rates.input
-        + cached * rates.cached_input
-        + written * rates.cache_write
-        + heard * rates.audio_input
-        + (usage.output_tokens - spoken) * rates.output
-        + spoken * rates.audio_output
-    )
+    rest, said = usage.input_tokens, usage.output_tokens
+    cost = 0
+    # Most requests have none of these.
+    if usage.cached_input_tokens:
+        cached = min(usage.cached_input_tokens, rest)
+        rest -= cached
+        cost += cached * rates.cached_input
+    if usage.cache_write_tokens:
+        written = min(usage.cache_write_tokens, rest)
+        rest -= written
+        cost += written * rates.cache_write
+    if usage.audio_input_tokens:
+        heard = min(usage.audio_input_tokens, rest)
+        rest -= heard
+        cost += heard * rates.audio_input
+    if usage.audio_output_tokens:
+        spoken = min(usage.audio_output_tokens, said)
+        said -= spoken
+        cost += spoken * rates.audio_output
+    return cost + rest * rates.input + said * rates.output
 
 
 def worst_case(price: Price, input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:

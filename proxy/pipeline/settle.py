@@ -175,8 +175,12 @@ def _write(
 ) -> None:
     if exchange.price is not None:
         exchange.cost_pico_usd = cost_pico_usd(exchange.price, usage, service_tier)
+    if left is None:
+        _settle_limits(exchange, services, actual)
+        _record(exchange, services, status, outcome, usage)
+        return
     on_counted: Callable[[Exchange, Services, Cost, int], None] = _charge_what_is_missing
-    if left is not None and exchange.admitted.reservation.spend is not None:
+    if exchange.admitted.reservation.spend is not None:
         # A budget is settled once, with what the ledger will say. Whoever counts tells how it went in any case.
         on_counted = _settle_limits
     else:
@@ -197,7 +201,8 @@ def _settle_limits(exchange: Exchange, services: Services, actual: Cost, counted
 
     Budgets are given the cost as it is for the ledger.
     """
-    actual = Cost(actual.requests, max(actual.tokens, counted_tokens))
+    if counted_tokens > actual.tokens:
+        actual = Cost(actual.requests, counted_tokens)
     reservation = exchange.admitted.reservation
     services.limiter.settle(reservation, actual, nano_usd(exchange.cost_pico_usd))
     if exchange.turn is not None:
@@ -233,22 +238,23 @@ def _note(exchange: Exchange, services: Services, status: int, outcome: Outcome,
     """Keep how it ended, and sum it up for the ledger."""
     exchange.status, exchange.outcome, exchange.usage = status, outcome, usage
     exchange.settled = True
+    # By place, in the order of the fields: by name it takes four times as long.
     return UsageEvent(
-        event_id=exchange.event_id,
-        at_ms=exchange.at_ms,
-        request_id=exchange.request_id,
-        team=exchange.principal.team.name,
-        key_id=exchange.principal.key.kid,
-        endpoint=exchange.endpoint,
-        model=exchange.asked.model,
-        upstream=exchange.upstream,
-        status=status,
-        outcome=outcome,
-        usage=usage,
-        cost_pico_usd=exchange.cost_pico_usd,
-        saved_pico_usd=exchange.saved_pico_usd,
-        price_id=exchange.price.price_id if exchange.price else None,
-        estimated=exchange.estimated,
-        attempts=exchange.attempts,
-        duration_ms=(services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
+        exchange.event_id,
+        exchange.at_ms,
+        exchange.request_id,
+        exchange.principal.team.name,
+        exchange.principal.key.kid,
+        exchange.endpoint,
+        exchange.asked.model,
+        exchange.upstream,
+        status,
+        outcome,
+        usage,
+        exchange.cost_pico_usd,
+        exchange.saved_pico_usd,
+        exchange.price.price_id if exchange.price else None,
+        exchange.estimated,
+        exchange.attempts,
+        (services.clock.monotonic_ns() - exchange.started_ns) // 1_000_000,
     )

@@ -50,6 +50,41 @@ async def test_what_was_not_used_is_given_back(bench, exchange):
     assert event["price_id"] == exchange.price.price_id
 
 
+async def test_each_field_of_the_event_holds_what_it_is_named_for(bench, exchange):
+    exchange.upstream, exchange.attempts, exchange.saved_pico_usd = "elsewhere", 3, 5
+    exchange.started_ns -= 7_000_000
+    settle(exchange, bench.services, status=201, outcome=Outcome.OK, usage=Usage(1, 2, 0, 0, 4, 0, 6))
+    expected = {
+        "event_id": exchange.event_id,
+        "at_ms": exchange.at_ms,
+        "request_id": exchange.request_id,
+        "team": exchange.principal.team.name,
+        "key_id": exchange.principal.key.kid,
+        "endpoint": "chat",
+        "model": "gpt-4o-mini",
+        "upstream": "elsewhere",
+        "status": 201,
+        "outcome": "ok",
+        "input_tokens": 1,
+        "output_tokens": 2,
+        "cached_input_tokens": 0,
+        "cache_write_tokens": 0,
+        "reasoning_tokens": 4,
+        "audio_input_tokens": 0,
+        "audio_output_tokens": 6,
+        "cost_pico_usd": exchange.cost_pico_usd,
+        "saved_pico_usd": 5,
+        "price_id": exchange.price.price_id,
+        "estimated": False,
+        "attempts": 3,
+        "duration_ms": 7,
+    }
+    event = await only_event(bench)
+    assert {name: event[name] for name in expected} == expected
+    assert event.keys() - expected.keys() == {"day"}
+    assert expected["cost_pico_usd"] not in {0, 5}
+
+
 async def test_what_was_used_beyond_the_estimate_is_charged(bench, exchange):
     settle(exchange, bench.services, status=200, outcome=Outcome.OK, usage=Usage(400, 500))
     assert await bench.charged() == (1, 900)
