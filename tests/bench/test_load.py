@@ -9,7 +9,8 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from load import QUESTION, ClosedLoop, Load, OpenLoop, closed_loop, open_loop, run_precisely
+from load import QUESTION, Load, closed_loop, open_loop
+from loops import ClosedLoop, OpenLoop, run_precisely
 from servers import ANSWER, REFUSED, Server, gateway, static, upstream
 
 PORT = 80
