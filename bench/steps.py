@@ -4,7 +4,8 @@
 network does) and runs each step alone, on requests that have come as far as that; then the whole line (`travel`), and
 the whole of HTTP on top of it, beside a bare aiohttp server. Steps take turns, so that whatever else the machine does
 hits all of them; the least is the round that was disturbed the least. Collecting garbage is put off while a round is
-timed. `--only WORDS` runs the steps whose name has one of the words, `--profile FILE` has
+timed. `travel` runs them one after another, so that a call in a task of its own has a turn of the loop to itself; over
+HTTP `CONNECTIONS` share it. `--only WORDS` runs the steps whose name has one of the words, `--profile FILE` has
 cProfile watch them.
 """
 
@@ -21,18 +22,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from conversation import ANSWER, question, respelled
+from conversation import ANSWER
 from figures import Figure, arguments, write
+from halfway import AGAIN, AT_A_TIME, HIT, NARROW, NEW, Line, body_of, refusal
 from inside import Callers, Client, Gateway, bare_server, gateway, wire
 
 from proxy.adapters.logs import json_line
 from proxy.core.errors import TollgateError
-from proxy.core.event import Outcome
 from proxy.core.headers import returnable
 from proxy.pipeline.admit import admit
 from proxy.pipeline.authenticate import authenticate
@@ -45,24 +45,14 @@ from proxy.pipeline.lookup import look_up
 from proxy.pipeline.own_headers import own_headers, own_headers_of_error
 from proxy.pipeline.relay import replay
 from proxy.pipeline.report import Ending, record_of
-from proxy.pipeline.settle import settle, settle_hit
+from proxy.pipeline.settle import settle_hit
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.errors import answer_of, reply_of
-from proxy.web.paths import place_of
 from proxy.web.server import OpenAIServer
 
-AT_A_TIME = 64
-"""Requests in a round: few enough that none of them grows old before its step."""
 CONNECTIONS = 32
-PATH = "/v1/chat/completions"
 AT_ONCE = 512
 """Requests of a round over HTTP."""
-HIT = 0
-"""The number of the question whose answer is in the cache."""
-NEW, AGAIN, NARROW = -1, -2, -3
-"""Stand for questions that nobody has asked yet, for that of `HIT` in other bytes each time, and for new ones of a team
-that is at its limit."""
-_numbers = count(1)
 WHOLE = "HTTP: pass-through"
 REST = "the rest: aiohttp, flight, task"
 PARTS = frozenset(
@@ -121,13 +111,6 @@ async def timed(step: Step, profile: cProfile.Profile | None = None) -> float:
     return took / len(prepared) / step.requests / 1_000
 
 
-def body_of(number: int) -> bytes:
-    """The question of a number, or one that it stands for."""
-    if number == AGAIN:
-        return respelled(question(HIT), next(_numbers))
-    return question(number if number >= 0 else next(_numbers))
-
-
 async def caught(request: bytes) -> web.BaseRequest:
     """The request that aiohttp makes of these bytes."""
     seen: list[web.BaseRequest] = []
@@ -140,116 +123,6 @@ async def caught(request: bytes) -> web.BaseRequest:
     await callers.ask([request])
     callers.hang_up()
     return seen[0]
-
-
-class Line:
-    """Requests that have come so far along the line."""
-
-    def __init__(self, made: Gateway, request: web.BaseRequest, narrow: web.BaseRequest) -> None:
-        self.made = made
-        self.services = made.services
-        self.request, self.narrow = request, narrow
-        place = place_of(PATH)
-        if place is None:
-            raise LookupError(PATH)
-        self.place = place
-
-    def arrive(self, request: web.BaseRequest) -> Exchange:
-        """What the public listener makes of a request."""
-        return self.made.routes._exchange(request, self.place, "chat")  # noqa: SLF001 - a step of its own
-
-    async def arrived(self) -> list[Exchange]:
-        """As they come."""
-        return [self.arrive(self.request) for _ in range(AT_A_TIME)]
-
-    async def known(self, number: int = NEW) -> list[Any]:
-        """Authenticated, with the body each of them asks with."""
-        pairs = []
-        for _ in range(AT_A_TIME):
-            exchange = self.arrive(self.narrow if number == NARROW else self.request)
-            await authenticate(exchange, self.services)
-            pairs.append((exchange, body_of(number)))
-        return pairs
-
-    async def understood(self, number: int = NEW) -> list[Exchange]:
-        """Interpreted."""
-        pairs = await self.known(number)
-        for exchange, body in pairs:
-            await interpret(exchange, body, self.services)
-        return [exchange for exchange, _ in pairs]
-
-    async def looked_up(self, number: int = NEW) -> list[Exchange]:
-        """Looked up."""
-        return await self.each(look_up, await self.understood(number))
-
-    async def admitted(self, number: int = NEW) -> list[Exchange]:
-        """Admitted."""
-        return await self.each(admit, await self.looked_up(number))
-
-    async def dispatched(self) -> list[Exchange]:
-        """With their begin record."""
-        exchanges = await self.admitted()
-        for exchange in exchanges:
-            dispatch(exchange, self.services)
-        return exchanges
-
-    async def answered(self) -> list[Exchange]:
-        """With an answer of upstream's."""
-        exchanges = await self.dispatched()
-        for exchange in exchanges:
-            await (await forward(exchange, self.services)).read()
-        return exchanges
-
-    async def settled(self) -> list[Exchange]:
-        """Settled."""
-        exchanges = await self.answered()
-        for exchange in exchanges:
-            self.settle(exchange)
-        return exchanges
-
-    async def kept_for(self) -> list[Exchange]:
-        """Settled, with the right to keep their answers."""
-        exchanges = await self.settled()
-        for exchange in exchanges:
-            if exchange.address is not None:
-                exchange.fill = await self.services.cache.claim(exchange.address)
-        return exchanges
-
-    async def hits(self) -> list[Exchange]:
-        """Hits, settled."""
-        exchanges = await self.admitted(HIT)
-        for exchange in exchanges:
-            settle_hit(exchange, self.services)
-        return exchanges
-
-    async def refused(self) -> list[Any]:
-        """Refused, with why."""
-        return [(each, await refusal(self, each)) for each in await self.looked_up(NARROW)]
-
-    async def records(self) -> list[Any]:
-        """What is counted and logged of them."""
-        return [record_of(each, Ending(200), self.services) for each in await self.settled()]
-
-    async def each(self, step: Callable[..., Awaitable[None]], exchanges: list[Exchange]) -> list[Exchange]:
-        """Let all of them take one step."""
-        for exchange in exchanges:
-            await step(exchange, self.services)
-        return exchanges
-
-    def settle(self, exchange: Exchange) -> None:
-        """Read the answer's usage, and settle with it."""
-        completion = exchange.kind.read(ANSWER)
-        tier = completion.service_tier
-        settle(exchange, self.services, status=200, outcome=Outcome.OK, usage=completion.usage, service_tier=tier)
-
-
-async def refusal(line: Line, exchange: Exchange) -> TollgateError:
-    """Why it is not admitted."""
-    try:
-        await admit(exchange, line.services)
-    except TollgateError as error:
-        return error
-    raise SystemExit("a team that is at its limit was let pass")
 
 
 def steps_of(line: Line) -> Iterator[Step]:
@@ -368,10 +241,10 @@ async def everything() -> AsyncIterator[list[Step]]:
         stack.callback(bare.hang_up)
         stack.callback(ours.hang_up)
         for key, status in ((made.key, b" 200 "), (made.narrow_key, b" 200 "), (made.narrow_key, b" 429 ")):
-            await ours.ask([wire(key, question(HIT if key == made.key else next(_numbers)))])
+            await ours.ask([wire(key, body_of(HIT if key == made.key else NEW))])
             if status not in ours.last:
                 raise SystemExit(f"expected{status.decode()}and not {ours.last!r}")
-        request, narrow = [await caught(wire(key, question(HIT))) for key in (made.key, made.narrow_key)]
+        request, narrow = [await caught(wire(key, body_of(HIT))) for key in (made.key, made.narrow_key)]
         line = Line(made, request, narrow)
         yield [*steps_of(line), *others_of(line), *wholes_of(line), *served(made, bare, ours, stack)]
 
