@@ -6,6 +6,7 @@ protocol are marked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 
@@ -25,12 +26,13 @@ _STATEFUL = (
     "plugins",  # OpenRouter
     "search_parameters",  # xAI
 )  # fmt: skip
+_STATEFUL_NAMES = frozenset(_STATEFUL)
 LOCAL_TOOLS = ("function", "custom")
 """Tools the client runs itself; every other kind is run by upstream and sees the world of the moment.
 
 Not a set: what a client wrote for a kind may be nothing that can be looked up in one.
 """
-_SEARCHING = ("-search", "deep-research", ":online")
+_SEARCHING = re.compile("-search|deep-research|:online")
 """Parts of the names of models that look things up unasked (`gpt-4o-search-preview`; `:online` is OpenRouter's)."""
 _SELF_CONTAINED = ("text", "refusal", "input_audio")
 _ENCLOSING = ("file", "image_url")
@@ -53,11 +55,12 @@ def completion_nondeterminism(body: JsonObject) -> str | None:
 
 def is_searching(body: JsonObject) -> bool:
     """Whether the model looks things up unasked."""
-    return any(part in str(body.get("model")) for part in _SEARCHING)
+    return _SEARCHING.search(str(body.get("model"))) is not None
 
 
 def _reasons(body: JsonObject) -> Iterator[str]:
-    yield from _stateful(body)
+    if not _STATEFUL_NAMES.isdisjoint(body):
+        yield from _stateful(body)
     if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
         yield "audio"
     for tool in body.get("tools") or ():
@@ -91,7 +94,9 @@ def _referring(body: JsonObject) -> Iterator[str]:
         if message.get("audio") is not None:
             yield "audio"  # an answer of before, which upstream keeps for an hour or so
         content = message.get("content")
-        for part in content if isinstance(content, list) else ():
+        if not isinstance(content, list):
+            continue
+        for part in content:
             kind = part.get("type")
             if kind in _ENCLOSING and not _is_enclosed(kind, part.get(kind)):
                 yield kind

@@ -189,5 +189,9 @@ def _steady(name: str, limits: Limits, max_parallel: int | None = None) -> Scope
 
 def _smallest_token_capacity(scopes: Sequence[Scope], now_ms: int) -> int | None:
     """Tokens the smallest of the buckets holds; None when none has a limit."""
-    capacities = [scope.schedule.limits_at(now_ms).effective_token_capacity for scope in scopes]
-    return min((capacity for capacity in capacities if capacity is not None), default=None)
+    smallest = None
+    for scope in scopes:
+        capacity = scope.schedule.limits_at(now_ms).effective_token_capacity
+        if capacity is not None and (smallest is None or capacity < smallest):
+            smallest = capacity
+    return smallest

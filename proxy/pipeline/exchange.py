@@ -14,6 +14,7 @@ from proxy.core.bucket import Admitted, NeverFits, Refused
 from proxy.core.cache_control import NO_WISHES, CacheWishes
 from proxy.core.discreet import Discreet
 from proxy.core.event import Outcome
+from proxy.core.headers import forwardable
 from proxy.core.kinds import KINDS, PASSED, Kind
 from proxy.core.pricing import Price
 from proxy.core.principal import Principal
@@ -76,6 +77,7 @@ class Exchange:
     principal: Principal = field(init=False, repr=False)
     # interpret
     asked: Asked = field(init=False, repr=False)
+    _onward: tuple[tuple[str, str], ...] | None = field(default=None, init=False, repr=False)
     understood: Understood | None = field(default=None, repr=False)
     """The same as it is remembered; None of a form."""
     named: str = ""
@@ -159,6 +161,13 @@ class Exchange:
     """Done when its tokens are counted and its event is written; None: they were at once."""
     cost_pico_usd: int = 0
     saved_pico_usd: int = 0
+
+    @property
+    def onward(self) -> tuple[tuple[str, str], ...]:
+        """The client's headers that go upstream."""
+        if self._onward is None:
+            self._onward = forwardable(self.headers.items())
+        return self._onward
 
     @property
     def may_use_model(self) -> bool:

@@ -13,7 +13,7 @@ from proxy.core.breaker import BreakerState
 from proxy.core.chat import ask_for_usage
 from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.core.event import Dispatch
-from proxy.core.headers import as_it_is, as_json, forwardable, without_keys
+from proxy.core.headers import as_it_is, as_json, without_keys
 from proxy.core.pricing import service_tier_of
 from proxy.core.retry import Remedy, asked_wait_ms, is_outage, is_quota_used_up, remedy_for
 from proxy.core.splice import with_model
@@ -113,7 +113,7 @@ class _Calls:
         self._services = services
         policy, telemetry = services.policy.retry, services.telemetry
         self._tour = Tour(exchange.route, policy, telemetry.retry_refused, exchange.asked.model)
-        headers = forwardable(exchange.headers.items())
+        headers = exchange.onward
         if exchange.as_it_is:
             headers += as_it_is(exchange.headers)
         elif exchange.body is None and exchange.headers.get("Content-Type") != "application/json":

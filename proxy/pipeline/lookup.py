@@ -11,7 +11,6 @@ from proxy.core import fingerprint
 from proxy.core.cache_control import NO_WISHES, CacheWishes, cache_wishes
 from proxy.core.determinism import WAIVABLE
 from proxy.core.errors import NotInCache
-from proxy.core.headers import forwardable
 from proxy.core.principal import CacheMode
 from proxy.core.record import CacheResult
 from proxy.core.replay import Form
@@ -122,7 +121,7 @@ def too_old(exchange: Exchange, entry: CachedAnswer) -> bool:
 def _address(exchange: Exchange, services: Services) -> CacheAddress:
     team, asked, understood = exchange.principal.team, exchange.asked, exchange.understood
     salt, path = team.cache_salts.get(asked.model, b""), f"{exchange.path}?{exchange.query}"
-    upstream, headers = services.upstreams.identity(asked.model), forwardable(exchange.headers.items())
+    upstream, headers = services.upstreams.identity(asked.model), exchange.onward
     origin = (team.cache_secret, salt, exchange.method, path, upstream, headers)
     known = None if understood is None else understood.addresses.get(origin)
     if known is not None:
