@@ -28,10 +28,10 @@ def format_duration(duration_ms: int) -> str:
     Below a second the unit is `ms`; from a minute on every smaller unit is written; trailing zeros of the fraction are
     not. Raises ValueError below zero. Source: `time.Duration.String` of the Go standard library.
     """
-    if duration_ms < 0:
-        raise ValueError(f"a duration is not negative: {duration_ms} ms")
-    if 0 < duration_ms < 1_000:
-        return f"{duration_ms}ms"
+    if duration_ms < 1_000:
+        if duration_ms < 0:
+            raise ValueError(f"a duration is not negative: {duration_ms} ms")
+        return f"{duration_ms}ms" if duration_ms else "0s"
     whole_seconds, milliseconds = divmod(duration_ms, 1_000)
     minutes, seconds = divmod(whole_seconds, 60)
     hours, minutes = divmod(minutes, 60)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import unquote
 
-from proxy.core.bucket import Standing
+from proxy.core.bucket import Gauge, Standing
 from proxy.core.durations import format_duration
 
 __all__ = ["as_it_is", "as_json", "forwardable", "holds_key", "rate_limit_headers", "returnable", "returned_as_it_is",
@@ -51,38 +52,44 @@ def forwardable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ..
     All but those named here, those its `Connection` names, and any other that its key stands in: a misspelt one, say.
     """
     kept: list[tuple[str, str]] = []
-    named: set[str] = set()
-    keys: list[str] = []
+    telling: list[tuple[str, str]] = []
+    known = _known.get
     for pair in headers:
-        name, value = pair
-        known = _known.get(name)
-        if _goes_on(name) if known is None else known:
+        what = known(pair[0]) or _learn(pair[0])
+        if what == _GOES:
             kept.append(pair)
-        elif (lower := name.lower()) == "connection":
-            named.update(token.strip().lower() for token in value.split(","))
-        elif lower in _OF_KEYS and (key := _key_in(value)):
-            keys.append(key)
-    # What is named nearly always is `keep-alive`.
-    if named := named - _NEVER_FORWARDED:
-        kept = [(name, value) for name, value in kept if name.lower() not in named]
-    for key in keys:
-        kept = [(name, value) for name, value in kept if key not in value]
+        elif what == _TELLS:
+            telling.append(pair)
+    for name, value in telling:
+        if name.lower() != "connection":
+            if key := _key_in(value):
+                kept = [pair for pair in kept if key not in pair[1]]
+        # What is named nearly always is `keep-alive`.
+        elif named := {token.strip().lower() for token in value.split(",")} - _NEVER_FORWARDED:
+            kept = [pair for pair in kept if pair[0].lower() not in named]
     return tuple(kept)
 
 
-_known: dict[str, bool] = {}
-"""Whether headers go on, by their names as they were written: clients have few, and each request has them all."""
+_GOES, _STAYS, _TELLS = 1, 2, 3
+"""What becomes of a header: it goes on, or it does not, or it does not and says what else does not."""
+_known: dict[str, int] = {}
+"""That, by names as they were written: clients have few, and each request has them all."""
 _MOST_KNOWN, _KNOWN_CHARACTERS = 1_024, 64
 
 
-def _goes_on(name: str) -> bool:
+def _learn(name: str) -> int:
     lower = name.lower()
-    known = lower not in _NEVER_FORWARDED and not lower.startswith(_NEVER_FORWARDED_PREFIXES)
+    if lower == "connection" or lower in _OF_KEYS:
+        what = _TELLS
+    elif lower in _NEVER_FORWARDED or lower.startswith(_NEVER_FORWARDED_PREFIXES):
+        what = _STAYS
+    else:
+        what = _GOES
     if len(name) <= _KNOWN_CHARACTERS:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[name] = known
-    return known
+        _known[name] = what
+    return what
 
 
 def without_keys(query: str, headers: Mapping[str, str]) -> str:
@@ -136,17 +143,43 @@ def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
 
     A dimension without a limit has no headers.
     """
-    named = (("requests", standing.requests), ("tokens", standing.tokens))
-    gauges = [(name, gauge) for name, gauge in named if gauge is not None]
-    if not gauges:
-        return ()
-    told: list[tuple[str, str]] = []
-    policies, levels = [], []
-    for name, gauge in gauges:
-        limit, remaining, reset_ms = gauge.limit, gauge.remaining, gauge.reset_ms
-        told.append((f"x-ratelimit-limit-{name}", str(limit)))
-        told.append((f"x-ratelimit-remaining-{name}", str(remaining)))
-        told.append((f"x-ratelimit-reset-{name}", format_duration(reset_ms)))
-        policies.append(f'"{name}";q={limit};w=60')
-        levels.append(f'"{name}";r={remaining};t={-(-reset_ms // 1_000)}')
-    return (*told, ("RateLimit-Policy", ", ".join(policies)), ("RateLimit", ", ".join(levels)))
+    requests, tokens = standing.requests, standing.tokens
+    if requests is None:
+        return () if tokens is None else _standing_of("tokens", tokens)
+    if tokens is None:
+        return _standing_of("requests", requests)
+    # Both are limited nearly always.
+    limit_requests, limit_tokens, policy = _limits(requests.limit, tokens.limit)
+    left_requests, reset_requests_ms = requests.remaining, requests.reset_ms
+    left_tokens, reset_tokens_ms = tokens.remaining, tokens.reset_ms
+    of_requests = f'"requests";r={left_requests};t={-(-reset_requests_ms // 1_000)}'
+    return (
+        limit_requests,
+        ("x-ratelimit-remaining-requests", str(left_requests)),
+        ("x-ratelimit-reset-requests", format_duration(reset_requests_ms)),
+        limit_tokens,
+        ("x-ratelimit-remaining-tokens", str(left_tokens)),
+        ("x-ratelimit-reset-tokens", format_duration(reset_tokens_ms)),
+        policy,
+        ("RateLimit", f'{of_requests}, "tokens";r={left_tokens};t={-(-reset_tokens_ms // 1_000)}'),
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _limits(requests: int, tokens: int) -> tuple[tuple[str, str], ...]:
+    """What is told of two limits, whatever is left of them."""
+    return (
+        ("x-ratelimit-limit-requests", str(requests)),
+        ("x-ratelimit-limit-tokens", str(tokens)),
+        ("RateLimit-Policy", f'"requests";q={requests};w=60, "tokens";q={tokens};w=60'),
+    )
+
+
+def _standing_of(name: str, gauge: Gauge) -> tuple[tuple[str, str], ...]:
+    return (
+        (f"x-ratelimit-limit-{name}", str(gauge.limit)),
+        (f"x-ratelimit-remaining-{name}", str(gauge.remaining)),
+        (f"x-ratelimit-reset-{name}", format_duration(gauge.reset_ms)),
+        ("RateLimit-Policy", f'"{name}";q={gauge.limit};w=60'),
+        ("RateLimit", f'"{name}";r={gauge.remaining};t={-(-gauge.reset_ms // 1_000)}'),
+    )

@@ -33,6 +33,9 @@ def parse_usd(text: str) -> int:
 
 def format_usd(pico_usd: int, digits: int = 2) -> str:
     """The amount in dollars with `digits` decimal places (0 to 12), rounded half to even."""
+    if digits == PICO_DIGITS and pico_usd >= 0:
+        # With all of them nothing is rounded.
+        return f"{pico_usd // PICO_PER_USD}.{pico_usd % PICO_PER_USD:012d}"
     if not 0 <= digits <= PICO_DIGITS:
         raise ValueError(f"digits must be from 0 to {PICO_DIGITS}, not {digits}")
     unit = 10 ** (PICO_DIGITS - digits)

@@ -16,6 +16,7 @@ __all__ = ["own_headers", "own_headers_of_error"]
 Headers = tuple[tuple[str, str], ...]
 
 _NS_PER_MS = 1_000_000
+_CACHE_TOLD = {result: (CACHE, result.value) for result in CacheResult}
 
 
 def own_headers(exchange: Exchange, *, stored: bool = False) -> Headers:
@@ -41,7 +42,7 @@ def own_headers_of_error(exchange: Exchange) -> Headers:
 
 
 def _tell_way(exchange: Exchange, told: list[tuple[str, str]]) -> None:
-    told.append((CACHE, (exchange.cache or CacheResult.BYPASS).value))
+    told.append(_CACHE_TOLD[exchange.cache or CacheResult.BYPASS])
     told.append((QUEUE_WAIT, str(exchange.queued_ns // _NS_PER_MS)))
     if exchange.attempts:
         told += ((UPSTREAM, exchange.upstream), (ATTEMPTS, str(exchange.attempts)))

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
@@ -32,6 +32,7 @@ _LINGER_SECONDS = 2.0
 _FRAMING_BYTES = 256 * 1024
 _FRAMING_RATIO = 8
 """Most bytes of framing in a body, beside so many for each of its own: chunks of one byte take five."""
+_SHORT_READ_BYTES = MAX_HEAD_BYTES // 4
 _END_BYTES = 16
 _END_WITHOUT_TRAILERS = re.compile(rb"\n0+\r\n\r\n\Z")
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Connection(Protocol):
         "_taken",
         "_taken_at",
         "_wire",
+        "heads_are_short",
         "leaving",
     )
 
@@ -94,6 +96,8 @@ class Connection(Protocol):
         """Whatever still comes is not looked at."""
         self.leaving = False
         """The answer that is being made is the last one."""
+        self.heads_are_short = True
+        """None of its heads so far can have been near the bound: each came in one short read, or in two of them."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to watch it."""
@@ -116,22 +120,28 @@ class Connection(Protocol):
             return
         known, in_body = self._request_count, not self._payload.is_eof()
         super().data_received(data)
-        if data:
+        size = len(data)
+        if size:
             self._read_at = self._loop.time()
-        if self._request_count > known:
+        if size > _SHORT_READ_BYTES or self._buffer_paused or self._reading_paused:
+            # What is not read on at once may be a head, and grow with the next read.
+            self.heads_are_short = False
+        came = self._request_count - known
+        if came:
             self._head_since, self._head_bytes = None, 0
-            self._on_messages(self._request_count - known)
+            if came > 1 or self._in_chunks:
+                self._on_messages(came)
             self._on_message(in_body=in_body)
-        elif data and in_body:
-            self._on_body(len(data))
-        elif data:
-            self._on_head(len(data))
+        elif size and in_body:
+            self._on_body(size)
+        elif size:
+            self._on_head(size)
         if self._in_chunks:
             self._look_for_trailers(data)
 
     def _on_messages(self, count: int) -> None:
         """Serve nothing that came together with the end of a body in chunks: see `_look_for_trailers`."""
-        earlier = islice(reversed(self._messages), 1, count) if count > 1 else ()
+        earlier = islice(reversed(self._messages), 1, count)
         if self._in_chunks or any(isinstance(each, RawRequestMessage) and each.chunked for each, _ in earlier):
             self.leaving = True
 
@@ -151,7 +161,7 @@ class Connection(Protocol):
         if isinstance(message, RawRequestMessage):
             self._payload, self._body_bytes = payload, 0
             self._in_chunks, self._end = message.chunked, b""
-            self._holds_back = "Expect" in message.headers and message.version >= HttpVersion11
+            self._holds_back = hdrs.EXPECT in message.headers and message.version >= HttpVersion11
             return
         self._deaf = True
         self._owner.watcher.malformed(Malformed.FRAMING if in_body else reason_of(message.exc))
@@ -172,6 +182,7 @@ class Connection(Protocol):
             self._end_body(web.RequestPayloadError("there is more framing than body"))
 
     def _on_head(self, size: int) -> None:
+        self.heads_are_short = False
         if self._head_since is None:
             self._head_since = self._read_at
         self._head_bytes += size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,8 +30,10 @@ _LONGEST_SDK_WAIT_MS = 60_000
 Headers = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorAnswer:
+_ALWAYS_TOLD: Headers = (("Content-Type", "application/json"), ("Cache-Control", "private, no-store"))
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True, gc=False):
     """What a client is told of an error."""
 
     status: int
@@ -50,10 +51,9 @@ def answer_of(error: errors.TollgateError) -> ErrorAnswer:
     return build(error) if build is not None else internal_error()
 
 
-def reply_of(answer: ErrorAnswer) -> Reply:
-    """Write an error as a reply with JSON body."""
-    headers = (("Content-Type", "application/json"), ("Cache-Control", "private, no-store"), *answer.headers)
-    return Reply(answer.status, headers, error_body(answer))
+def reply_of(answer: ErrorAnswer, own_headers: Headers = ()) -> Reply:
+    """Write an error as a reply with JSON body; what it says itself goes before `own_headers`."""
+    return Reply(answer.status, (*own_headers, *_ALWAYS_TOLD, *answer.headers), error_body(answer))
 
 
 def error_body(answer: ErrorAnswer) -> bytes:

@@ -9,7 +9,6 @@ from functools import partial
 from urllib.parse import unquote
 
 from aiohttp import web
-from msgspec.structs import replace
 
 from proxy.core.endpoints import ME, MODELS, PAGE, Passed, never_open, passed
 from proxy.core.errors import EndpointClosed, MethodNotAllowed, Overloaded, TollgateError, UnknownPath
@@ -212,12 +211,8 @@ async def _failed(exchange: Exchange, client: AiohttpDownstream, error: Exceptio
         # An event of which this client has only a part is ended first; between two events that is nothing.
         await client.break_off(event and b"\n\n" + event)
     ending = Ending(status, answer.outcome, code, error)
-    return _with_own_headers(reply_of(answer), exchange), ending
-
-
-def _with_own_headers(reply: Reply, exchange: Exchange) -> Reply:
-    """Say in an error, too, how far the request came; what the error says itself goes before that."""
-    return replace(reply, headers=(*own_headers_of_error(exchange), *reply.headers))
+    # It says how far the request came.
+    return reply_of(answer, own_headers_of_error(exchange)), ending
 
 
 def _client_request_id(headers: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from itertools import chain
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
@@ -76,11 +76,12 @@ def reason_of(error: BaseException | None) -> Malformed:
             return Malformed.REQUEST
 
 
-def flaw_of(message: RawRequestMessage) -> tuple[Malformed, ErrorAnswer] | None:
-    """Why a request that the parser takes is not to be served; None for almost all."""
-    # A line end and a colon with its blank for each field, method and version beside the path.
-    size = sum(map(len, chain.from_iterable(message.raw_headers))) + 4 * len(message.raw_headers)
-    if size + len(message.path) + len(message.method) + 12 > MAX_HEAD_BYTES:
+def flaw_of(message: RawRequestMessage, *, is_short: bool = False) -> tuple[Malformed, ErrorAnswer] | None:
+    """Why a request that the parser takes is not to be served; None for almost all.
+
+    `is_short`: its head is known to be within the bound.
+    """
+    if not is_short and _head_bytes(message) > MAX_HEAD_BYTES:
         return Malformed.HEAD_TOO_LARGE, _TOO_LARGE
     if message.version not in _VERSIONS:
         return Malformed.REQUEST, _NOT_HTTP
@@ -89,13 +90,19 @@ def flaw_of(message: RawRequestMessage) -> tuple[Malformed, ErrorAnswer] | None:
     ):
         # The parser takes it where there is no such thing, and whatever list ends in it, undoing nothing of the rest.
         return Malformed.FRAMING, _NOT_HTTP
-    if len(message.headers.get("Content-Length", "")) > _MOST_DIGITS:
+    if len(message.headers.get(hdrs.CONTENT_LENGTH, "")) > _MOST_DIGITS:
         # Nor does it tell the largest number it can hold from no length.
         return Malformed.FRAMING, _NOT_HTTP
-    expected = message.headers.get("Expect")
+    expected = message.headers.get(hdrs.EXPECT)
     if expected is not None and expected.lower() != "100-continue" and message.version >= HttpVersion11:
         return Malformed.EXPECTATION, _UNEXPECTED
     return None
+
+
+def _head_bytes(message: RawRequestMessage) -> int:
+    # A line end and a colon with its blank for each field, method and version beside the path.
+    fields = sum(map(len, chain.from_iterable(message.raw_headers))) + 4 * len(message.raw_headers)
+    return fields + len(message.path) + len(message.method) + 12
 
 
 def stays_open(message: RawRequestMessage) -> bool:

@@ -129,7 +129,9 @@ class OpenAIServer(web.Server):
             self._arm()
 
     def _serve(self, request: web.BaseRequest) -> Awaitable[Any]:
-        flaw = flaw_of(request._message)  # noqa: SLF001 - its raw headers are nowhere else
+        connection = request.protocol
+        is_short = isinstance(connection, Connection) and connection.heads_are_short
+        flaw = flaw_of(request._message, is_short=is_short)  # noqa: SLF001 - its raw headers are nowhere else
         return self._handler(request) if flaw is None else self._refuse(request, *flaw)
 
     async def _refuse(self, request: web.BaseRequest, reason: Malformed, answer: ErrorAnswer) -> web.Response:
