@@ -331,7 +331,7 @@ def _log(settings: Settings, streams: StreamMetrics, stack: AsyncExitStack) -> R
     return log
 
 
-def _line_form(settings: Settings) -> Callable[[RequestRecord], str]:
+def _line_form(settings: Settings) -> Callable[[RequestRecord], bytes]:
     form = settings.log.format
     console = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and sys.stdout.isatty())
     return console_line if console else json_line
