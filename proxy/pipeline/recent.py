@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import msgspec
+
 from proxy.core.asked import Asked
 from proxy.ports import CacheAddress
 
@@ -17,6 +19,8 @@ __all__ = ["Body", "Origin", "Recent", "Understood"]
 _MAX_BODY_BYTES = 65_536
 _MAX_BYTES = 4 * 1024 * 1024
 """Of bodies; what was read of them takes some four times as much."""
+_MAX_KEPT = 4_096
+"""Bodies: whatever their size, the garbage collector has to look at what was read of each."""
 _MAX_ADDRESSES = 8
 """Of one body, which comes with few sets of headers."""
 
@@ -26,21 +30,24 @@ Origin = tuple[bytes, bytes, str, str, str, tuple[tuple[str, str], ...]]
 """What a digest is made of beside the body: secret and salt of the team, method, path, upstream, headers."""
 
 
-class Understood:
+class Understood(msgspec.Struct, eq=False, gc=False):
     """What a body asks for, and where answers to it are kept."""
 
-    __slots__ = ("addresses", "asked", "body", "judged", "named", "reason")
+    body: Body
+    named: str
+    """What the client calls the model."""
+    asked: Asked
+    judged: bool = False
+    reason: str | None = None
+    """Why it cannot be answered twice, once it is judged."""
+    addresses: dict[Origin, CacheAddress] = {}
+    """Where its answers are, as far as they were asked for of late."""
 
-    def __init__(self, body: Body, named: str, asked: Asked) -> None:
-        self.body = body
-        self.named = named
-        """What the client calls the model."""
-        self.asked = asked
-        self.judged = False
-        self.reason: str | None = None
-        """Why it cannot be answered twice, once it is judged."""
-        self.addresses: dict[Origin, CacheAddress] = {}
-        """Where its answers are, as far as they were asked for of late."""
+    def __repr__(self) -> str:
+        return f"Understood(named={self.named!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("named", self.named)]
 
     def judge(self, reason: str | None) -> None:
         """Remember whether it may be answered twice."""
@@ -82,6 +89,6 @@ class Recent:
             return
         self._kept[understood.body] = understood
         self._bytes += size_bytes
-        while self._bytes > _MAX_BYTES:
+        while self._bytes > _MAX_BYTES or len(self._kept) > _MAX_KEPT:
             oldest, _ = self._kept.popitem(last=False)
             self._bytes -= len(oldest[-1])

@@ -16,6 +16,7 @@ from proxy.core.strict_json import parse_object
 from proxy.pipeline.interpret import interpret
 from proxy.pipeline.lookup import look_up
 from proxy.pipeline.recent import Recent, Understood
+from proxy.ports import CacheAddress
 
 BASE = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 
@@ -133,6 +134,24 @@ def test_the_latest_are_kept_within_a_bound():
     too_large = one(1_000, 70_000)
     recent.keep(too_large)
     assert recent.find(too_large.body) is None
+
+
+def test_so_many_are_kept_at_most_however_small():
+    recent = Recent()
+    asked = parse_chat(parse_object(raw()), raw())
+    for number in range(5_000):
+        recent.keep(Understood(("growth", "chat", "", b"%d" % number), "gpt-4o-mini", asked))
+    assert len(recent) == 4_096
+    assert recent.find(("growth", "chat", "", b"4999")) is not None
+    assert recent.find(("growth", "chat", "", b"0")) is None
+
+
+def test_it_shows_nothing_of_what_was_asked():
+    body = raw(user="secret")
+    one = Understood(("growth", "chat", "", body), "gpt-4o-mini", parse_chat(parse_object(body), body))
+    one.note((b"secret", b"", "POST", "", "", ()), CacheAddress("growth", b"secret", b"secret"))
+    assert repr(one) == "Understood(named='gpt-4o-mini')"
+    assert "secret" not in str(one.__rich_repr__())
 
 
 def test_addresses_of_one_body_are_bounded():
