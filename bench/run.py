@@ -30,6 +30,7 @@ RESULTS = HERE / "results"
 SECTIONS = {
     "startup": "Starting",
     "steps": "Steps of the line, in microseconds",
+    "calls": "Calling upstream, beside aiohttp's session",
     "limiter": "Deciding: one limit, 64 callers",
     "cache": "Sealing an answer for Redis, and opening it",
     "ledger": "Accounting: the spool, the database, a report over many events",
