@@ -125,7 +125,7 @@ def console_line(record: RequestRecord) -> bytes:
 
 
 class RequestLog:
-    """Collects the lines of each turn of the loop and hands them to a thread that writes.
+    """Collects lines until `call_soon` has them handed to a thread that writes.
 
     A reader that stalls, be it a terminal that was stopped, holds up nobody: past `held_bytes` lines are dropped, and
     `on_dropped` is told how many, from either thread; of an output that is closed or full as well.

@@ -67,6 +67,8 @@ _LAST_NOTICES_SECONDS = 3.0
 """How long warnings that are being delivered are waited for at shutdown."""
 _LAST_LINES_SECONDS = 2.0
 """How long the reader of the request log is waited for at shutdown."""
+_LINES_SECONDS = 0.005
+"""For which lines of the log are collected: waking the thread that writes them costs the loop more than they do."""
 
 if TYPE_CHECKING:
     from proxy.adapters.redis.limiter import RedisLimiter
@@ -325,7 +327,7 @@ def _show_queues(metrics: Metrics, turns: Turns, pacing: Pacing, services: Servi
 
 
 def _log(settings: Settings, streams: StreamMetrics, stack: AsyncExitStack) -> RequestLog:
-    call_soon = asyncio.get_running_loop().call_soon
+    call_soon = partial(asyncio.get_running_loop().call_later, _LINES_SECONDS)
     log = RequestLog(_line_form(settings), call_soon, on_dropped=streams.log_lines_dropped_total.inc)
     stack.push_async_callback(asyncio.to_thread, log.close, _LAST_LINES_SECONDS)
     return log
