@@ -26,7 +26,7 @@ lint: $(VENV)/.test-installed ## Check format, style, types, the direction of im
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python .ci/check_modules.py proxy
 
-bench: $(VENV)/.test-installed ## Measure
+bench: $(VENV)/.test-installed ## Measure, beside bare servers, and set what is seen against its targets (ARGS=--quick)
 	$(BIN)/python bench/run.py $(ARGS)
 
 bench-count: $(VENV)/.test-installed ## Count the instructions of the core steps, and hold them to those recorded (needs valgrind)

@@ -63,9 +63,12 @@ def main() -> int:
     print(f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, load {about['load_before']}")
     figures: dict[str, list[Figure]] = {}
     failed: list[str] = []
+    seconds: dict[str, float] = {}
     for name in chosen.only or SECTIONS:
         print(f"\n{SECTIONS[name]} ({name})\n", flush=True)
+        section_began = time.monotonic()
         seen = run_section(name, chosen.json.parent, quick=chosen.quick)
+        seconds[name] = round(time.monotonic() - section_began, 1)
         if seen is None:
             failed.append(name)
         else:
@@ -75,12 +78,13 @@ def main() -> int:
     written = {
         "machine": about | {"load_after": load()},
         "quick": chosen.quick,
-        "took_seconds": round(took),
+        "took_seconds": seconds,
         "failed": failed,
         "sections": {name: [asdict(each) for each in seen] for name, seen in figures.items()},
     }
     chosen.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{took:.0f} s; {chosen.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print("\nseconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()))
+    print(f"{took:.0f} s; {chosen.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
