@@ -73,8 +73,8 @@ def watching(path: Path, *command: str) -> tuple[str, ...]:
 
 @contextmanager
 def watched_gateway(place: Path, above: str, settings: str = SETTINGS) -> Iterator[Watched]:
-    """Tollgate, embedded."""
-    place.mkdir(exist_ok=True)
+    """Tollgate, embedded, at home in `place`."""
+    place.mkdir(parents=True, exist_ok=True)
     path = place / "seen.json"
     home = place / "gateway"
     with gateway(home, "Tollgate", above, settings=settings, command=watching(path, *TOLLGATE[1:])) as server:
