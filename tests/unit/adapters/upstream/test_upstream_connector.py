@@ -416,6 +416,23 @@ async def test_what_has_arrived_is_known_without_waiting(upstream, peer):
     half.close()
 
 
+async def test_who_reads_on_while_it_is_closed_is_told(upstream, peer):
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+        await reader.readexactly(1)
+
+    peer.script = script
+    answer = await upstream.send(POST)
+    reading = asyncio.create_task(answer.read())
+    await asyncio.sleep(0)
+    answer.close()
+    with pytest.raises(UpstreamFailure):
+        await asyncio.wait_for(reading, IDLE_SECONDS / 2)
+    async with asyncio.timeout(10):
+        await peer.left.wait()
+
+
 @pytest.mark.parametrize("as_it_is", [True, False])
 async def test_answers_are_undone_unless_they_are_wanted_as_they_are(upstream, peer, as_it_is):
     packed = zlib.compress(b"deep" * 100_000)
