@@ -250,14 +250,13 @@ class _Sent:
 class AiohttpAnswer:
     """Keeps the promises of `ports.UpstreamAnswer`."""
 
-    __slots__ = ("_body", "_content", "_ended", "_head", "_upstream", "headers", "status")
+    __slots__ = ("_body", "_content", "_head", "_upstream", "headers", "status")
 
     def __init__(self, head: Received | aiohttp.ClientResponse, upstream: str) -> None:
         self._head = head
         self._content = head.content
         self._upstream = upstream
         self._body: bytes | None = None
-        self._ended = False
         self.status = head.status
         self.headers: Mapping[str, str] = head.headers
 
@@ -269,14 +268,12 @@ class AiohttpAnswer:
                 body = self._body = await self._content.read()
             except _FOREIGN as error:
                 raise UpstreamFailure(self._upstream, _fault(error)) from error
-            self._ended = True
         return body
 
     def arrived(self) -> bytes | None:
         """Return the whole body if no more of it is to come, None otherwise."""
         if self._body is None and self._content.is_eof() and self._content.exception() is None:
             self._body = self._content.read_nowait()
-            self._ended = True
         return self._body
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -287,14 +284,10 @@ class AiohttpAnswer:
                 yield chunk
         except _FOREIGN as error:
             raise UpstreamFailure(self._upstream, _fault(error)) from error
-        self._ended = True
 
     def close(self) -> None:
-        """Release the connection for reuse after a full read; close it otherwise, which is what stops upstream."""
-        if self._ended:
-            self._head.release()
-        else:
-            self._head.close()
+        """Close the connection, which is what stops upstream, unless all has come: it is in use again by then."""
+        self._head.close()
 
 
 _PATIENT: AbstractAsyncContextManager[object] = nullcontext()

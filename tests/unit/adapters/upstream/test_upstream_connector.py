@@ -392,6 +392,25 @@ async def test_an_answer_that_has_come_holds_no_connection(upstream, peer):
     assert peer.connections == 1
 
 
+async def test_an_answer_of_a_session_that_has_come_holds_none_either(peer):
+    peer.answers(OK)
+    async with served(peer) as url, open_session(max_connections=1, connect_seconds=2, idle_seconds=2) as session:
+        upstream = OpenAIUpstream("openai", url, KEY, session)
+        answer = await upstream._send_by_session(POST, "/v1/x")
+        answer.close()
+        assert answer.arrived() is None, "it was let go of"
+        assert await whole(upstream, POST) == b"{}"
+    assert peer.connections == 1
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a#b", "/a\r\nX-Evil: 1", "/a HTTP/1.1\r\n\r\nGET /b", "/\xe9", "/\0"])
+async def test_what_is_no_plain_path_is_left_to_the_session(upstream, peer, path):
+    peer.answers(OK)
+    with pytest.raises(AssertionError, match="session"):
+        await whole(upstream, UpstreamRequest("GET", path, ()))
+    assert peer.heads == []
+
+
 async def test_what_has_arrived_is_known_without_waiting(upstream, peer):
     go_on = asyncio.Event()
 
