@@ -18,6 +18,7 @@ from proxy.core.usage_forms import UNREADABLE, WireUsage
 __all__ = ["AnswerStream", "ChatStream", "Completion", "parse_completion"]
 
 _DONE = b"[DONE]"
+_NO_USAGE = b',"usage":null'
 _ERROR_NAME = re.compile(rb"(?:^|[\r\n])event: ?error[\r\n]")
 _STORABLE = frozenset({"stop", "length", "tool_calls", "function_call"})
 
@@ -230,6 +231,8 @@ class ChatStream:
             for event in events:
                 self._read(event)
             return chunk
+        if len(events) == 1:
+            return self._without_usage(events[0])
         return b"".join([self._without_usage(event) for event in events])
 
     def rest(self) -> bytes:
@@ -310,9 +313,11 @@ class ChatStream:
 
 def _strip_usage(event: Event) -> bytes:
     """Take the member `usage` out of an event, every other byte as it was."""
-    if event.raw.count(b'"usage"') == 1 and b',"usage":null' in event.raw:
+    raw = event.raw
+    at = raw.rfind(_NO_USAGE)
+    if at >= 0 and raw.count(b'"usage"') == 1:
         # Unescaped quotes cannot stand inside a JSON string, so this is a member and no text.
-        return event.raw.replace(b',"usage":null', b"", 1)
+        return raw[:at] + raw[at + len(_NO_USAGE) :]
     try:
         text = (event.data or b"").decode("utf-8")
         spans = member_spans(text)

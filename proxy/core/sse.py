@@ -45,6 +45,9 @@ class SseParser:
     def feed(self, chunk: bytes) -> list[Event]:
         """Take the next bytes, return the events they complete. Raises `EventTooLongError`."""
         pending = self._pending
+        if not pending and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1:] == b"\n" and _is_plain(chunk):
+            # One event of one line, as most come.
+            return [Event(chunk, chunk[6:-2])]
         buffer = pending + chunk if pending else chunk
         events: list[Event] = []
         start = 0
@@ -64,8 +67,13 @@ class SseParser:
         return events
 
 
+def _is_plain(line: bytes) -> bool:
+    """Whether it is one field of data up to its first LF."""
+    return line.startswith(b"data: ") and b"\r" not in line
+
+
 def _event(raw: bytes) -> Event:
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
+    if raw.find(b"\n") == len(raw) - 2 and _is_plain(raw):
         return Event(raw, raw[6:-2])
     values = [
         line[5:].removeprefix(b" ") if line.startswith(b"data:") else b""

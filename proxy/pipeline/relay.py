@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import msgspec
@@ -19,7 +18,7 @@ from proxy.pipeline.keep_alive import KeepAlive, is_between_events
 from proxy.pipeline.own_headers import own_headers
 from proxy.pipeline.services import Services
 from proxy.pipeline.settle import settle, settle_broken, settle_refused
-from proxy.ports import Clock, Downstream, UpstreamAnswer
+from proxy.ports import Downstream, UpstreamAnswer
 
 __all__ = ["relay", "replay"]
 
@@ -118,9 +117,12 @@ async def _relay_stream(
     exchange.error_event = lambda *error: b"" if stream.done or stream.errored else stream.error_event(*error)
     kept = returnable(answer.headers.items(), error=False)
     copy = Copy(stream_room_bytes(services.policy) if exchange.address is not None else 0)
+    now_ns = services.clock.monotonic_ns
     await client.open(answer.status, (*kept, *_STREAM_HEADERS, *_own(exchange)))
     try:
-        async for chunk in _timed(exchange, answer, services.clock):
+        waited_from_ns = now_ns()
+        async for chunk in answer.chunks():
+            exchange.upstream_ns += now_ns() - waited_from_ns
             passed = stream.feed(chunk)
             copy.add(chunk)
             if stream.done and not exchange.settled:
@@ -129,8 +131,10 @@ async def _relay_stream(
                 if stream.storable:
                     await keep_stream(exchange, services, answer.status, kept, copy)
             if passed:
-                exchange.first_byte_ns = exchange.first_byte_ns or services.clock.monotonic_ns()
+                exchange.first_byte_ns = exchange.first_byte_ns or now_ns()
                 await client.write(passed)
+            waited_from_ns = now_ns()
+        exchange.upstream_ns += now_ns() - waited_from_ns
     except (UpstreamFailure, EventTooLongError) as error:
         if not stream.done:
             fault = error.fault if isinstance(error, UpstreamFailure) else UpstreamFault.CONTENT
@@ -153,16 +157,6 @@ async def _end(exchange: Exchange, client: Downstream, services: Services, strea
     else:
         await client.close()
     return Reply(exchange.status, body=None)
-
-
-async def _timed(exchange: Exchange, answer: UpstreamAnswer, clock: Clock) -> AsyncIterator[bytes]:
-    """Pass the chunks, adding up the time spent waiting for them."""
-    waited_from_ns = clock.monotonic_ns()
-    async for chunk in answer.chunks():
-        exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
-        yield chunk
-        waited_from_ns = clock.monotonic_ns()
-    exchange.upstream_ns += clock.monotonic_ns() - waited_from_ns
 
 
 def _settle_stream(exchange: Exchange, services: Services, stream: AnswerStream) -> None:
