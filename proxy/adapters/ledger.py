@@ -33,8 +33,9 @@ _MAX_BACKOFF_SECONDS = 10.0
 _RECOVER_SECONDS = 60.0
 """A writer may die when nobody starts any more: the old server of two, killed in its drain."""
 _MAX_UNWRITTEN = 10_000
-_BATCH = 500
+_BATCH = 1_000
 _BREATH_SECONDS = 0.0005
+"""After each slice of a segment, for the event loop: to decode one holds the interpreter for a good half of this."""
 _DAMAGED = "damaged"
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ class _Progress:
             offset = self._offsets.get(name, 0)
             while stop is Stop.MORE and len(ends) < _BATCH:
                 part = read_slice(segment, offset)
-                self.open.update((begin.event_id, (name, begin)) for begin in part.begins)
+                for begin in part.begins:
+                    self.open[begin.event_id] = name, begin
                 ends += part.ends
                 offset, stop = part.offset, part.stop
                 # The event loop may be waiting for this thread to let go of the interpreter.
@@ -239,7 +241,8 @@ class SpoolLedger:
         spent = self._progress.spent(segments)
         for segment in spent:
             self._writer.release(segment)
-        await asyncio.to_thread(self._delete, spent)
+        if spent:
+            await asyncio.to_thread(self._delete, spent)
         return new
 
     async def recover(self) -> int:

@@ -215,7 +215,7 @@ async def test_of_a_batch_of_several_days_only_what_is_new_is_added(engine, repo
 
 async def test_a_segment_of_many_batches_arrives_whole(make_ledger, engine, reports):
     ledger = make_ledger()
-    count = 1_700  # of which a slice holds some hundreds, and a batch five
+    count = 1_700  # a slice holds some hundreds of them, a batch a thousand
     for number in range(count):
         ledger.begin(dispatch(number))
         ledger.end(event(number, cost_pico_usd=number))
