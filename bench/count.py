@@ -28,11 +28,11 @@ from typing import Any
 __all__ = ["Verdict", "compare", "count", "differences", "environment"]
 
 HERE = Path(__file__).parent
-RECORDED = HERE / "counts.json"
+RECORDED, STEPS = HERE / "counts.json", HERE / "counted.py"
 TOLERANCE = 0.05
 TIMES = 100
 NOT_COMPARABLE = 3
-LIBRARIES = ("aiohttp", "msgspec", "multidict", "prometheus-client")
+LIBRARIES = ("msgspec", "multidict", "prometheus-client")
 """What the steps spend instructions in, beside Python."""
 INSTALL = "valgrind is not installed; install it: apt-get install valgrind (or dnf, apk, brew)"
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
@@ -90,15 +90,16 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     ]
 
 
-def count(times: int = TIMES, only: Sequence[str] = ()) -> dict[str, float]:
-    """Instructions of one run of each step. Raises `CalledProcessError` with what the child said."""
+def count(script: Path = STEPS, times: int = TIMES) -> dict[str, float]:
+    """Instructions of one run of each step of a script. Raises `CalledProcessError` with what that said."""
     with tempfile.TemporaryDirectory(prefix="tollgate-count-") as directory:
         out = Path(directory) / "counts"
         valgrind = ("valgrind", "--tool=callgrind", "--dump-before=getpgrp", "--combine-dumps=yes")
-        child = (sys.executable, str(HERE / "counted.py"), "--times", str(times))
-        command = [*valgrind, f"--callgrind-out-file={out}", *child, *(("--only", *only) if only else ())]
+        child = (sys.executable, str(script), "--times", str(times))
+        command = [*valgrind, f"--callgrind-out-file={out}", *child]
         # The order of a set, and what is looked up in it, is the same in every run.
-        fixed = os.environ | {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        fixed = kept | {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
         done = subprocess.run(command, env=fixed, check=True, capture_output=True, text=True)
         totals = [int(each) for each in _TOTALS.findall(out.read_text(encoding="utf-8"))]
     return shared_out(json.loads(done.stdout), totals, times)
@@ -119,6 +120,13 @@ def show(verdicts: Sequence[Verdict]) -> None:
         print(f"{each.name:44} {recorded:>10} {counted:>10}  {each.told()}")
 
 
+def show_counts(counted: Mapping[str, float]) -> None:
+    """What was counted, beside nothing."""
+    print(f"{'instructions of one run':44} {'counted':>10}")
+    for name, value in counted.items():
+        print(f"{name:44} {value:10,.0f}")
+
+
 def main() -> int:
     """Count, print, and compare or record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,22 +136,31 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print(INSTALL, file=sys.stderr)
         return 1
+    try:
+        runs = [count() for _ in range(chosen.repeat or 1)]
+    except subprocess.CalledProcessError as error:
+        print(error.stderr, file=sys.stderr)
+        return 1
     if chosen.repeat:
-        return show_spread([count() for _ in range(chosen.repeat)])
-    counted = count()
-    here = environment()
+        return show_spread(runs)
     if chosen.record:
-        whole = {name: round(value) for name, value in counted.items()}
-        RECORDED.write_text(json.dumps({"environment": here, "instructions": whole}, indent=2) + "\n", encoding="utf-8")
-        show(compare({}, counted))
-        return 0
-    return judge(json.loads(RECORDED.read_text(encoding="utf-8")), counted, here)
+        return record(runs[0], environment())
+    return judge(json.loads(RECORDED.read_text(encoding="utf-8")), runs[0], environment())
+
+
+def record(counted: Mapping[str, float], here: Mapping[str, str], file: Path = RECORDED) -> int:
+    """Write down what was counted, and with what; returns the exit status."""
+    whole = {name: round(value) for name, value in counted.items()}
+    file.write_text(json.dumps({"environment": here, "instructions": whole}, indent=2) + "\n", encoding="utf-8")
+    show_counts(counted)
+    print(f"\nrecorded in {file.name}")
+    return 0
 
 
 def judge(kept: Mapping[str, Any], counted: Mapping[str, float], here: Mapping[str, str]) -> int:
     """Print how what was counted stands to what is recorded; returns the exit status."""
     if others := differences(kept["environment"], here):
-        show(compare({}, counted))
+        show_counts(counted)
         print("\nnot comparable: what counts depend on is another than when they were recorded")
         print("\n".join(f"  {each}" for each in others))
         return NOT_COMPARABLE

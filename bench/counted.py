@@ -1,23 +1,15 @@
-"""The core steps that `count.py` counts the instructions of: the same input and the same state in every run.
-
-`python bench/counted.py` is started by it, under callgrind. It runs each step so many times and then twice as often; a
-call of `getpgrp`, which nothing else here asks for, tells callgrind where one part ends and the next begins.
-"""
+"""The core steps that `count.py` counts the instructions of: the same input and the same state in every run."""
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import os
-import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 from conversation import ANSWER, MODEL, question
 from multidict import CIMultiDict
+from parts import Step, run
 
 from proxy.adapters.logs import json_line
 from proxy.adapters.memory.limiter import MemoryLimiter
@@ -39,8 +31,6 @@ from proxy.core.tiers import LARGEST_LIMIT, Limits, Schedule
 from proxy.core.usage import Usage
 
 AT_MS = 1_728_000_005_000
-WARM = 64
-"""Runs before the first that is counted: by then the interpreter has specialised its instructions."""
 TEAM, KEY_ID = "growth", "k7m2q9x4c1ab"
 EVENT_ID = uuid7(AT_MS, bytes(range(10)))
 USAGE = Usage(input_tokens=96, output_tokens=2)
@@ -72,8 +62,6 @@ UPSTREAM_HEADERS = CIMultiDict(
         "set-cookie": "__cf_bm=none",
     }
 )
-
-Step = Callable[[], object]
 
 
 class Standing:
@@ -114,12 +102,15 @@ def deciding() -> Iterator[tuple[str, Step]]:
         return admitted
 
     def reserve_and_settle() -> None:
-        limiter.settle(reserve().reservation, Cost(1, 98))
+        limiter.settle(reserve().reservation, actual)
 
-    standing = reserve().standing
+    first = reserve()
+    schedule, handle = SCOPES[0].schedule, first.reservation.handles[0]
+    actual = Cost(1, 98)
     yield "bucket: reserve", lambda: bucket.reserve([None], SCOPES, cost, AT_MS, 0)
+    yield "bucket: settle", lambda: bucket.settle(None, schedule, handle, cost, actual, AT_MS, 0)
     yield "limiter in memory: reserve and settle", reserve_and_settle
-    yield "headers: limits", lambda: rate_limit_headers(standing)
+    yield "headers: limits", lambda: rate_limit_headers(first.standing)
 
 
 def asked() -> Asked:
@@ -241,31 +232,10 @@ def telling() -> Iterator[tuple[str, Step]]:
     yield "log line", lambda: json_line(finished)
 
 
-def repeat(step: Step, times: int) -> None:
-    """Run it so often, as one part for callgrind."""
-    os.getpgrp()
-    for _ in range(times):
-        step()
-    os.getpgrp()
-
-
 def main() -> None:
-    """Run the steps, and say on standard output which they were."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--times", type=int, required=True)
-    arguments.add_argument("--only", nargs="+", default=())
-    chosen = arguments.parse_args()
+    """Run the steps."""
     with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory:
-        steps = steps_in(Path(directory))
-        names = [name for name in steps if not chosen.only or name in chosen.only]
-        # Whatever the step before left would be collected in the middle of the next.
-        gc.disable()
-        for name in names:
-            for _ in range(WARM):
-                steps[name]()
-            repeat(steps[name], chosen.times)
-            repeat(steps[name], 2 * chosen.times)
-    json.dump(names, sys.stdout)
+        run(steps_in(Path(directory)))
 
 
 if __name__ == "__main__":

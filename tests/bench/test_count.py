@@ -1,5 +1,6 @@
 """The guard against slow change: what it says of counts, and that it counts."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_counts_of_other_parts_are_shown_and_not_compared(other, capsys):
     assert "%" not in shown
 
 
+def test_what_is_recorded_holds(tmp_path, capsys):
+    file = tmp_path / "counts.json"
+    counted = {"digest": 55_012.4, "estimate": 16_000.0}
+    assert count.record(counted, HERE, file) == 0
+    assert count.judge(json.loads(file.read_text()), counted, HERE) == 0
+    assert "55,012" in capsys.readouterr().out
+
+
 def test_what_differs_is_named():
     assert count.differences(HERE, HERE) == []
     assert count.differences(HERE, HERE | {"architecture": "aarch64"}) == ["architecture: x86_64, here aarch64"]
@@ -87,10 +96,43 @@ def test_without_valgrind_it_says_what_to_install(tmp_path):
     assert "apt-get install valgrind" in asked.stderr
 
 
-def test_steps_are_counted():
+SCRIPT = """
+import sys
+sys.path.insert(0, {bench!r})
+from parts import run
+
+def turns(count):
+    def step():
+        for _ in range(count):
+            pass
+    return step
+
+run({{"as it was": turns(1000), "3 % more": turns(1030), "10 % more": turns(1100)}})
+"""
+
+
+def test_instructions_are_counted(tmp_path, capsys):
     program("valgrind", "valgrind")
-    counted = count.count(times=4, only=("price: look up", "digest"))
-    assert list(counted) == ["digest", "price: look up"]
-    # A walk over a row or two, and a digest of some 300 bytes; the interpreter's start is some hundred million.
-    assert 200 < counted["price: look up"] < 20_000
-    assert 10_000 < counted["digest"] < 500_000
+    script = tmp_path / "turns.py"
+    script.write_text(SCRIPT.format(bench=str(ROOT / "bench")))
+    counted = count.count(script, times=10)
+    # Some for each turn, and not what stands around the steps: a hundred million, or thousands a turn.
+    assert 1_000 < counted["as it was"] < 1_000_000
+    recorded = {"environment": HERE, "instructions": dict.fromkeys(counted, counted["as it was"])}
+    assert count.judge(recorded, counted, HERE) == 1
+    assert "not within 5%: 10 % more\n" in capsys.readouterr().out
+
+
+def test_each_step_runs_and_is_recorded():
+    command = [sys.executable, ROOT / "bench" / "counted.py", "--times", "1"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(names) == list(json.loads(count.RECORDED.read_text())["instructions"])
+
+
+def test_counts_of_a_script_that_fails_are_none(tmp_path):
+    program("valgrind", "valgrind")
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('no such step')")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        count.count(script)
+    assert "no such step" in raised.value.stderr
