@@ -150,13 +150,13 @@ def test_both_statements_find_their_rows_by_an_index(engine, ledger, scope, peri
     asked = []
     sql_event.listen(engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
     ledger.read("growth", scope, span_of(period, NOON_MS), minute_of(NOON_MS))
-    statements = [(statement, given) for statement, given in asked if "usage_" in statement]
+    statements = [(statement, given) for statement, given in asked if "usage_" in statement and "max(" not in statement]
     assert len(statements) == 2
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with engine.connect() as connection:
         for statement, given in statements:
             plan = "\n".join(str(row) for row in connection.exec_driver_sql(explain + statement, given))
-            index = "ix_usage_daily_" if "usage_daily" in statement else "ix_usage_events_team_at_ms"
+            index = "ix_usage_daily_" if "usage_daily" in statement else "ix_usage_events_day_team_at_ms"
             assert index in plan, plan
 
 

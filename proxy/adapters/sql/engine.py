@@ -24,6 +24,8 @@ __all__ = ["PATIENCE_SECONDS", "insert_into", "open_engine", "reading", "writing
 PATIENCE_SECONDS = 5.0
 """How long a statement may take while requests wait for it."""
 _BUSY_TIMEOUT_MS = 10_000
+_CHECKPOINT_PAGES = 8_000
+"""Of 4 KB each, that the WAL takes before they are put in their places: what many events change goes there once."""
 # The two are alike in all that is used of them, and have no type in common that says so.
 Insert = sqlite.Insert
 
@@ -118,7 +120,8 @@ def _open_sqlite(url: URL, *, as_it_is: bool) -> Engine:
 def _prepare(connection: sqlite3.Connection, _record: object) -> None:
     # Transactions begin where `_begin` says, not where the driver guesses.
     connection.isolation_level = None
-    for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
+    settings = ("foreign_keys=ON", "synchronous=FULL", f"wal_autocheckpoint={_CHECKPOINT_PAGES}")
+    for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", *settings):
         # FULL: a spool segment is deleted once its events are committed, so a commit must survive a power cut.
         connection.execute(f"PRAGMA {pragma}").close()
 

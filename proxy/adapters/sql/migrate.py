@@ -11,7 +11,7 @@ from proxy.core.registry import DataUnusable
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate", "revision_of"]
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision under `migrations/versions`; a test holds the two together."""
 
 

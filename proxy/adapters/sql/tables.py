@@ -207,9 +207,12 @@ usage_events = Table(
     Column("estimated", Boolean, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("duration_ms", BigInteger, nullable=False),
-    Index(None, "team", "at_ms"),
+    Index(None, "day", "team", "at_ms"),
 )
-"""The ledger. Rows are added, never changed; `day` is the UTC day in which `event_id` was made."""
+"""The ledger. Rows are added, never changed; `day` is the UTC day in which `event_id` was made.
+
+Every index begins with the day, so that events are added to pages of today, however many there are.
+"""
 
 usage_daily = Table(
     "usage_daily",
