@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import psutil
 from figures import Figure, arguments, deliver
 from load import CONNECTIONS, NUMBER, Load, closed_loop, default_client
 from processes import free_ports, running, server_cores, wait_until_ready, workbench
-from servers import HERE, TOLLGATE, Server, ask, gateway, upstream
+from servers import BENCH_TEAM, HERE, TOLLGATE, Server, ask, gateway, upstream
 
 TARGET_MS = 20.0
 LABEL_SETS = 5_000
@@ -72,12 +72,15 @@ def watching(path: Path, *command: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def watched_gateway(place: Path, above: str, settings: str = SETTINGS) -> Iterator[Watched]:
+def watched_gateway(
+    place: Path, above: str, settings: str = SETTINGS, teams: Mapping[str, Sequence[str]] = BENCH_TEAM
+) -> Iterator[Watched]:
     """Tollgate, embedded, at home in `place`."""
     place.mkdir(parents=True, exist_ok=True)
     path = place / "seen.json"
     home = place / "gateway"
-    with gateway(home, "Tollgate", above, settings=settings, command=watching(path, *TOLLGATE[1:])) as server:
+    command = watching(path, *TOLLGATE[1:])
+    with gateway(home, "Tollgate", above, settings=settings, teams=teams, command=command) as server:
         yield Watched(server, path, home)
 
 
