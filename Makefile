@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-count lock clean
+.PHONY: help run test lint bench bench-peers bench-count lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -28,6 +28,9 @@ lint: $(VENV)/.test-installed ## Check format, style, types, the direction of im
 
 bench: $(VENV)/.test-installed ## Measure, beside bare servers, and set what is seen against its targets (ARGS=--quick)
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-peers: $(VENV)/.test-installed ## Measure beside other gateways, installed for it (needs Node.js)
+	$(BIN)/python bench/peers.py $(ARGS)
 
 bench-count: $(VENV)/.test-installed ## Count the instructions of the core steps, and hold them to those recorded (needs valgrind)
 	$(BIN)/python bench/count.py $(ARGS)
