@@ -10,8 +10,8 @@ What upstream says behind the end of an answer, or on a connection that nobody u
 on that connection: somebody would be given another one's answer, and so would all who come after.
 
 All that is used here and is not in aiohttp's documentation is as it is in 3.14, to which the dependency is held:
-`BaseConnector.connect` and what it asks of a `ClientRequest` (`connection_key`, `proxy`, `is_ssl`, `headers`), the
-factory of a `TCPConnector`, `Connection`, and of `client_proto.ResponseHandler`: `set_response_params`, `read`,
+`BaseConnector.connect` and `_get`, what they ask of a `ClientRequest` (`connection_key`, `proxy`, `is_ssl`, `headers`),
+the factory of a `TCPConnector`, `Connection`, and of `client_proto.ResponseHandler`: `set_response_params`, `read`,
 `start_timeout`, `data_received`, `feed_data`, `set_exception`, `_reschedule_timeout`, `_drop_timeout`,
 `_on_read_timeout`, `_read_timeout`, `_read_timeout_handle`, `_reading_paused`, `_payload`, `_loop`. The tests of this
 module say so where it changes.
@@ -142,10 +142,8 @@ class UpstreamConnector(aiohttp.TCPConnector):
         been idle for long may.
         """
         while True:
-            try:
-                connection = await self.connect(to, [], self._timeout)
-            except TimeoutError as error:
-                raise aiohttp.ConnectionTimeoutError("no connection in time") from error
+            # `connect` looks there, too, and prepares to ask a proxy for a tunnel that there is.
+            connection = await self._get(to.connection_key, []) or await self._new(to)
             try:
                 protocol = connection.protocol
                 protocol.set_response_params(skip_payload=is_head, auto_decompress=decompress, **self._expected)  # type: ignore[union-attr]  # none was released yet
@@ -166,6 +164,12 @@ class UpstreamConnector(aiohttp.TCPConnector):
                 raise
             else:
                 return Received(connection, message, content)
+
+    async def _new(self, to: Destination) -> Connection:
+        try:
+            return await self.connect(to, [], self._timeout)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError("no connection in time") from error
 
 
 def _cut(connection: Connection) -> None:

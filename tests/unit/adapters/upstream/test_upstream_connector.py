@@ -128,6 +128,7 @@ def test_aiohttp_is_still_what_this_was_written_for():
     assert {"skip_payload", "read_until_eof", "auto_decompress", "read_timeout", "read_bufsize", "max_line_size",
             "max_field_size"} <= inspect.signature(of_protocol.set_response_params).parameters.keys()  # fmt: skip
     assert list(inspect.signature(connector.BaseConnector.connect).parameters) == ["self", "req", "traces", "timeout"]
+    assert list(inspect.signature(connector.BaseConnector._get).parameters) == ["self", "key", "traces"]
     assert list(inspect.signature(of_protocol.resume_reading).parameters) == ["self", "resume_parser"]
     assert {"release", "close", "protocol"} <= set(dir(connector.Connection))
 
