@@ -11,8 +11,10 @@ from aiohttp import ClientConnectionError, HttpVersion11, StreamReader, hdrs, we
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import BodyTimedOut, BodyTooLarge, InvalidRequest
+from proxy.web.answer import head_of
 from proxy.web.connection import Connection
 from proxy.web.inflate import check_coding, inflate
+from proxy.web.protocol import Streamed
 from proxy.web.refusals import BodyTimeout
 from proxy.web.room import BodyRoom
 
@@ -50,13 +52,13 @@ class AiohttpDownstream:
         self._id_headers = id_headers
         self._left_out = left_out
         self._max_body_bytes = max_body_bytes
-        self._response: web.StreamResponse | None = None
+        self._response: web.StreamResponse | Streamed | None = None
         self._room = room
         self._held_bytes = 0
         self._closing = False
 
     @property
-    def response(self) -> web.StreamResponse | None:
+    def response(self) -> web.StreamResponse | Streamed | None:
         """The streamed response, once it is open."""
         return self._response
 
@@ -118,12 +120,22 @@ class AiohttpDownstream:
 
     async def open(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """Send the head; the body is chunked and every write goes out at once."""
+        request, left_out = self._request, self._left_out
+        told = (*headers, *self._id_headers)
+        connection = request.protocol
+        if isinstance(connection, Connection):
+            closes = connection.closes_after(request)
+            message = request._message  # noqa: SLF001 - it says more than the request does
+            head = head_of(message, status, told, left_out, length=None, closes=closes)
+            if head is not None:
+                self._response = Streamed(connection, request.writer, status, head, keep_alive=not closes)
+                return
         response = web.StreamResponse(status=status)
-        for name, value in (*headers, *self._id_headers):
-            if not self._left_out or name.lower() not in self._left_out:
+        for name, value in told:
+            if name.lower() not in left_out:
                 response.headers[name] = value
         self._response = response
-        await response.prepare(self._request)
+        await response.prepare(request)
 
     async def write(self, data: bytes) -> None:
         """Send bytes, waiting while the client does not read."""
@@ -149,7 +161,7 @@ class AiohttpDownstream:
             transport.close()
 
     @property
-    def _opened(self) -> web.StreamResponse:
+    def _opened(self) -> web.StreamResponse | Streamed:
         if self._response is None:
             raise RuntimeError("the answer has not been opened")
         return self._response

@@ -33,6 +33,7 @@ from proxy.web.entropy import bytes_of_id
 from proxy.web.errors import answer_of, fault, reply_of
 from proxy.web.pages.team_site import TeamSite
 from proxy.web.paths import VERSION_PREFIX, Place, place_of, without_api_version
+from proxy.web.protocol import AnyAnswer
 from proxy.web.room import BodyRoom
 from proxy.web.server import OpenAIServer
 
@@ -67,7 +68,7 @@ class OpenAIRoutes:
         """Build the server of the public listener."""
         return OpenAIServer(self.handle, max_body_bytes=self._max_body_bytes, bounds=bounds, watcher=watcher)
 
-    def handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse | Answer]:
+    def handle(self, request: web.BaseRequest) -> Awaitable[AnyAnswer]:
         """Answer it. The endpoint is found by the path as it was sent: another spelling of one is another path."""
         if request.method == "POST" and (straight := _STRAIGHT.get(request.raw_path)) is not None:
             return self._answer(request, *straight, self._metered)
@@ -132,9 +133,7 @@ class OpenAIRoutes:
             raise MethodNotAllowed(exchange.method, shown, method)
         raise UnknownPath(exchange.method, shown)
 
-    async def _answer(
-        self, request: web.BaseRequest, place: Place, endpoint: str, step: Step
-    ) -> web.StreamResponse | Answer:
+    async def _answer(self, request: web.BaseRequest, place: Place, endpoint: str, step: Step) -> AnyAnswer:
         """Run one exchange, whatever becomes of it, and count it exactly once."""
         telemetry = self._services.telemetry
         exchange = self._exchange(request, place, endpoint)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeAlias
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -19,13 +21,17 @@ from aiohttp.web_protocol import PayloadAccessError
 
 from proxy.web.answer import Answer
 
-__all__ = ["Protocol"]
+__all__ = ["AnyAnswer", "Protocol", "Streamed"]
 
 _LINGER_SECONDS = 10.0
 """How long the rest of a body is taken, once its request is answered: as long as aiohttp takes it."""
 _JOINED_BYTES = 65_536
 """A body that is no larger goes out in one piece with its head; copying more costs more than another write."""
+_UNAWAITED_BYTES = 65_536
+"""How much of a stream is written before its client is seen to take it: as much as aiohttp writes."""
 _TOO_LATE = PayloadAccessError()
+
+AnyAnswer: TypeAlias = "web.StreamResponse | Answer | Streamed"
 
 
 class Protocol(web.RequestHandler):
@@ -92,6 +98,32 @@ class Protocol(web.RequestHandler):
             self.force_close()
         return self._keepalive and not self._close and not self._force_close
 
+    async def _handle_request(  # type: ignore[override]  # of what is returned `keep_alive` alone is asked
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[AnyAnswer]],
+    ) -> tuple[AnyAnswer, bool]:
+        """Have a request answered, and whatever its handler lets through; True: its client has left."""
+        self._request_in_progress = True
+        self._current_request = request
+        try:
+            try:
+                answer = await request_handler(request)
+            except web.HTTPException as error:
+                answer = error
+            except Exception as error:  # noqa: BLE001 - it is told of, and logged, by `handle_error`
+                answer = self.handle_error(request, 500, error)
+            finally:
+                self._current_request = None
+            return await self.finish_response(request, answer, start_time)
+        finally:
+            self._request_in_progress = False
+            # Who waits at shutdown may have given up in this very turn of the loop; aiohttp takes that for a fault.
+            waiter = self._handler_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
     def _taken_first(self) -> None:
         if self._parser is not None:
             self._parser.message_consumed()
@@ -113,22 +145,28 @@ class Protocol(web.RequestHandler):
         if not payload.is_eof() and not self._force_close:
             self.close()
 
-    async def finish_response(  # type: ignore[override]  # of what is returned it asks `keep_alive` alone
-        self, request: web.BaseRequest, resp: web.StreamResponse | Answer, start_time: float | None
-    ) -> tuple[web.StreamResponse | Answer, bool]:
-        """Write an answer; True: its client has left."""
-        if not isinstance(resp, Answer):
-            return await super().finish_response(request, resp, start_time)
-        message = request._message  # noqa: SLF001 - it says more than the request does
-        closes = message.should_close or self.is_last(request)
-        head = resp.head(message, closes=closes)
-        if head is None:
-            return await super().finish_response(request, resp.for_aiohttp(), start_time)
-        resp.keep_alive = not closes
+    def closes_after(self, request: web.BaseRequest) -> bool:
+        """Whether the answer to a request is the last one, because of us or because of its client."""
+        return request._message.should_close or self.is_last(request)  # noqa: SLF001 - the request does not say
+
+    async def finish_response(  # type: ignore[override]  # of what is returned `keep_alive` alone is asked
+        self, request: web.BaseRequest, resp: AnyAnswer, start_time: float | None
+    ) -> tuple[AnyAnswer, bool]:
+        """Write an answer, or the end of one; True: its client has left."""
         try:
-            self._write_whole(head, resp.body, request.writer)
-            if self._paused:
-                await self._drain_helper()
+            if isinstance(resp, Answer):
+                closes = self.closes_after(request)
+                head = resp.head(request._message, closes=closes)  # noqa: SLF001 - it says more than the request does
+                if head is None:
+                    return await super().finish_response(request, resp.for_aiohttp(), start_time)
+                resp.keep_alive = not closes
+                self._write_whole(head, resp.body, request.writer)
+                if self._paused:
+                    await self._drain_helper()
+            elif isinstance(resp, Streamed):
+                await resp.write_eof()
+            else:
+                return await super().finish_response(request, resp, start_time)
         except ConnectionError:
             return resp, True
         return resp, False
@@ -149,3 +187,50 @@ class Protocol(web.RequestHandler):
         # Where requests wait, the parser may have stopped before another.
         if self._reading_paused or self._messages:
             super().resume_reading(resume_parser)
+
+
+class Streamed:
+    """An answer whose body goes out in chunks, as it comes. It is begun when it is made."""
+
+    __slots__ = ("_connection", "_ended", "_unawaited_bytes", "_writer", "keep_alive", "status")
+
+    def __init__(
+        self, connection: Protocol, writer: AbstractStreamWriter, status: int, head: bytes, *, keep_alive: bool
+    ) -> None:
+        """Write its head. Raises `ConnectionResetError` where the client has left, as the others do."""
+        self._connection = connection
+        self._writer = writer
+        self._unawaited_bytes = 0
+        self._ended = False
+        self.status = status
+        self.keep_alive = keep_alive
+        self._write(head)
+
+    async def write(self, data: bytes) -> None:
+        """Send a chunk, waiting now and then while the client does not read."""
+        # Nothing would be the end.
+        if not data:
+            return
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        if self._unawaited_bytes > _UNAWAITED_BYTES:
+            await self._taken()
+
+    async def write_eof(self) -> None:
+        """End it as complete, once."""
+        if not self._ended:
+            self._write(b"0\r\n\r\n")
+            self._ended = True
+            await self._taken()
+
+    def _write(self, data: bytes) -> None:
+        wire = self._connection.transport
+        if wire is None or wire.is_closing():
+            raise ConnectionResetError("the client has left")
+        self._unawaited_bytes += len(data)
+        self._writer.output_size += len(data)
+        wire.write(data)
+
+    async def _taken(self) -> None:
+        self._unawaited_bytes = 0
+        if self._connection.writing_paused:
+            await self._connection._drain_helper()  # noqa: SLF001 - aiohttp's way to wait for it

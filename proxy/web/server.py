@@ -12,11 +12,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from proxy.core.misuse import Cut, Malformed
-from proxy.web.answer import Answer
 from proxy.web.bounds import Bounds, Unheard, Watcher
 from proxy.web.connection import Connection
 from proxy.web.errors import ErrorAnswer
 from proxy.web.full import Full
+from proxy.web.protocol import AnyAnswer
 from proxy.web.refusals import flaw_of, response_of
 
 __all__ = ["OpenAIServer"]
@@ -24,7 +24,7 @@ __all__ = ["OpenAIServer"]
 _LONGEST_SWEEP_SECONDS = 1.0
 _SWEEPS_IN_A_TIMEOUT = 4
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Answer]]
+Handler = Callable[[web.BaseRequest], Awaitable[AnyAnswer]]
 
 
 class OpenAIServer(web.Server):

@@ -11,11 +11,12 @@ from aiohttp import web
 from proxy.web.answer import Answer
 from proxy.web.bounds import Bounds
 from proxy.web.connection import Connection
+from proxy.web.protocol import Streamed
 from proxy.web.server import OpenAIServer
 
 __all__ = ["Handler", "Wire", "connected", "said", "turns"]
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Answer]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Answer | Streamed | None]]
 
 
 class Wire(asyncio.Transport):

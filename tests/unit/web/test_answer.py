@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.web import answer as answers
-from proxy.web.answer import Answer
-from tests.support.wire import Handler, said
+from proxy.web.answer import Answer, Headers
+from proxy.web.downstream import AiohttpDownstream
+from proxy.web.protocol import Streamed
+from tests.support.wire import Handler, connected, said, turns
 
 PLAIN = (("Content-Type", "text/plain"), ("x-a", "1"))
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -75,6 +77,88 @@ async def test_is_what_aiohttp_writes(request_bytes: bytes, answer: Answer, drai
     theirs, other_wire = await said(by_aiohttp(answer), request_bytes, draining=draining)
     assert without_date(ours) == without_date(theirs)
     assert wire.closed == other_wire.closed
+
+
+CHUNKS = [b"a", b"", b"x" * 70_000, b"end"]
+
+
+@pytest.mark.parametrize("request_bytes", METHODS)
+@pytest.mark.parametrize("status", [200, 204, 304, 429])
+@pytest.mark.parametrize(
+    "headers", [PLAIN, (("x-a", "1"), ("X-A", "2")), (*PLAIN, ("content-length", "70004")), (("x-left", "1"),)]
+)
+async def test_a_stream_is_what_aiohttp_writes(request_bytes: bytes, status: int, headers: Headers) -> None:
+    async def ours(request: web.BaseRequest) -> web.StreamResponse | Streamed | None:
+        client = AiohttpDownstream(request, (("x-id", "i"),), 1_000, frozenset({"x-left"}))
+        await client.open(status, headers)
+        for chunk in CHUNKS:
+            await client.write(chunk)
+        await client.close()
+        return client.response
+
+    async def theirs(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        for name, value in (*headers, ("x-id", "i")):
+            if name != "x-left":
+                response.headers[name] = value
+        await response.prepare(request)
+        for chunk in CHUNKS:
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+    one, wire = await said(ours, request_bytes, GET)
+    other, other_wire = await said(theirs, request_bytes, GET)
+    assert in_order(one) == in_order(other)
+    assert wire.closed == other_wire.closed
+
+
+def in_order(data: bytes) -> list[bytes]:
+    """Lines of an answer, or two, in an order of their own: that of headers means nothing."""
+    return sorted(re.sub(rb"\r\nDate: [^\r]+", b"\r\nDate: D", data).split(b"\r\n"))
+
+
+async def test_a_stream_waits_for_its_client_and_ends_once() -> None:
+    written = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse | Streamed | None:
+        client = AiohttpDownstream(request, (), 1_000)
+        await client.open(200, PLAIN)
+        for number in range(4):
+            await client.write(b"x" * 40_000)
+            written.append(number)
+        await client.close()
+        await client.close()
+        return client.response
+
+    async with connected(handler) as (connection, wire):
+        connection.pause_writing()
+        connection.data_received(GET)
+        await turns()
+        assert written == [0]
+        connection.resume_writing()
+        await turns()
+        assert written == [0, 1, 2, 3]
+        assert b"".join(wire.pieces).count(b"\r\n0\r\n\r\n") == 1
+        assert not wire.closed
+
+
+async def test_a_stream_to_a_client_that_has_left_is_told_so() -> None:
+    told = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse | Streamed | None:
+        client = AiohttpDownstream(request, (), 1_000)
+        await client.open(200, PLAIN)
+        request.transport.close()
+        for ask in (client.write(b"x"), client.close()):
+            try:
+                await ask
+            except ConnectionResetError as error:
+                told.append(type(error))
+        return client.response
+
+    await said(handler, GET)
+    assert told == [ConnectionResetError] * 2
 
 
 async def test_goes_out_at_once_and_leaves_room_for_another() -> None:

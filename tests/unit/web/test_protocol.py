@@ -165,3 +165,25 @@ async def test_what_is_no_request_is_answered_in_its_turn() -> None:
     data, _ = await said(echo, post(b"first"), b"what?\r\n\r\n", GET)
     assert re.findall(rb"HTTP/1\.[01] (\d{3}) ", data) == [b"200", b"400"]
     assert data.endswith(b"}")
+
+
+async def test_a_request_that_ends_just_when_shutdown_stops_waiting_for_it_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended = asyncio.Event()
+
+    async def handler(_: web.BaseRequest) -> Answer:
+        await ended.wait()
+        return Answer(200, OK, b"")
+
+    async with connected(handler) as (connection, wire):
+        connection.data_received(GET)
+        await turns()
+        stopping = asyncio.ensure_future(connection.shutdown(None))
+        await turns(1)
+        connection._handler_waiter.cancel()
+        ended.set()
+        await turns()
+        assert b"HTTP/1.1 200 OK" in b"".join(wire.pieces)
+        await stopping
+    assert caplog.text == ""
