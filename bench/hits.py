@@ -23,7 +23,6 @@ AT_HAND = "hit, Redis with answers at hand"
 REFUSAL = "refusal (429), embedded"
 TARGETS = {EMBEDDED: 0.5, ON_REDIS: None, AT_HAND: None, REFUSAL: 0.6}
 TEAMS = {"bench": UNLIMITED, "refused": REFUSED}
-WARM_SECONDS = 1.0
 HIT = Load(fresh=False)
 TURNED_AWAY = Load(fresh=False, refused=True)
 
@@ -32,13 +31,12 @@ def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, help="5, or 2 where it is to be quick")
-    parser.add_argument("--seconds", type=float, help="of one drive; 2, or 1 where it is to be quick")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one drive")
     parser.add_argument("--client", choices=["wrk", "own"], default=default_client())
     parser.add_argument("--profile", type=Path, help="where cProfile's record of the embedded gateway goes")
     chosen = parser.parse_args()
     rounds = chosen.rounds or (2 if chosen.quick else 5)
-    seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
-    deliver(measure(rounds, seconds, chosen.client, chosen.profile), chosen.json)
+    deliver(measure(rounds, chosen.seconds, chosen.client, chosen.profile), chosen.json)
 
 
 def measure(rounds: int, seconds: float, client: str, profile: Path | None = None) -> list[Figure]:
@@ -46,11 +44,11 @@ def measure(rounds: int, seconds: float, client: str, profile: Path | None = Non
     with workbench() as place, ExitStack() as stack:
         servers = start(stack, place, profile)
 
-        def drive(name: str, drive_seconds: float = seconds) -> Seen:
-            return closed_loop(servers[name], TURNED_AWAY if name == REFUSAL else HIT, drive_seconds, client)
+        def drive(name: str) -> Seen:
+            return closed_loop(servers[name], TURNED_AWAY if name == REFUSAL else HIT, seconds, client)
 
         for name in servers:
-            drive(name, min(seconds, WARM_SECONDS))
+            drive(name)
         seen = interleaved(list(servers), drive, rounds)
     return [*rates(seen), *ratios(seen, STATIC, TARGETS)]
 

@@ -55,6 +55,11 @@ class Seen:
     p50_microseconds: float
     p99_microseconds: float
 
+    @property
+    def cores(self) -> float:
+        """How many cores the server had, what it put off included: less than 1 where something held it up."""
+        return self.per_second * self.cpu_microseconds / 1e6
+
 
 def closed_loop(server: Server, load: Load, seconds: float, client: str = "wrk") -> Seen:
     """Ask as fast as answers come, over all connections; what the server puts off until later is in its CPU, too."""

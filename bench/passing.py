@@ -15,7 +15,7 @@ from figures import Figure, arguments, deliver
 from load import QUESTION, Load, Seen, Waits, closed_loop, default_client, open_loop
 from processes import workbench
 from rounds import interleaved, rates, ratios
-from servers import Server, ask, bare, gateway, on_redis, redis_server, upstream
+from servers import Server, bare, gateway, keeps, on_redis, redis_server, upstream
 
 BARE = "bare pass-through"
 EMBEDDED = "governed pass-through, embedded"
@@ -68,8 +68,9 @@ def start(stack: ExitStack, place: Path) -> list[Server]:
         stack.enter_context(gateway(place / "embedded", EMBEDDED, above.base_url)),
         stack.enter_context(gateway(place / "redis", ON_REDIS, above.base_url, settings=on_redis(limits, answers))),
     ]
-    for server in servers:
-        ask(server, QUESTION.encode())
+    for server in servers[1:]:
+        if not keeps(server, QUESTION.encode()):
+            raise SystemExit(f"{server.name}: its cache is not looked into, or keeps nothing")
     return servers
 
 

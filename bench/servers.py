@@ -243,8 +243,17 @@ def tell(*command: str) -> str:
 
 def ask(server: Server, body: bytes) -> bytes:
     """One answer."""
+    return _asked(server, body)[0]
+
+
+def keeps(server: Server, body: bytes) -> bool:
+    """Whether a gateway did not have the answer in its cache, and has it now."""
+    return [_asked(server, body)[1] for _ in range(2)] == ["miss", "hit"]
+
+
+def _asked(server: Server, body: bytes) -> tuple[bytes, str | None]:
+    """The answer, and what the cache did."""
     url = f"http://127.0.0.1:{server.port}{PATH}"
     headers = {**server.headers, "Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
-        said: bytes = answer.read()
-    return said
+        return answer.read(), answer.headers["x-tollgate-cache"]

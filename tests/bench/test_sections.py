@@ -25,10 +25,10 @@ def test_the_pass_through_is_measured_from_both_sides():
     assert len(seen) == len(figures)
     assert all(figure.value > 0 for figure in figures if figure.unit == "/s")
     targets = {what: (figure.target, figure.better) for what, figure in seen.items() if figure.target is not None}
-    assert targets == {
-        "governed pass-through, embedded, of bare pass-through": (0.6, "more"),
+    assert {"governed pass-through, embedded, of bare pass-through", "bare pass-through: busy"} < seen.keys()
+    # Whether the rates have targets depends on how quiet the machine was.
+    assert {what: target for what, target in targets.items() if "by CPU" in what or "open loop" in what} == {
         "governed pass-through, embedded, of bare pass-through, by CPU": (0.6, "more"),
-        "governed pass-through, Redis, of bare pass-through": (0.5, "more"),
         "governed pass-through, Redis, of bare pass-through, by CPU": (0.5, "more"),
         "governed pass-through, embedded: added p50 at 50/s, open loop": (0.5, "less"),
         "governed pass-through, embedded: added p99 at 50/s, open loop": (3.0, "less"),
@@ -86,14 +86,21 @@ def test_rounds_are_interleaved_and_ratios_taken_within_them():
     seen = interleaved(["a", "b"], lambda name: order.append(name) or len(order), 3)
     assert order == ["a", "b"] * 3
     assert seen == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def drives(rates, cores):
+    return [Seen(rate, cores * 1e6 / rate, 1, 1) for rate in rates]
+
+
+def test_a_ratio_is_of_one_round_and_its_rate_counts_only_where_it_is_quiet():
     # The machine is half as fast in every round, and the ratio is the same.
-    drives = {
-        "bare": [Seen(rate, 1e6 / rate, 1, 1) for rate in (8_000, 4_000, 2_000)],
-        "ours": [Seen(rate, 2e6 / rate, 1, 1) for rate in (4_000, 2_000, 1_000)],
-    }
-    rate, cpu = ratios(drives, "bare", {"ours": 0.6})
+    bare = drives((8_000, 4_000, 2_000), 1)
+    rate, cpu = ratios({"bare": bare, "ours": drives((4_000, 2_000, 1_000), 0.9)}, "bare", {"ours": 0.6})
     assert (rate.value, rate.spread, rate.met) == (0.5, (0.5, 0.5), False)
-    assert (cpu.value, cpu.target) == (pytest.approx(0.25), 0.6)
+    assert (cpu.value, cpu.target) == (pytest.approx(0.5 / 0.9), 0.6)
+    for noisy in ({"bare": drives((8_000,), 0.8), "ours": bare[:1]}, {"bare": bare[:1], "ours": drives((8_000,), 0.8)}):
+        rate, cpu = ratios(noisy, "bare", {"ours": 0.6})
+        assert (rate.value, rate.target, cpu.target) == (1, None, 0.6)
 
 
 def test_a_figure_tells_its_target_and_whether_it_is_met(tmp_path, capsys):
