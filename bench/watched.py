@@ -33,6 +33,9 @@ class Seen:
     """What was seen in one stretch of time."""
 
     longest_ms: float = 0.0
+    longest_own_ms: float = 0.0
+    """CPU time that the loop's own thread took between two turns of the timer. What a stall has beyond that, others
+    had: threads of this process, or the rest of the machine."""
     turns: int = 0
     """Times the timer went off."""
     late: dict[str, int] = field(default_factory=dict)
@@ -49,12 +52,13 @@ class Watch:
         self._loop = loop
         self._path = path
         self._seen = Seen()
-        self._due_ns = self._collecting_ns = 0
+        self._due_ns = self._own_ns = self._collecting_ns = 0
         gc.callbacks.append(self._collected)
         loop.add_signal_handler(signal.SIGUSR1, self._tell)
         loop.call_soon(self._begin)
 
     def _begin(self) -> None:
+        self._own_ns = time.thread_time_ns()
         self._due_ns = time.monotonic_ns() + int(_EVERY_SECONDS * 1e9)
         self._loop.call_later(_EVERY_SECONDS, self._look)
 
@@ -66,7 +70,8 @@ class Watch:
             for edge in _EDGES_MS:
                 if late_ms > edge:
                     seen.late[str(edge)] = seen.late.get(str(edge), 0) + 1
-        seen.longest_ms = max(seen.longest_ms, late_ms)
+            seen.longest_ms = max(seen.longest_ms, late_ms)
+            seen.longest_own_ms = max(seen.longest_own_ms, (time.thread_time_ns() - self._own_ns) / 1e6)
         self._begin()
 
     def _collected(self, phase: str, told: dict[str, int]) -> None:
@@ -85,6 +90,7 @@ class Watch:
         draft.write_text(json.dumps(asdict(seen)))
         draft.replace(self._path)
         # Its own writing is no stall of the server's.
+        self._own_ns = time.thread_time_ns()
         self._due_ns = time.monotonic_ns() + int(_EVERY_SECONDS * 1e9)
 
 
