@@ -39,8 +39,8 @@ LOOK_SECONDS = 0.02
 def main() -> None:
     """Measure, print, and write the same as JSON."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one drive")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one drive")
     parser.add_argument("--upstream", type=int, metavar="PORT", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.upstream:

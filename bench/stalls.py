@@ -217,8 +217,8 @@ KINDS: tuple[tuple[str, Callable[[Watched, float, str], Seen]], ...] = (
 def main() -> None:
     """Measure, print, and write the same as JSON."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one drive")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one drive")
     parser.add_argument("--only", help="the kinds whose names hold this")
     parser.add_argument("--verbose", action="store_true", help="all that was seen in each round")
     chosen = parser.parse_args()

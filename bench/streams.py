@@ -260,11 +260,11 @@ def many(place: Path, rounds: int, chunks: int) -> list[Figure]:
 def main() -> None:
     """Measure, print, and write the same as JSON."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     rounds, count, chunks = (1, 50, 4) if chosen.quick else (chosen.rounds, 200, 8)
     with workbench() as place, many_open_files():
-        figures = fast(place, rounds, count) + many(place, min(rounds, 2), chunks)
+        figures = fast(place, rounds, count) + many(place, 1 if rounds < 5 else 3, chunks)
     deliver(figures, chosen.json)
 
 
