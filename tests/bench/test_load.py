@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import re
+import shutil
+import urllib.request
 from contextlib import ExitStack
 
 import async_solipsism
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from load import QUESTION, Load, closed_loop, open_loop
 from loops import ClosedLoop, OpenLoop, run_precisely
-from servers import ANSWER, REFUSED, Server, gateway, static, upstream
+from servers import ANSWER, REFUSED, Server, gateway, keeps, static, upstream
 
 PORT = 80
 EVERY_MS = 10
@@ -112,6 +115,34 @@ def test_both_loops_drive_a_bare_server():
         assert len(waits.microseconds) == 10
         assert 0 < waits.quantile(0.5) <= waits.quantile(0.99) == waits.microseconds[-1]
     assert not server.process.is_running()
+
+
+WRK = pytest.param("wrk", marks=pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH"))
+
+
+@pytest.mark.parametrize("client", ["own", WRK])
+def test_fresh_requests_miss_the_cache_and_others_hit_it(client, tmp_path):
+    with ExitStack() as stack:
+        above = stack.enter_context(upstream(tmp_path))
+        server = stack.enter_context(gateway(tmp_path / "gateway", "gateway", above.base_url))
+
+        def looked_up():
+            page = urllib.request.urlopen(f"http://127.0.0.1:{server.admin_port}/metrics").read().decode()
+            found = re.findall(r'(?m)^tollgate_cache_requests_total{.*result="(hit|miss)".*} (.+)$', page)
+            return {
+                result: sum(float(value) for which, value in found if which == result) for result in ("hit", "miss")
+            }
+
+        for _ in range(2):
+            closed_loop(server, Load(connections=2), 0.1, client)
+        fresh = looked_up()
+        assert fresh["hit"] == 0 < fresh["miss"]
+        assert keeps(server, QUESTION.encode())
+        before = looked_up()
+        closed_loop(server, Load(connections=2, fresh=False), 0.1, client)
+        after = looked_up()
+        assert after["hit"] > before["hit"]
+        assert after["miss"] == before["miss"]
 
 
 def test_a_server_that_leaves_or_refuses_is_no_measurement(tmp_path):
