@@ -1,0 +1,54 @@
+"""What a full collection walks over has a bound, however much is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import gc, json
+from proxy.app.steady import _MOST_WALKED, keep_loop_steady
+
+keep_loop_steady()
+gc.disable()
+kept, seen = [], []
+
+def look():
+    gc.collect()
+    seen.append([gc.get_freeze_count(), len(gc.get_objects(generation=2))])
+
+look()
+kept.append([[] for _ in range(_MOST_WALKED // 2)])
+look()
+for _ in range(4):
+    kept.append([[] for _ in range(_MOST_WALKED)])
+    look()
+
+class Node:
+    pass
+
+class Told:
+    def __del__(self):
+        seen.append("gone")
+
+node = Node()
+node.self, node.told = node, Told()
+del node
+gc.collect()
+kept.clear()
+seen.append(gc.get_freeze_count())
+print(json.dumps([_MOST_WALKED, *seen]))
+"""
+
+
+def test_what_has_become_many_is_walked_over_once():
+    said = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True, timeout=60).stdout
+    most, start, few, *many, gone, at_last = json.loads(said)
+    assert start[0] == few[0] > 0, "what is few stays with the collector"
+    assert few[1] >= most // 2
+    for before, after in zip([few, *many], many, strict=False):
+        assert after[0] >= before[0] + most
+        assert after[1] < most // 10
+    assert gone == "gone", "a cycle that comes later is found"
+    assert at_last <= start[0] + most // 10, "what nothing refers to goes without a collection"
