@@ -26,6 +26,8 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.pieces: list[bytes] = []
         self.closed = False
+        self.unsent_bytes = 0
+        """What is said to be not sent yet."""
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return default
@@ -37,7 +39,7 @@ class Wire(asyncio.Transport):
         self.pieces += pieces
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent_bytes
 
     def is_closing(self) -> bool:
         return self.closed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import weakref
 
 import pytest
 from aiohttp import web
@@ -12,6 +14,7 @@ from proxy.core.errors import InvalidRequest
 from proxy.web.answer import Answer
 from proxy.web.bounds import MAX_HEAD_BYTES
 from proxy.web.downstream import AiohttpDownstream
+from proxy.web.protocol import AnyAnswer
 from tests.support.wire import connected, said, turns
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -181,9 +184,48 @@ async def test_a_request_that_ends_just_when_shutdown_stops_waiting_for_it_is_no
         await turns()
         stopping = asyncio.ensure_future(connection.shutdown(None))
         await turns(1)
-        connection._handler_waiter.cancel()
         ended.set()
+        connection._handler_waiter.cancel()
         await turns()
         assert b"HTTP/1.1 200 OK" in b"".join(wire.pieces)
         await stopping
     assert caplog.text == ""
+
+
+async def test_nothing_is_held_of_a_request_that_is_answered() -> None:
+    seen = []
+
+    async def handler(request: web.BaseRequest) -> Answer:
+        seen.append(weakref.ref(request))
+        return Answer(200, OK, b"")
+
+    async with connected(handler) as (connection, _):
+        connection.data_received(GET)
+        await turns()
+        gc.collect()
+        assert [each() for each in seen] == [None]
+
+
+async def test_a_stream_that_goes_on_is_not_cut_while_it_is_taken() -> None:
+    """As much is waiting each time, and it is not the same."""
+    goes_on = asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> AnyAnswer | None:
+        client = AiohttpDownstream(request, (), 1_000)
+        await client.open(200, OK)
+        await goes_on.wait()
+        await client.write(b"more")
+        await asyncio.Event().wait()
+        return client.response
+
+    async with connected(handler) as (connection, wire):
+        connection.data_received(GET)
+        await turns()
+        wire.unsent_bytes = 100
+        connection.look(1_000.0)
+        goes_on.set()
+        await turns()
+        connection.look(2_000.0)
+        assert not wire.closed
+        connection.look(3_000.0)
+        assert wire.closed
