@@ -183,6 +183,8 @@ def _cut(connection: Connection) -> None:
 class _Connection(ResponseHandler):
     is_writing = False
     """More of a request is to be sent than the connection takes at once."""
+    _left: bytes | memoryview = b""
+    """Of its body, what was not yet handed over."""
     _answered = False
     """The head of an answer has come, and no other was asked for since."""
     _silent_until: float | None = None
@@ -198,23 +200,28 @@ class _Connection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-        if len(body) <= _ONE_WRITE_BYTES:
+        if len(body) <= _PIECE_BYTES:
             transport.write(head + body)
         else:
             transport.write(head)
-            transport.write(body)
-        if self.writing_paused:
-            self.is_writing = True
-        else:
+            self._left = memoryview(body)
+        self.is_writing = True
+        self._write_on(transport)
+
+    def _write_on(self, transport: asyncio.Transport) -> None:
+        # In pieces: TLS takes whatever it is given at once, and does not say that the system takes no more.
+        while self._left and not self.writing_paused:
+            piece, self._left = self._left[:_PIECE_BYTES], self._left[_PIECE_BYTES:]
+            transport.write(piece)
+        if self.is_writing and not self.writing_paused:
+            self.is_writing = False
             self.start_timeout()
 
     def resume_writing(self) -> None:
-        """Go on: what was to be sent is with the system, or nearly."""
+        """Go on: what was handed over is with the system, or nearly."""
         super().resume_writing()
-        if self.is_writing:
-            self.is_writing = False
-            if self.transport is not None:
-                self.start_timeout()
+        if self.is_writing and self.transport is not None and not self.transport.is_closing():
+            self._write_on(self.transport)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own
         """Read on, where it was not: aiohttp asks for it with each piece of a body that is taken."""
@@ -246,6 +253,7 @@ class _Connection(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End."""
+        self._left = b""
         if self._read_timeout_handle is not None:
             self._read_timeout_handle.cancel()
             self._read_timeout_handle = None
@@ -283,7 +291,7 @@ class _Connection(ResponseHandler):
 
 _SCHEMES = frozenset({"http", "https"})
 _FINAL, _SWITCHING = 200, 101
-_ONE_WRITE_BYTES = 65_536
+_PIECE_BYTES = 65_536
 """To copy so much costs less than to write twice."""
 _SOON_SECONDS = 0.001
 """Clocks of loops are no finer."""

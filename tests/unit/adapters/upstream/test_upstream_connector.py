@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,10 +14,12 @@ import pytest
 import pytest_asyncio
 from aiohttp import client_proto, connector
 
+from proxy.adapters.certificates import client_context
 from proxy.adapters.openai import CompatibleUpstream, OpenAIUpstream, open_session
 from proxy.adapters.upstream_connector import Destination, UpstreamConnector
 from proxy.core.errors import UpstreamFailure, UpstreamFault
 from proxy.ports import UpstreamRequest
+from tests.support.certificates import Authority, server_context
 
 KEY = "sk-upstream-do-not-tell"
 IDLE_SECONDS = 0.3
@@ -76,19 +79,39 @@ async def peer() -> Peer:
 
 
 @asynccontextmanager
-async def served(peer: Peer) -> AsyncIterator[str]:
-    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
+async def served(peer: Peer, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        scheme = "http" if tls is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     finally:
         server.close()
 
 
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server, and of who trusts it."""
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    return server_context(authority.issue("upstream")), client_context(authority.file)
+
+
+@pytest.fixture
+def tls() -> bool:
+    """Whether upstream is spoken to by TLS: not, where a test does not ask for both."""
+    return False
+
+
+BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+
+
 @pytest_asyncio.fixture
-async def upstream(peer: Peer) -> AsyncIterator[OpenAIUpstream]:
+async def upstream(
+    peer: Peer, tls: bool, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> AsyncIterator[OpenAIUpstream]:
+    theirs, ours = contexts if tls else (None, None)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(served(peer))
-        session = open_session(max_connections=4, connect_seconds=2, idle_seconds=IDLE_SECONDS)
+        url = await stack.enter_async_context(served(peer, theirs))
+        session = open_session(max_connections=4, connect_seconds=2, idle_seconds=IDLE_SECONDS, tls=ours)
         await stack.enter_async_context(session)
 
         async def refuse(*_: object, **__: object) -> None:
@@ -230,6 +253,7 @@ async def test_heads_alone_and_answers_without_a_body_leave_the_connection_as_it
     assert peer.connections == 1
 
 
+@BOTH
 async def test_an_answer_before_the_body_was_taken_ends_the_connection(upstream, peer):
     gone = asyncio.Event()
 
@@ -257,6 +281,7 @@ async def test_an_answer_before_the_body_was_taken_ends_the_connection(upstream,
     assert peer.connections == 2
 
 
+@BOTH
 async def test_silence_is_not_measured_while_a_body_is_being_taken(upstream, peer):
     async def script(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -270,6 +295,24 @@ async def test_silence_is_not_measured_while_a_body_is_being_taken(upstream, pee
     assert await whole(upstream, UpstreamRequest("POST", "/x", (), b"x" * 30_000_000)) == b"{}"
 
 
+@BOTH
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 3_000_001])
+async def test_a_body_of_any_size_arrives_as_it_was(upstream, peer, size):
+    body, bodies = bytes(range(251)) * (size // 251 + 1), []
+
+    async def script(reader, writer):
+        while True:
+            bodies.append(await peer.request(reader))
+            writer.write(OK)
+
+    peer.script = script
+    for _ in range(2):
+        assert await whole(upstream, UpstreamRequest("POST", "/x", (), body[:size])) == b"{}"
+    assert bodies == [body[:size]] * 2
+    assert peer.connections == 1
+
+
+@BOTH
 async def test_silence_is_measured_once_it_is(upstream, peer):
     async def script(reader, writer):
         await peer.request(reader)
@@ -281,6 +324,7 @@ async def test_silence_is_measured_once_it_is(upstream, peer):
         await peer.left.wait()
 
 
+@BOTH
 async def test_whoever_leaves_ends_a_call_of_which_nothing_is_taken(upstream, peer):
     arrived = asyncio.Event()
     ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -355,14 +399,16 @@ async def test_a_head_of_sixty_thousand_characters_can(upstream, peer):
     assert await whole(upstream, POST) == b"{}"
 
 
+@BOTH
 async def test_of_a_body_that_nobody_takes_little_is_read(upstream, peer):
     size, drained = 64_000_000, asyncio.Event()
 
     async def script(reader, writer):
         await peer.request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-        writer.write(b"x" * size)
-        await writer.drain()
+        for _ in range(64):
+            writer.write(b"x" * (size // 64))
+            await writer.drain()
         drained.set()
         await reader.readexactly(1)
 
@@ -474,6 +520,7 @@ async def test_a_header_that_would_be_two_is_sent_nowhere(upstream, peer):
     assert (peer.connections, peer.heads) == (0, [])
 
 
+@BOTH
 async def test_more_calls_than_connections_wait_for_one(upstream, peer):
     peer.answers(OK)
     assert await asyncio.gather(*(whole(upstream, POST) for _ in range(40))) == [b"{}"] * 40
