@@ -34,6 +34,7 @@ def test_help_names_every_target():
         "test",
         "lint",
         "bench",
+        "bench-peers",
         "bench-count",
         "lock",
         "clean",
