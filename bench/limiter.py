@@ -154,7 +154,7 @@ async def measure(url: str, rounds: int, callers: int, count: int) -> list[Figur
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, help="rounds to take the median of; 9, or 3 where it is to be quick")
+    parser.add_argument("--rounds", type=int, help="rounds to take the median of; 5, or 3 where it is to be quick")
     parser.add_argument("--callers", type=int, default=64, help="decisions under way at a time")
     parser.add_argument("--count", type=int, default=12_800, help="decisions of each engine in a round")
     chosen = parser.parse_args()
@@ -163,7 +163,7 @@ def main() -> None:
         import uvloop  # noqa: PLC0415 - it does not install everywhere
 
         new_loop = uvloop.new_event_loop
-    rounds = chosen.rounds or (3 if chosen.quick else 9)
+    rounds = chosen.rounds or (3 if chosen.quick else 5)
     with workbench(), redis_server() as url, asyncio.Runner(loop_factory=new_loop) as runner:
         figures = runner.run(measure(url, rounds, chosen.callers, chosen.count))
     deliver(figures, chosen.json)
