@@ -6,11 +6,15 @@ Cost is counted in steps of SQLite's virtual machine and in rows that are fetche
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, event
 
 from proxy.adapters.clock import SystemClock
@@ -24,6 +28,8 @@ from proxy.adapters.sql.usage import SqlUsageReports
 from proxy.adapters.sql.uses import latest_uses
 from proxy.app.database import SQLITE_FILE
 from proxy.core.budget import Period, minute_of, span_of
+from proxy.core.event import UsageEvent
+from proxy.core.ids import uuid7
 from proxy.core.registry import Axis
 from tests.support.ledger_records import event as usage_event
 from tests.support.worlds import World, fill, kid_of, team_name
@@ -31,6 +37,7 @@ from tests.support.worlds import World, fill, kid_of, team_name
 SMALL = World("small", teams=200, keys=400, events=40_000, label_sets=1_000)
 """As much as is looked at of anything that has no end."""
 LARGE = World("large", teams=2_000, keys=8_000, events=160_000, label_sets=4_000)
+_FRAME_BYTES = 4_096 + 24
 _STEPS = 10
 """Of the virtual machine, between two that are counted."""
 
@@ -147,3 +154,25 @@ def test_a_change_is_seen_with_the_same_work_however_many_there_have_been(worlds
     small, large = costs
     assert small > 0
     assert large <= 1.1 * small + 5
+
+
+def pages_written(at: Place, events: list[UsageEvent]) -> int:
+    """Pages that SQLite changes to take the events over."""
+    wal = at.directory / f"{SQLITE_FILE}-wal"
+    with closing(sqlite3.connect(at.directory / SQLITE_FILE)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert SqlLedgerStore(at.engine).take_over(events, "w/1", 1) == len(events)
+    return wal.stat().st_size // _FRAME_BYTES
+
+
+def test_events_of_many_teams_are_added_to_few_pages(worlds):
+    """However many events there are: what they are added to begins with the day."""
+
+    def made(number: int) -> UsageEvent:
+        at_ms = now_ms()
+        team, event_id = team_name(number * 7), uuid7(at_ms, os.urandom(10))
+        return replace(usage_event(1), team=team, key_id=kid_of(number * 7), event_id=event_id, at_ms=at_ms)
+
+    *_, large = worlds
+    pages_written(large, [made(number) for number in range(250)])
+    assert pages_written(large, [made(number) for number in range(250)]) < 250
