@@ -63,12 +63,12 @@ def main() -> int:
     print(f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, load {about['load_before']}")
     figures: dict[str, list[Figure]] = {}
     failed: list[str] = []
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
     for name in chosen.only or SECTIONS:
         print(f"\n{SECTIONS[name]} ({name})\n", flush=True)
-        section_began = time.monotonic()
+        section_began, cpu_before = time.monotonic(), cpu_of_children()
         seen = run_section(name, chosen.json.parent, quick=chosen.quick)
-        seconds[name] = round(time.monotonic() - section_began, 1)
+        seconds[name] = round(time.monotonic() - section_began, 1), round(cpu_of_children() - cpu_before, 1)
         if seen is None:
             failed.append(name)
         else:
@@ -78,12 +78,12 @@ def main() -> int:
     written = {
         "machine": about | {"load_after": load()},
         "quick": chosen.quick,
-        "took_seconds": seconds,
+        "seconds": {name: {"took": each[0], "cpu": each[1]} for name, each in seconds.items()},
         "failed": failed,
         "sections": {name: [asdict(each) for each in seen] for name, seen in figures.items()},
     }
     chosen.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    print("\nseconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()))
+    print("\nseconds (of CPU): " + ", ".join(f"{name} {each[0]:.0f} ({each[1]:.0f})" for name, each in seconds.items()))
     print(f"{took:.0f} s; {chosen.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
@@ -121,6 +121,12 @@ def conclude(figures: dict[str, list[Figure]]) -> None:
     """One table of all that has a target."""
     print("\nAll that has a target\n")
     show(each for seen in figures.values() for each in seen if each.target is not None)
+
+
+def cpu_of_children() -> float:
+    """Seconds of CPU of all sections that ended, and of what they started."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def machine() -> dict[str, object]:
