@@ -5,6 +5,7 @@ import pytest
 from sqlalchemy import event
 
 from proxy.core.errors import StoreAway
+from proxy.pipeline import key_notes
 from proxy.pipeline.key_notes import KeyNotes
 from proxy.ports import USES_EVERY_MS
 
@@ -131,3 +132,44 @@ async def test_the_chore_goes_on_after_a_failure_and_tells_it(notes, registry, d
     chore.cancel()
     with pytest.raises(asyncio.CancelledError):
         await chore
+
+
+async def test_many_uses_are_written_a_few_at_a_time(notes, registry, clock, writes, monkeypatch):
+    monkeypatch.setattr(key_notes, "_AT_ONCE", 8)
+    kids = [registry.issue_key("growth").record.kid for _ in range(20)]
+    for kid in kids:
+        notes.used(kid, clock.ms)
+    await notes.write()
+    assert writes == {"batches": 3, "rows": 20}
+    assert last_used(registry) == dict.fromkeys(kids, clock.ms)
+
+
+async def test_what_was_not_taken_is_written_the_next_time_and_nothing_twice(registry, key_store, clock, monkeypatch):
+    monkeypatch.setattr(key_notes, "_AT_ONCE", 8)
+    kids = [registry.issue_key("growth").record.kid for _ in range(20)]
+    taken, away = [], [False, True]
+
+    class Failing:
+        async def note_uses(self, used_at_ms):
+            if away and away.pop(0):
+                raise StoreAway("keys", "note_uses")
+            taken.extend(used_at_ms)
+            await key_store.note_uses(used_at_ms)
+
+    notes = KeyNotes(Failing())
+    for kid in kids:
+        notes.used(kid, clock.ms)
+    with pytest.raises(StoreAway):
+        await notes.write()
+    assert len(taken) == 8
+    await notes.write()
+    assert sorted(taken) == sorted(kids)
+    assert last_used(registry) == dict.fromkeys(kids, clock.ms)
+
+
+async def test_of_keys_that_were_used_once_nothing_is_kept(notes, registry, clock):
+    for _ in range(10):
+        notes.used(registry.issue_key("growth").record.kid, clock.ms)
+        await notes.write()
+        clock.ms += USES_EVERY_MS
+    assert len(notes._written) == 1
