@@ -119,7 +119,7 @@ def leave(child: subprocess.Popen[bytes]) -> None:
 
 def conclude(figures: dict[str, list[Figure]]) -> None:
     """One table of all that has a target."""
-    print("\nAll that has a target\n")
+    print("\nAll that has a target; rates and added latencies where the machine was quiet alone\n")
     show(each for seen in figures.values() for each in seen if each.target is not None)
 
 
