@@ -16,6 +16,7 @@ from proxy.adapters.sql.spend import SqlSpendLedger
 from proxy.adapters.sql.told import SqlToldWarnings
 from proxy.adapters.tokenizer import BpeTokenizer
 from proxy.core.answer import ChatStream
+from proxy.core.bucket import Cost
 from proxy.core.budget import MINUTE_MS, SETTLED_AFTER_MINUTES, Period, minute_of, nano_usd, span_of
 from proxy.core.errors import (
     BudgetUsedUp,
@@ -317,6 +318,25 @@ async def test_one_whose_tokens_are_counted_later_is_settled_then_and_once(purse
     await exchange.counting
     assert purse.held() == nano_usd(exchange.cost_pico_usd) == await purse.ledgered()
     assert 0 < purse.held() < most(exchange)
+    await tokenizer.close()
+
+
+async def test_limits_beside_a_budget_are_charged_what_was_counted_later(purse):
+    purse.registry.set_team("growth", requests_per_minute=10, tokens_per_minute=10_000)
+    purse.give(month=10**9)
+    tokenizer = BpeTokenizer(purse.bench.services.telemetry)
+    services = replace(purse.services, tokenizer=tokenizer)
+    said = [{"role": "user", "content": "How deep is the bucket?"}]
+    exchange = await purse.dispatched(json.dumps({"model": "gpt-4o-mini", "messages": said, "stream": True}).encode())
+    stream = exchange.stream = ChatStream(choices=1, hide_usage=True)
+    piece = {"choices": [{"index": 0, "delta": {"content": "As deep as a minute is long."}}]}
+    stream.feed(b"data: " + json.dumps(piece).encode() + b"\n\n")
+    settle(exchange, services, status=200, outcome=Outcome.OK, usage=None, said=stream.transcript.said())
+    by_characters = exchange.usage.total_tokens
+    await exchange.counting
+    assert exchange.usage.total_tokens > by_characters
+    used = services.limiter.used("growth", exchange.admitted.reservation.scopes[0])
+    assert used == Cost(1, exchange.usage.total_tokens)
     await tokenizer.close()
 
 
