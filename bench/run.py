@@ -44,6 +44,8 @@ SECTIONS = {
     "memory": "Memory, at the start and after many requests",
 }
 """Scripts and what they measure, in this order."""
+OPTIONS = {"ledger": ("--events", "250000")}
+"""What sections are told beside: reports over a million events are in the section on growth, too."""
 LIBRARIES = ("aiohttp", "uvloop", "msgspec", "redis", "hiredis", "sqlalchemy", "prometheus-client")
 SECTION_SECONDS = 240.0
 END_SECONDS = 60.0
@@ -93,7 +95,13 @@ def run_section(name: str, results: Path, *, quick: bool) -> list[Figure] | None
     written = results / f"{name}.json"
     results.mkdir(parents=True, exist_ok=True)
     written.unlink(missing_ok=True)
-    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(written), *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        str(HERE / f"{name}.py"),
+        "--json",
+        str(written),
+        *(["--quick"] if quick else OPTIONS.get(name, ())),
+    ]
     # Out of reach of Ctrl-C, which we hear alone: told twice to end, a section might leave before its servers do.
     child = subprocess.Popen(command, start_new_session=True)
     try:
