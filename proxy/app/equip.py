@@ -49,7 +49,7 @@ from proxy.core.registry import Registry
 from proxy.core.retry import RetryPolicy
 from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
-from proxy.pipeline.flight import Flights
+from proxy.pipeline.flights import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.team_usage import TeamUsage

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import chain
 
 from proxy.core.strict_json import JsonObject
 
@@ -45,12 +44,23 @@ def nondeterminism(body: JsonObject) -> str | None:
     A request is taken as deterministic when `temperature` or `top_p` is 0 or a `seed` is given. OpenAI itself calls
     `seed` best effort, so this is a choice of the product. What cannot be waived is named before what can.
     """
-    return next(_reasons(body), None)
+    stateful = _stateful(body)
+    if stateful is not None:
+        return stateful
+    if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
+        return "audio"
+    for tool in body.get("tools") or ():
+        if not isinstance(tool, dict) or tool.get("type") not in LOCAL_TOOLS:
+            return "tools"
+    if is_searching(body):
+        return "model"
+    referring = set(_referring(body))
+    return min(referring, key=lambda reason: (reason in WAIVABLE, reason)) if referring else _sampled(body)
 
 
 def completion_nondeterminism(body: JsonObject) -> str | None:
     """Say it of a legacy completion, whose prompt refers to nothing."""
-    return next(chain(_stateful(body), _searching(body), _sampled(body)), None)
+    return _stateful(body) or ("model" if is_searching(body) else _sampled(body))
 
 
 def is_searching(body: JsonObject) -> bool:
@@ -58,34 +68,17 @@ def is_searching(body: JsonObject) -> bool:
     return _SEARCHING.search(str(body.get("model"))) is not None
 
 
-def _reasons(body: JsonObject) -> Iterator[str]:
-    if not _STATEFUL_NAMES.isdisjoint(body):
-        yield from _stateful(body)
-    if "audio" in (body.get("modalities") or ()) or body.get("audio") is not None:
-        yield "audio"
-    for tool in body.get("tools") or ():
-        if not isinstance(tool, dict) or tool.get("type") not in LOCAL_TOOLS:
-            yield "tools"
-    yield from _searching(body)
-    yield from sorted(set(_referring(body)), key=lambda reason: (reason in WAIVABLE, reason))
-    yield from _sampled(body)
+def _stateful(body: JsonObject) -> str | None:
+    if _STATEFUL_NAMES.isdisjoint(body):
+        return None
+    # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
+    return next((name for name in _STATEFUL if body.get(name) is not None and body[name] is not False), None)
 
 
-def _stateful(body: JsonObject) -> Iterator[str]:
-    for name in _STATEFUL:
-        # Not `if body.get(name)`: an empty object asks for it too, with every option at its default.
-        if body.get(name) is not None and body[name] is not False:
-            yield name
-
-
-def _searching(body: JsonObject) -> Iterator[str]:
-    if is_searching(body):
-        yield "model"
-
-
-def _sampled(body: JsonObject) -> Iterator[str]:
-    if not (body.get("temperature") == 0 or body.get("top_p") == 0 or body.get("seed") is not None):
-        yield "temperature"
+def _sampled(body: JsonObject) -> str | None:
+    if body.get("temperature") == 0 or body.get("top_p") == 0 or body.get("seed") is not None:
+        return None
+    return "temperature"
 
 
 def _referring(body: JsonObject) -> Iterator[str]:

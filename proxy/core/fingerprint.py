@@ -69,22 +69,33 @@ def digest(
     """
     if len(team_secret) < 16:
         raise ValueError("a team's cache secret has at least 16 bytes")
-    fields = [VERSION, salt, method.encode(), path.encode(), upstream.encode(), canonical(_kept(body))]
-    for name, value in sorted(_counting(headers), key=_NAME_OF):
-        # Bytes that are no UTF-8 come as what they were read into.
-        fields += (name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
     keyed = hashlib.blake2b(key=team_secret[:64], digest_size=32)
-    # A length before each field: no two lists of fields give one byte string.
-    parts: list[bytes] = []
-    for field in fields:
-        parts += (len(field).to_bytes(8, "big"), field)
-    keyed.update(b"".join(parts))
+    keyed.update(_framed((VERSION, salt, method.encode(), path.encode(), upstream.encode(), canonical(_kept(body)))))
+    keyed.update(_framed_headers(tuple(headers)))
     return keyed.digest()
 
 
 def in_form(digest: bytes, form: Form) -> bytes:
     """32 bytes that name a request whose answer is wanted in one form and no other."""
     return hashlib.blake2b(form.encode(), key=digest, digest_size=32).digest()
+
+
+def _framed(fields: Iterable[bytes]) -> bytes:
+    """A length before each field: no two lists of fields give one byte string."""
+    parts: list[bytes] = []
+    for field in fields:
+        parts += (len(field).to_bytes(8, "big"), field)
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=256)
+def _framed_headers(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Those that count, framed; remembered, since a client sends the same with each request."""
+    fields: list[bytes] = []
+    for name, value in sorted(_counting(headers), key=_NAME_OF):
+        # Bytes that are no UTF-8 come as what they were read into.
+        fields += (name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
+    return _framed(fields)
 
 
 def _kept(body: JsonObject) -> JsonObject:
@@ -100,17 +111,9 @@ def _kept(body: JsonObject) -> JsonObject:
 def _counting(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """The headers that count, their names in lower case; values under one name stay in their order."""
     for name, value in headers:
-        lower = _counted_name(name) if len(name) <= _KNOWN_CHARACTERS else _counts_as(name)
-        if lower:
+        lower = name.lower()
+        if lower not in EXCLUDED_HEADERS and not lower.startswith(EXCLUDED_HEADER_PREFIXES):
             yield lower, value
 
 
-def _counts_as(name: str) -> str:
-    """The name in lower case; empty where it does not count."""
-    lower = name.lower()
-    return "" if lower in EXCLUDED_HEADERS or lower.startswith(EXCLUDED_HEADER_PREFIXES) else lower
-
-
-_KNOWN_CHARACTERS = 64
-_counted_name = lru_cache(maxsize=1_024)(_counts_as)
 _NAME_OF = itemgetter(0)

@@ -176,7 +176,13 @@ def _hold(flight: Flight, services: Services) -> None:
         services.spawn(fill.release())
 
 
+def _nothing() -> None:
+    """It waits for nothing any more."""
+
+
 async def _let_go(exchange: Exchange) -> None:
+    # A flight and its leader that held each other would be left to the collector, and the body with them.
+    exchange.on_wait = _nothing
     if exchange.fill is not None:
         await exchange.fill.release()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from proxy.core.asked import Asked
 from proxy.pipeline.exchange import Exchange, Reply
 from proxy.ports import CacheAddress, CachedAnswer
 
-__all__ = ["Flight", "Flights", "Landing", "Seat", "Wish"]
+__all__ = ["Flight", "Landing", "Line", "Seat", "Wish", "wake_all", "wake_one"]
 
 _AHEAD_BYTES = 262_144
 """How far the call runs ahead of its fastest reader."""
 _AT_ONCE_BYTES = 65_536
 """What one that is behind is given at once."""
-_Line = deque[asyncio.Future[Any]]
+Line = deque[asyncio.Future[Any]]
 """Those who wait for a leader to be admitted; each is woken with those behind it, who are its own from there on."""
 
 
@@ -109,13 +109,14 @@ class Flight:
         self._most_read_bytes = 0
         self._seats: set[Seat] = set()
         self._waiting = 0
-        self._news = asyncio.Event()
+        self._listening: dict[asyncio.Future[None], None] = {}
+        """Those who wait for news."""
         self._read: asyncio.Event | None = None
         """Somebody has read, or left; made when the call first waits for it."""
         self._task: asyncio.Task[Any] | None = None
         self.waits = False
         """Its leader waits for limits to have room."""
-        self.line: _Line = deque()
+        self.line: Line = deque()
         """Who waits for its departure."""
 
     @property
@@ -175,7 +176,12 @@ class Flight:
 
     async def news(self) -> None:
         """Wait until something has happened since the caller last looked, which was in this turn of the loop."""
-        await self._news.wait()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listening[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._listening.pop(waiter, None)
 
     # What the call does; `ports.Downstream`.
 
@@ -214,12 +220,12 @@ class Flight:
     def hold(self) -> None:
         """Tell those in line that the leader waits itself: they may not be ready to."""
         self.waits = True
-        _wake_all(self.line)
+        wake_all(self.line)
 
     def depart(self) -> None:
         """Let others in."""
         self.departed = True
-        _wake_all(self.line)
+        wake_all(self.line)
 
     def take_off(self) -> bool:
         """Note the task that makes the call; False when all have left before it could begin."""
@@ -249,8 +255,10 @@ class Flight:
             self._read.set()
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news.clear()
+        listening, self._listening = self._listening, {}
+        for waiter in listening:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _drop(self) -> None:
         """Drop what all have read, and of the rest, oldest first, what is more than may be held."""
@@ -273,117 +281,8 @@ class Flight:
             seat.lost = seat.at < self._dropped
 
 
-class Flights:
-    """The calls of one worker that others may join, by the address of what they fetch, and those that are drained.
-
-    `on_draining` is told how many are drained, whenever that changes, and `on_given_up` why one was stopped that was to
-    be: `full` or `deadline`.
-    """
-
-    __slots__ = ("_draining", "_on_draining", "_under_way", "on_given_up")
-
-    def __init__(
-        self, on_draining: Callable[[int], object] = lambda _: None, on_given_up: Callable[[str], None] = lambda _: None
-    ) -> None:
-        self._under_way: dict[CacheAddress, Flight] = {}
-        self._draining: set[Flight] = set()
-        self._on_draining = on_draining
-        self.on_given_up = on_given_up
-
-    def __len__(self) -> int:
-        """Flights that can be joined, or are about to."""
-        return len(self._under_way)
-
-    @property
-    def draining(self) -> frozenset[Flight]:
-        """Those that went on when their last listener had left."""
-        return frozenset(self._draining)
-
-    def drain(self, flight: Flight, most: int) -> bool:
-        """Let one go on whose last listener has left, unless so many do already."""
-        if flight not in self._draining:
-            if len(self._draining) >= most:
-                self.on_given_up("full")
-                return False
-            self._draining.add(flight)
-            self._on_draining(len(self._draining))
-        flight.drain()
-        return True
-
-    async def drained(self) -> None:
-        """Wait until none is left of those that are drained."""
-        while self._draining:
-            await next(iter(self._draining)).news()
-
-    async def board(
-        self, exchange: Exchange, address: CacheAddress, room_bytes: int, *, join: bool, patience_ms: int = 0
-    ) -> tuple[Flight, Seat]:
-        """Find the flight to an address and take a seat; where there is none, the request leads one of its own.
-
-        One whose leader is still being admitted is waited for: should it be refused, one of those who wait leads.
-        Without `join` the request leads in any case, and so it does where that leader waits for limits to have room
-        and it is not ready to wait as long itself: `patience_ms`.
-        """
-        wish, until_ns = Wish.of(exchange.asked), exchange.queued_ns + patience_ms * 1_000_000
-        behind: _Line = deque()
-        flight = self._under_way.get(address)
-        while join and flight is not None and not flight.full:
-            if flight.departed:
-                _wake_all(behind)
-                return flight, flight.join(wish)
-            left_ms = (until_ns - exchange.queued_ns) // 1_000_000
-            if flight.waits and left_ms <= 0:
-                break
-            behind = await self._line_up(flight, behind, exchange, left_ms)
-            flight = self._under_way.get(address)
-        own = Flight(exchange, address, room_bytes)
-        own.line = behind
-        if flight is None or flight.full:
-            self._under_way[address] = own
-        return own, own.join(wish)
-
-    def end(self, flight: Flight, landing: Landing) -> None:
-        """Land a flight; who comes now starts anew."""
-        if flight.address is not None and self._under_way.get(flight.address) is flight:
-            del self._under_way[flight.address]
-        if flight in self._draining:
-            self._draining.remove(flight)
-            self._on_draining(len(self._draining))
-        flight.land(landing)
-        _wake_one(flight.line)
-
-    async def _line_up(self, flight: Flight, behind: _Line, exchange: Exchange, patience_ms: int) -> _Line:
-        """Wait until a flight departs or its leader is refused; returns who is behind in the latter case.
-
-        One alone is woken then: were it all of them, a refusal of each would cost the square of their number. Behind a
-        leader that waits for limits one waits for `patience_ms` at most, which counts as a wait of its own.
-        """
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[_Line] = loop.create_future()
-        flight.line.append(waiter)
-        flight.line += behind
-        leader_waits, begun = flight.waits, loop.time()
-        try:
-            async with asyncio.timeout(patience_ms / 1_000 if leader_waits else None):
-                return await _called(waiter)
-        except TimeoutError:
-            return deque()
-        finally:
-            if leader_waits:
-                exchange.queued_ns += int((loop.time() - begun) * 1e9)
-
-
-async def _called(waiter: asyncio.Future[_Line]) -> _Line:
-    try:
-        return await waiter
-    except asyncio.CancelledError:
-        if waiter.done() and not waiter.cancelled():
-            # Its turn had come.
-            _wake_one(waiter.result())
-        raise
-
-
-def _wake_one(line: _Line) -> None:
+def wake_one(line: Line) -> None:
+    """Wake the first who waits still, and give it those behind."""
     while line:
         waiter = line.popleft()
         if not waiter.done():
@@ -391,7 +290,8 @@ def _wake_one(line: _Line) -> None:
             return
 
 
-def _wake_all(line: _Line) -> None:
+def wake_all(line: Line) -> None:
+    """Wake all who wait, each with nobody behind."""
     while line:
         waiter = line.popleft()
         if not waiter.done():

@@ -12,7 +12,7 @@ from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Tier
 from proxy.pipeline.budgets_spent import BudgetsSpent
 from proxy.pipeline.catalogue import Catalogue
-from proxy.pipeline.flight import Flights
+from proxy.pipeline.flights import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.recent import Recent
 from proxy.pipeline.shutdown import Shutdown

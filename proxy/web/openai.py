@@ -209,6 +209,8 @@ async def _failed(exchange: Exchange, client: AiohttpDownstream, error: Exceptio
         event = exchange.error_event(answer.message, code) if exchange.error_event is not None else b""
         # An event of which this client has only a part is ended first; between two events that is nothing.
         await client.break_off(event and b"\n\n" + event)
+    # Its frames hold it, in the ending, and with it the request: that would be left to the collector.
+    error.__traceback__ = None
     ending = Ending(status, answer.outcome, code, error)
     # It says how far the request came.
     return reply_of(answer, own_headers_of_error(exchange)), ending

@@ -27,7 +27,7 @@ from proxy.core.retry import RetryPolicy
 from proxy.core.tiers import Limits, Phase, Schedule, Tier
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.exchange import Exchange, Reply
-from proxy.pipeline.flight import Flights
+from proxy.pipeline.flights import Flights
 from proxy.pipeline.line import travel
 from proxy.pipeline.report import Ending, report
 from proxy.pipeline.services import Policy, Services

@@ -121,6 +121,8 @@ class MemoryLimiter:
             scope = reservation.scopes[index]
             key = (reservation.team, scope.name)
             self._take_places(key, -scope.places_for(reservation.cost))
+            if actual == reservation.cost:
+                continue  # what was charged stands, as with every hit
             self._epoch += 1
             state = bucket.settle(
                 self._state(key), scope.schedule, handle, reservation.cost, actual, now_ms, self._epoch

@@ -34,7 +34,7 @@ from proxy.core.strict_json import parse_object
 from proxy.core.tiers import DEFAULT_TIERS, Limits, Schedule
 from proxy.pipeline.catalogue import Catalogue
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.flight import Flights
+from proxy.pipeline.flights import Flights
 from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.upstreams import Upstreams

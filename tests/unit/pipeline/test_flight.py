@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.pipeline.exchange import Reply
-from proxy.pipeline.flight import _AHEAD_BYTES, _AT_ONCE_BYTES, Flight, Flights, Landing, Wish
+from proxy.pipeline.flight import _AHEAD_BYTES, _AT_ONCE_BYTES, Flight, Landing, Wish
+from proxy.pipeline.flights import Flights
 from proxy.ports import CacheAddress
 from tests.support.stage import on_stage
 
