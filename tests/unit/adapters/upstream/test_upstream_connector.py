@@ -351,6 +351,28 @@ async def test_whoever_leaves_ends_a_call_of_which_nothing_is_taken(upstream, pe
         assert await ended < 50_000_000
 
 
+@BOTH
+async def test_a_call_ends_for_an_upstream_that_takes_nothing_at_all(upstream, peer):
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    async def script(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await over.wait()
+
+    peer.script = script
+    call = asyncio.create_task(upstream.send(UpstreamRequest("POST", "/x", (), b"x" * 50_000_000)))
+    await arrived.wait()
+    (protocol,) = upstream._session.connector._acquired
+    lost = protocol.closed
+    async with asyncio.timeout(10):
+        while not protocol.writing_paused:  # noqa: ASYNC110 - of aiohttp, which tells nobody
+            await asyncio.sleep(0.001)
+        call.cancel()
+        await asyncio.wait([lost])
+    over.set()
+
+
 async def test_silence_is_measured_from_the_last_word(upstream, peer):
     async def script(reader, writer):
         await peer.request(reader)
