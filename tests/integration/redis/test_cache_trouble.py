@@ -153,8 +153,10 @@ async def test_after_a_few_that_did_not_come_nobody_waits_for_the_deadline(serve
 async def test_more_than_may_be_on_its_way_is_not_sent(server):
     narrow = dataclasses.replace(PATIENT, bounds=dataclasses.replace(PATIENT.bounds, max_queued_bytes=500))
     async with open_cache(server.url, is_listening=False) as wide:
-        # A script that the server does not know yet is sent whole, which would be too much as well.
-        await wide.claim(at(b"3" * 32))
+        # Scripts that the server does not know yet are sent whole, which would be too much as well.
+        fill = await wide.claim(at(b"3" * 32))
+        await fill.release()
+        await until_true(lambda: not server.ask("EXISTS", f"{place_of(at(b'3' * 32))}:fill"), "it is released")
     async with open_cache(server.url, options=narrow, is_listening=False, lease_ms=LONG_MS) as cache:
         await cache.claim(at(b"2" * 32))
         assert not await put(cache, at(), an_answer(body=bytes(range(256)) * 4))
