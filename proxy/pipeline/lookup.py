@@ -45,6 +45,8 @@ async def look_up(exchange: Exchange, services: Services) -> None:
             exchange.cache_reason = "no-cache" if exchange.wishes.no_cache else "max-age"
         elif (hit := await find(exchange, services)) is not None:
             exchange.hit, exchange.cache, exchange.cache_reason = hit, CacheResult.HIT, ""
+            if exchange.understood is not None:
+                services.recent.keep(exchange.understood)
     if exchange.wishes.only_if_cached and exchange.hit is None:
         raise NotInCache(exchange.cache_reason)
 
@@ -142,7 +144,7 @@ def _address(exchange: Exchange, services: Services) -> CacheAddress:
 
 
 def _bypass(exchange: Exchange, services: Services) -> str | None:
-    """Why this request has nothing to do with the cache, if it has not; one that has is remembered."""
+    """Why this request has nothing to do with the cache, if it has not."""
     mode = exchange.principal.team.cache_mode
     if not services.policy.cache_enabled:
         return "disabled"
@@ -157,11 +159,7 @@ def _bypass(exchange: Exchange, services: Services) -> str | None:
         if not understood.judged:
             understood.judge(exchange.kind.nondeterminism(exchange.asked.body))
         reason = understood.reason
-    if reason is not None and not (mode is CacheMode.ALL and reason in WAIVABLE):
-        return reason
-    if understood is not None:
-        services.recent.keep(understood)
-    return None
+    return None if mode is CacheMode.ALL and reason in WAIVABLE else reason
 
 
 def _wishes(headers: Mapping[str, str]) -> CacheWishes:

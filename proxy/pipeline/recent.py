@@ -1,4 +1,4 @@
-"""Requests understood of late: one that comes again, byte for byte, is not read again.
+"""Requests that the cache answered of late: one that comes again, byte for byte, is not read again.
 
 What a body asks for, whether it may be answered twice, and under which digest its answer is kept follow from its bytes,
 its headers, its team and its upstream: remembering them changes no answer. Each team has its own, so that how long a
@@ -61,7 +61,7 @@ class Understood(msgspec.Struct, eq=False, gc=False):
 
 
 class Recent:
-    """Of one worker: those whose answers may be kept, as many of the latest as there is room for."""
+    """Of one worker: the latest that were answered from the cache, as many as there is room for."""
 
     __slots__ = ("_bytes", "_kept")
 
@@ -83,7 +83,7 @@ class Recent:
         return found
 
     def keep(self, understood: Understood) -> None:
-        """Remember one whose answer may be kept."""
+        """Remember one that came again: most never do."""
         size_bytes = len(understood.body[-1])
         if size_bytes > _MAX_BODY_BYTES or understood.body in self._kept:
             return

@@ -16,8 +16,16 @@ from proxy.core.strict_json import parse_object
 from proxy.pipeline.interpret import interpret
 from proxy.pipeline.lookup import look_up
 from proxy.pipeline.recent import Recent, Understood
-from proxy.ports import CacheAddress
+from proxy.ports import CacheAddress, CachedAnswer
 
+COMPLETION = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1_700_000_000,
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+}
 BASE = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 
 
@@ -37,11 +45,28 @@ async def understood(bench, body, services=None, *, headers=(), query="", **team
     return exchange
 
 
+async def answered(bench, *of, **kind):
+    """The same, whose answer is there from then on; when this returns, it has been a hit once."""
+    exchange = await understood(bench, *of, **kind)
+    if exchange.address is not None and exchange.hit is None:
+        answer = CachedAnswer(200, (), json.dumps(COMPLETION).encode(), "gpt-4o-mini", bench.clock.ms, 60_000, 1, 2, 3)
+        assert await (await bench.services.cache.claim(exchange.address)).store(answer)
+        exchange = await understood(bench, *of, **kind)
+        assert exchange.hit is not None
+    return exchange
+
+
 async def test_what_comes_again_is_not_read_again(bench):
-    first, again = [await understood(bench, raw()) for _ in range(2)]
+    first, again = [await answered(bench, raw()) for _ in range(2)]
     assert again.asked is first.asked
     assert again.address is first.address
     assert len(bench.services.recent) == 1
+
+
+async def test_what_comes_once_is_not_remembered(bench):
+    for number in range(3):
+        await understood(bench, raw(seed=number))
+    assert len(bench.services.recent) == 0
 
 
 @pytest.mark.parametrize(
@@ -56,13 +81,13 @@ async def test_what_comes_again_is_not_read_again(bench):
     ids=str,
 )
 async def test_the_answer_is_another_ones_where_anything_beside_the_body_is(bench, other):
-    one, two = await understood(bench, raw()), await understood(bench, raw(), **other)
+    one, two = await answered(bench, raw()), await answered(bench, raw(), **other)
     assert two.address != one.address
     assert (await understood(bench, raw())).address == one.address
 
 
 async def test_no_team_learns_what_another_asked(bench):
-    one = await understood(bench, raw())
+    one = await answered(bench, raw())
     assert (await understood(bench, raw(), name="another")).asked is not one.asked
 
 
@@ -76,19 +101,19 @@ async def test_no_team_learns_what_another_asked(bench):
 )
 async def test_what_may_not_be_kept_is_not_remembered(bench, body, team):
     for _ in range(2):
-        assert (await understood(bench, body, **team)).address is None
+        assert (await answered(bench, body, **team)).address is None
     assert len(bench.services.recent) == 0
 
 
 async def test_a_reason_that_one_mode_waives_holds_under_the_other(bench):
-    waived = await understood(bench, raw(temperature=1), cache_mode=CacheMode.ALL)
+    waived = await answered(bench, raw(temperature=1), cache_mode=CacheMode.ALL)
     assert waived.address is not None
     held = await understood(bench, raw(temperature=1))
     assert (held.address, held.cache_reason) == (None, "temperature")
 
 
 async def test_what_was_understood_opens_no_model_that_is_closed_since(bench):
-    await understood(bench, raw())
+    await answered(bench, raw())
     with pytest.raises(ModelNotFound):
         await understood(bench, raw(), models=frozenset({"gpt-4o"}))
 
@@ -111,7 +136,7 @@ values = st.fixed_dictionaries(
 async def test_remembering_changes_nothing(bench, requests):
     remembering = dataclasses.replace(bench.services, recent=Recent())
     for each in requests:
-        with_memory = await understood(bench, services=remembering, **each)
+        with_memory = await answered(bench, services=remembering, **each)
         without = await understood(bench, services=dataclasses.replace(bench.services, recent=Recent()), **each)
         assert with_memory.asked == without.asked
         assert with_memory.address == without.address
