@@ -22,7 +22,7 @@ from figures import Figure, arguments, deliver
 from load import NUMBER, QUESTION, Load, Seen, closed_loop
 from processes import free_ports, running, server_cores, wait_until_ready, workbench
 from rounds import interleaved, rates, ratios
-from servers import PATH, TOLLGATE, Server, upstream
+from servers import LOG, PATH, TOLLGATE, Server, upstream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -122,7 +122,7 @@ def serving(world: World, directory: Path, keys: Sequence[str], above: Server) -
     command = (*TOLLGATE, "serve", "--data-dir", str(directory), "--port", str(port), "--admin-port", str(admin_port),
                "--upstream", above.base_url)  # fmt: skip
     begun = time.perf_counter()
-    with running(*command, cores=server_cores(), OPENAI_API_KEY="sk-upstream") as child:
+    with running(*command, cores=server_cores(), log=directory / LOG, OPENAI_API_KEY="sk-upstream") as child:
         wait_until_ready(f"http://127.0.0.1:{admin_port}/readyz", child, begun)
         ready_ms = (time.perf_counter() - begun) * 1_000
         server = Server(world.name, port, psutil.Process(child.pid), admin_port=admin_port)

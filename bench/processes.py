@@ -7,6 +7,7 @@ that what they take is not taken from it. Several workers run on all cores.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,13 +72,23 @@ def workbench() -> Iterator[Path]:
 
 @contextmanager
 def running(
-    *command: str, cores: frozenset[int] | None = None, stdin: bytes = b"", **environment: str
+    *command: str,
+    cores: frozenset[int] | None = None,
+    stdin: bytes = b"",
+    log: Path | None = None,
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child without this environment's settings, on `cores` (else on those of load), ended at the end."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLGATE_", "OPENAI_"))}
-    with pinned(load_cores() if cores is None else cores):
+    """A child without this environment's settings, on `cores` (else on those of load), ended at the end.
+
+    What it says on standard output goes to the end of the file `log`, or nowhere.
+    """
+    # PYTHONDONTWRITEBYTECODE alone would have every start compile all of its source anew.
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TOLLGATE_", "OPENAI_", "PYTHON"))
+    }
+    with pinned(load_cores() if cores is None else cores), (log or Path(os.devnull)).open("ab") as out:
         child = subprocess.Popen(
-            command, env=kept | environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, env=kept | environment, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL
         )
     try:
         if child.stdin is not None:
@@ -91,6 +102,11 @@ def running(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def program(name: str) -> str | None:
+    """Where a program is that may be installed; servers are not on every user's PATH."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def free_ports() -> tuple[int, int]:

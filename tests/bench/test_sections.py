@@ -13,6 +13,7 @@ import pytest
 import run
 from figures import Figure, deliver, lines, read, write
 from load import Seen, Waits
+from processes import running
 from rounds import interleaved, ratios
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -93,6 +94,20 @@ def test_nothing_is_left_behind_when_it_is_ended_early(signum, tmp_path):
     finally:
         child.kill()
         child.wait()
+
+
+def test_servers_are_started_without_the_settings_of_this_environment(tmp_path, monkeypatch):
+    told = "[sys.dont_write_bytecode, 'TOLLGATE_PORT' in os.environ, os.getenv('OF')]"
+    said = f"import json, os, sys; print(json.dumps({told}))"
+    for name in ("PYTHONDONTWRITEBYTECODE", "TOLLGATE_PORT"):
+        monkeypatch.setenv(name, "1")
+    for of in ("one", "two"):
+        with running(sys.executable, "-c", said, log=tmp_path / "log", OF=of) as child:
+            assert child.wait(timeout=WITHIN_SECONDS) == 0
+    assert list(map(json.loads, (tmp_path / "log").read_text().splitlines())) == [
+        [False, False, "one"],
+        [False, False, "two"],
+    ]
 
 
 def test_rounds_are_interleaved_and_ratios_taken_within_them():
