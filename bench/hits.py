@@ -18,13 +18,18 @@ from servers import REFUSED, TOLLGATE, UNLIMITED, Server, ask, gateway, on_redis
 
 STATIC = "static answer"
 EMBEDDED = "hit, embedded"
+QUESTIONS = 10_000
+IN_TURN = f"hit, embedded, {QUESTIONS:,} questions in turn"
 ON_REDIS = "hit, Redis"
 AT_HAND = "hit, Redis with answers at hand"
 REFUSAL = "refusal (429), embedded"
-TARGETS = {EMBEDDED: 0.5, ON_REDIS: None, AT_HAND: None, REFUSAL: 0.6}
+TARGETS = {EMBEDDED: 0.5, IN_TURN: None, ON_REDIS: None, AT_HAND: None, REFUSAL: 0.6}
 TEAMS = {"bench": UNLIMITED, "refused": REFUSED}
 HIT = Load(fresh=False)
+MANY = Load(fresh=False, in_turn=QUESTIONS)
+"""More than are remembered as they were understood: each is read again."""
 TURNED_AWAY = Load(fresh=False, refused=True)
+ASKED = {IN_TURN: MANY, REFUSAL: TURNED_AWAY}
 
 
 def main() -> None:
@@ -44,11 +49,14 @@ def measure(rounds: int, seconds: float, client: str, profile: Path | None = Non
     with workbench() as place, ExitStack() as stack:
         servers = start(stack, place, profile)
 
-        def drive(name: str) -> Seen:
-            return closed_loop(servers[name], TURNED_AWAY if name == REFUSAL else HIT, seconds, client)
+        def drive(name: str, drive_seconds: float = seconds) -> Seen:
+            return closed_loop(servers[name], ASKED.get(name, HIT), drive_seconds, client)
 
         for name in servers:
             drive(name)
+        known_after = seconds
+        while drive(IN_TURN, known_after).per_second * known_after < QUESTIONS:
+            known_after *= 2
         seen = interleaved(list(servers), drive, rounds)
     return [*rates(seen), *ratios(seen, STATIC, TARGETS)]
 
@@ -72,7 +80,7 @@ def start(stack: ExitStack, place: Path, profile: Path | None) -> dict[str, Serv
         if said[0] != said[1]:
             raise SystemExit(f"{server.name}: the second answer is not the first")
     bare = stack.enter_context(static(name=STATIC))
-    return {STATIC: bare, **servers, REFUSAL: servers[EMBEDDED].as_team("refused")}
+    return {STATIC: bare, IN_TURN: servers[EMBEDDED], **servers, REFUSAL: servers[EMBEDDED].as_team("refused")}
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ wrk.method = "POST"
 wrk.body = %(same)s
 wrk.headers["Content-Type"] = "application/json"
 local head, tail, number = %(head)s, %(tail)s, %(first)d
-if %(fresh)s then
+if %(numbered)s then
   request = function()
     number = number + 1
-    return head .. string.format("%%012d", number) .. tail
+    return head .. string.format("%%012d", number %% %(numbers)d) .. tail
   end
 end
 function done(summary, latency)
@@ -92,21 +92,25 @@ def default_client() -> str:
 
 def _by_wrk(server: Server, load: Load, seconds: float) -> tuple[int, float, int, float, float]:
     """One thread of wrk; it knows whole seconds alone."""
-    head, tail = (load.head(server) + load.body).split(NUMBER) if load.fresh else ("", "")
+    numbered = load.fresh or load.in_turn > 0
+    head, tail = (load.head(server) + load.body).split(NUMBER) if numbered else ("", "")
     texts = {"same": load.body, "head": head, "tail": tail}
     # A string of JSON is one of Lua as long as it is ASCII.
     script = WRK_SCRIPT % {
         **{name: json.dumps(text) for name, text in texts.items()},
-        "first": load.block(),
-        "fresh": str(load.fresh).lower(),
+        "first": load.first(),
+        "numbers": load.in_turn or 10**12,
+        "numbered": str(numbered).lower(),
     }
     headers = [part for name, value in server.headers.items() for part in ("-H", f"{name}: {value}")]
     whole = max(1, round(seconds))
+    # Left alone, it takes for a failure what a busy machine keeps waiting for two seconds.
+    patient = ("--timeout", f"{GRACE_SECONDS:.0f}s")
     with tempfile.NamedTemporaryFile("w", suffix=".lua", prefix="tollgate-bench-") as file:
         file.write(script)
         file.flush()
         url = f"http://127.0.0.1:{server.port}{PATH}"
-        command = ("wrk", "-t1", f"-c{load.connections}", f"-d{whole}s", "-s", file.name, *headers, url)
+        command = ("wrk", "-t1", f"-c{load.connections}", f"-d{whole}s", *patient, "-s", file.name, *headers, url)
         said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=whole + GRACE_SECONDS).stdout
     seen = json.loads(said.splitlines()[-1])
     if seen["failed"]:

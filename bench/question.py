@@ -36,6 +36,8 @@ class Load:
 
     body: str = QUESTION
     fresh: bool = True
+    in_turn: int = 0
+    """How many numbers come in turn, the same in every drive, where it is not fresh."""
     refused: bool = False
     """Whether every answer should be a 4xx, but for the few that a limit lets through."""
     connections: int = CONNECTIONS
@@ -43,6 +45,10 @@ class Load:
     def block(self) -> int:
         """The first of a hundred million numbers that nobody else has."""
         return next(_BLOCKS) * 100_000_000
+
+    def first(self) -> int:
+        """The number with which a drive begins; of those in turn, far from where the drives before it began."""
+        return self.block() if self.fresh else next(_BLOCKS) * self.in_turn * 618 // 1_000 % max(1, self.in_turn)
 
     def head(self, server: Server) -> str:
         """All that stands before the body."""
@@ -53,7 +59,8 @@ class Load:
     def requests(self, server: Server) -> Iterator[bytes]:
         """One request after the other, as bytes."""
         whole = (self.head(server) + self.body).encode()
-        if not self.fresh:
+        if not (self.fresh or self.in_turn):
             return itertools.repeat(whole)
         before, _, after = whole.partition(NUMBER.encode())
-        return (b"%s%012d%s" % (before, number, after) for number in itertools.count(self.block()))
+        kinds = self.in_turn or 10**12
+        return (b"%s%012d%s" % (before, number % kinds, after) for number in itertools.count(self.first()))

@@ -2,8 +2,11 @@
 
 import asyncio
 import dataclasses
+import itertools
+import json
 import re
 import shutil
+import sqlite3
 import urllib.request
 from contextlib import ExitStack
 
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from load import QUESTION, Load, closed_loop, open_loop
 from loops import ClosedLoop, OpenLoop, run_precisely
-from servers import ANSWER, REFUSED, Server, gateway, keeps, static, upstream
+from servers import ANSWER, LOG, REFUSED, Server, gateway, keeps, static, upstream
 
 PORT = 80
 EVERY_MS = 10
@@ -143,6 +146,34 @@ def test_fresh_requests_miss_the_cache_and_others_hit_it(client, tmp_path):
         after = looked_up()
         assert after["hit"] > before["hit"]
         assert after["miss"] == before["miss"]
+
+
+def test_what_is_driven_is_accounted_for_and_logged(tmp_path):
+    with ExitStack() as stack:
+        above = stack.enter_context(upstream(tmp_path))
+        server = stack.enter_context(gateway(tmp_path / "gateway", "gateway", above.base_url))
+        assert keeps(server, QUESTION.encode())
+        closed_loop(server, Load(connections=2), 0.1, "own")
+        page = urllib.request.urlopen(f"http://127.0.0.1:{server.admin_port}/metrics").read().decode()
+        counted = sum(map(float, re.findall(r"(?m)^tollgate_requests_total{.*} (.+)$", page)))
+    # The server has ended, and with it all that it puts off.
+    logged = [json.loads(line) for line in (tmp_path / "gateway" / LOG).read_text().splitlines()]
+    requests = [line for line in logged if line["event"] == "request"]
+    with sqlite3.connect(tmp_path / "gateway" / "data" / "tollgate.sqlite3") as database:
+        accounted = dict(database.execute("SELECT request_id, cost_pico_usd FROM usage_events"))
+    database.close()
+    assert counted == len(requests) == len(accounted) > 2
+    assert {line["request_id"]: line["cost_pico_usd"] for line in requests} == accounted
+    assert {line["cache"] for line in requests} == {"miss", "hit"}
+
+
+def test_numbers_in_turn_are_the_same_in_every_drive_and_begin_elsewhere():
+    server = Server("none", PORT, psutil.Process())
+    load = Load(fresh=False, in_turn=1_000)
+    drives = [list(itertools.islice(load.requests(server), 1_000)) for _ in range(2)]
+    assert set(drives[0]) == set(drives[1])
+    assert len(set(drives[0])) == 1_000
+    assert drives[0][0] not in {*drives[1][:100], *drives[1][-100:]}
 
 
 def test_a_server_that_leaves_or_refuses_is_no_measurement(tmp_path):
