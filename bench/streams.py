@@ -252,7 +252,7 @@ def many(place: Path, rounds: int, chunks: int) -> list[Figure]:
         figures += [
             Figure.of(f"memory for each {each}", [crowd.bytes_each / 1024 for crowd in crowds], "KiB", target=kib),
             Figure(f"longest stall {each}", max(stalls), "ms", ms, spread=(min(stalls), max(stalls))),
-            Figure(f"longest stall at the beginning {each}", max(begins), "ms", spread=(min(begins), max(begins))),
+            Figure(f"longest stall at the beginning {each}", max(begins), "ms", ms, spread=(min(begins), max(begins))),
         ]
     return figures
 
