@@ -17,7 +17,7 @@ from processes import workbench
 from servers import REFUSED, UNLIMITED, ask, gateway, upstream
 
 REQUESTS = 1_000_000
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 135.0
 """When it ends at the latest: a machine that is busy with other things may not see a million by then."""
 RESIDENT_MB = 90.0
 FLAT_PERCENT = 5.0
@@ -53,8 +53,8 @@ def measure(requests: int) -> list[Figure]:
     ):
         ask(server, known.body.encode())
         turns = (
-            (server, known, 8.0),
-            (server.as_team("refused"), Load(known.body, fresh=False, refused=True), 3.0),
+            (server, known, 10.0),
+            (server.as_team("refused"), Load(known.body, fresh=False, refused=True), 2.0),
             (server, Load(), 1.0),
         )
         samples.append(Sample(0, server.resident_bytes() / 1e6))
@@ -65,10 +65,10 @@ def measure(requests: int) -> list[Figure]:
                 seen = closed_loop(asked_of, load, seconds, client)
                 asked += round(seen.per_second * seconds)
             samples.append(Sample(asked, server.resident_bytes() / 1e6))
-    return figures(samples)
+    return figures(samples, requests)
 
 
-def figures(samples: Sequence[Sample]) -> list[Figure]:
+def figures(samples: Sequence[Sample], wanted: int) -> list[Figure]:
     """What was held at the start, after a quarter and at the end, and what the last three quarters have added."""
     first, last = samples[0], samples[-1]
     quarter = next(each for each in samples if each.requests * 4 >= last.requests)
@@ -76,7 +76,7 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
     most = max(each.resident_mb for each in samples)
     return [
         Figure("resident memory when ready, one request on", first.resident_mb, "MB", target=RESIDENT_MB),
-        Figure("requests", last.requests, ""),
+        Figure("requests while memory is looked at", last.requests, "", target=wanted, better="more"),
         Figure("resident memory after a quarter of them", quarter.resident_mb, "MB"),
         Figure("resident memory after all of them", last.resident_mb, "MB"),
         Figure("most that was seen", most, "MB"),
