@@ -9,6 +9,8 @@ __all__ = ["keep_loop_steady"]
 
 _SWITCH_SECONDS = 0.0005
 """How long a thread that computes may keep the loop from the interpreter's lock, each time it wants it back."""
+_YOUNGEST = 2_500
+"""Objects that are made before the youngest are collected: more than many requests have under way between them."""
 _OLDEST = 2
 _MOST_WALKED = 50_000
 """Objects that a full collection leaves to the next one: it walks over all of them, while the loop waits."""
@@ -22,6 +24,7 @@ def keep_loop_steady() -> None:
     way at that moment. For the whole process, once it serves.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.set_threshold(_YOUNGEST)
     gc.collect()
     gc.freeze()
     if _set_aside not in gc.callbacks:

@@ -41,6 +41,30 @@ seen.append(gc.get_freeze_count())
 print(json.dumps([_MOST_WALKED, *seen]))
 """
 
+WAVES = """
+import gc
+from proxy.app.steady import keep_loop_steady
+
+class Request:
+    pass
+
+def wave():
+    under_way = [Request() for _ in range(32)]
+    for each in under_way:
+        each.parts = [[] for _ in range(60)]
+
+keep_loop_steady()
+before = gc.get_stats()[0]["collections"]
+for _ in range(50):
+    wave()
+print(gc.get_stats()[0]["collections"] - before)
+"""
+
+
+def test_a_wave_of_requests_is_no_reason_to_collect():
+    said = subprocess.run([sys.executable, "-c", WAVES], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert int(said) <= 2
+
 
 def test_what_has_become_many_is_walked_over_once():
     said = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True, timeout=60).stdout
