@@ -17,8 +17,11 @@ from proxy.ports import CacheAddress
 __all__ = ["Body", "Origin", "Recent", "Understood"]
 
 _MAX_BODY_BYTES = 65_536
-_MAX_BYTES = 4 * 1024 * 1024
-"""Of bodies; what was read of them takes some four times as much."""
+_MAX_BYTES = 8 * 1024 * 1024
+"""Of bodies and what was read of them."""
+_VALUE_BYTES = 64
+_CONTAINER_BYTES = 128
+"""More than a value takes, and than an object or a list does, of which the garbage collector has to look at each."""
 _MAX_KEPT = 4_096
 """Bodies: whatever their size, the garbage collector has to look at what was read of each."""
 _MAX_ADDRESSES = 8
@@ -40,6 +43,8 @@ class Understood(msgspec.Struct, eq=False, gc=False):
     judged: bool = False
     reason: str | None = None
     """Why it cannot be answered twice, once it is judged."""
+    held_bytes: int = 0
+    """What it was taken to hold when it was kept."""
     addresses: dict[Origin, CacheAddress] = {}
     """Where its answers are, as far as they were asked for of late."""
 
@@ -84,11 +89,17 @@ class Recent:
 
     def keep(self, understood: Understood) -> None:
         """Remember one that came again: most never do."""
-        size_bytes = len(understood.body[-1])
-        if size_bytes > _MAX_BODY_BYTES or understood.body in self._kept:
+        raw = understood.body[-1]
+        if len(raw) > _MAX_BODY_BYTES or understood.body in self._kept:
             return
+        understood.held_bytes = _held_bytes(raw)
         self._kept[understood.body] = understood
-        self._bytes += size_bytes
+        self._bytes += understood.held_bytes
         while self._bytes > _MAX_BYTES or len(self._kept) > _MAX_KEPT:
-            oldest, _ = self._kept.popitem(last=False)
-            self._bytes -= len(oldest[-1])
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.held_bytes
+
+
+def _held_bytes(raw: bytes) -> int:
+    """What a body takes as it is and as it was read, told by its bytes: three of them may have become an object."""
+    return len(raw) + _VALUE_BYTES * raw.count(b",") + _CONTAINER_BYTES * (raw.count(b"{") + raw.count(b"["))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from multidict import CIMultiDict
 
+from proxy.core.asked import Asked
 from proxy.core.chat import parse_chat
 from proxy.core.errors import ModelNotFound
 from proxy.core.principal import CacheMode
@@ -155,10 +156,32 @@ def test_the_latest_are_kept_within_a_bound():
     for number in range(1, 200):
         assert recent.find(first.body) is first, "what is asked for goes last"
         recent.keep(one(number, 60_000))
-    assert len(recent) * 60_000 <= 4 * 1024 * 1024 < (len(recent) + 2) * 60_200
+    assert len(recent) * 60_000 <= 8 * 1024 * 1024 < (len(recent) + 2) * 61_500
     too_large = one(1_000, 70_000)
     recent.keep(too_large)
     assert recent.find(too_large.body) is None
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", '"ab"', '[{"a":[]}]'])
+def test_many_values_in_few_bytes_fill_no_memory_and_keep_no_collector_busy(value):
+    recent = Recent()
+    last = None
+    for number in range(16):
+        body = f'{{"model":"gpt-4o-mini","n{number}":[{",".join([value] * (60_000 // (len(value) + 1)))}]}}'.encode()
+        last = Understood(("growth", "chat", "", body), "gpt-4o-mini", Asked(parse_object(body), body, "gpt-4o-mini"))
+        recent.keep(last)
+    assert recent.find(last.body) is last
+    kept = [list(_values(each.asked.body)) for each in recent._kept.values()]
+    assert sum(map(len, kept)) < 140_000
+    assert sum(isinstance(each, (dict, list)) for values in kept for each in values) < 70_000
+
+
+def _values(value):
+    """A value and all in it."""
+    yield value
+    if isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _values(each)
 
 
 def test_so_many_are_kept_at_most_however_small():
