@@ -3,10 +3,11 @@
 A section is a script with `--json FILE`: it prints its table and, where asked to, writes a JSON list of
 
     {"what": str, "value": number, "unit": str, "target": number | null, "better": "more" | "less",
-     "spread": [low, high] | null}
+     "spread": [low, high] | null, "quiet": bool}
 
-`target` is null where a figure has none, `spread` where it was taken once. `what` names the figure by itself: it stands
-in one table with those of the other sections. `bench/run.py` gathers the lists.
+`target` is null where a figure has none, `spread` where it was taken once; what was not `quiet` is held to no target.
+`what` names the figure by itself: it stands in one table with those of the other sections. `bench/run.py` gathers the
+lists.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ class Figure:
     target: float | None = None
     better: Literal["more", "less"] = "less"
     spread: tuple[float, float] | None = None
+    quiet: bool = True
+    """Whether the machine left it alone, as far as that can be told."""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
-        if self.target is None:
+        """Whether the target is met; None where there is none, or where other work was in the way."""
+        if self.target is None or not self.quiet:
             return None
         return self.value >= self.target if self.better == "more" else self.value <= self.target
 
     @classmethod
     def of(cls, what: str, rounds: Sequence[float], unit: str, **rest: Any) -> Figure:
-        """The median of the rounds, with its spread; `rest` is target and better."""
+        """The median of the rounds, with its spread; `rest` is target, better and quiet."""
         return cls(what, statistics.median(rounds), unit, spread=(min(rounds), max(rounds)), **rest)
 
 
@@ -51,13 +54,13 @@ def number(value: float) -> str:
 
 
 def lines(figures: Iterable[Figure]) -> list[str]:
-    """The table: what, seen, spread, target, met or short."""
+    """The table: what, seen, spread, target, met or short, or noisy where that cannot be told."""
     rows = [("what", "seen", "spread", "target", "")]
     for each in figures:
         spread = "" if each.spread is None else f"{number(each.spread[0])} .. {number(each.spread[1])}"
         sign = ">=" if each.better == "more" else "<="
         target = "" if each.target is None else f"{sign} {number(each.target)} {each.unit}".rstrip()
-        verdict = {None: "", True: "met", False: "short"}[each.met]
+        verdict = {None: "" if each.quiet else "noisy", True: "met", False: "short"}[each.met]
         rows.append((each.what, f"{number(each.value)} {each.unit}".rstrip(), spread, target, verdict))
     wide = [max(len(row[column]) for row in rows) for column in range(5)]
     return [

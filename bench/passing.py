@@ -25,7 +25,7 @@ TARGETS = {EMBEDDED: 0.6, ON_REDIS: 0.5}
 ADDED_MS = {0.5: 0.5, 0.99: 3.0}
 """Targets of the latency that is added, at quantiles."""
 QUIET_MS = {0.5: 2.0, 0.99: 10.0}
-"""What the bare server's may be: where it takes longer, it waits for others, and nothing is held to a target."""
+"""What the bare server's may be: where it takes longer, it waits for others, and nothing is held to its target."""
 WARM_SECONDS = 1.0
 SMALL = ("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
 
@@ -87,7 +87,7 @@ def latencies(waits: dict[str, list[Waits]], per_second: float) -> list[Figure]:
         quiet = statistics.median(bare_ms) <= QUIET_MS[part]
         for name, wanted in ((EMBEDDED, target), (ON_REDIS, None)):
             added = [each.quantile(part) / 1e3 - other for each, other in zip(waits[name], bare_ms, strict=True)]
-            figures.append(Figure.of(f"{name}: added {told}", added, "ms", target=wanted if quiet else None))
+            figures.append(Figure.of(f"{name}: added {told}", added, "ms", target=wanted, quiet=quiet))
     return figures
 
 

@@ -20,7 +20,7 @@ import psutil
 from figures import Figure, arguments, deliver
 from load import QUESTION, Load, Seen, closed_loop, default_client
 from processes import free_ports, running, server_cores, wait_until_ready, workbench
-from rounds import interleaved, rates
+from rounds import interleaved, rates, ratios
 from servers import HERE, Server, ask, bare, gateway, upstream
 
 LITELLM, PORTKEY = "litellm[proxy]==1.106.2", "@portkey-ai/gateway@1.15.2"
@@ -94,8 +94,7 @@ def measure(rounds: int, seconds: float, client: str) -> list[Figure]:
         seen = interleaved(list(servers), drive, rounds)
     figures = rates(seen)
     for name, target in TARGETS.items():
-        times = [one.per_second / other.per_second for one, other in zip(seen[OURS], seen[name], strict=True)]
-        figures.append(Figure.of(f"{OURS}, of {name}", times, "x", target=target, better="more"))
+        figures += ratios(seen, name, {OURS: target})
     return figures
 
 

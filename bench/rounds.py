@@ -48,6 +48,6 @@ def ratios(seen: Mapping[str, Sequence[Seen]], base: str, targets: Mapping[str, 
         by_rate = [one.per_second / other.per_second for one, other in pairs]
         quiet = min(statistics.median(each.cores for each in seen[which]) for which in (name, base)) >= QUIET_CORES
         by_cpu = [other.cpu_microseconds / one.cpu_microseconds for one, other in pairs]
-        figures.append(Figure.of(f"{name}, of {base}", by_rate, "", target=target if quiet else None, better="more"))
+        figures.append(Figure.of(f"{name}, of {base}", by_rate, "", target=target, better="more", quiet=quiet))
         figures.append(Figure.of(f"{name}, of {base}, by CPU", by_cpu, "", target=target, better="more"))
     return figures

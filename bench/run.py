@@ -1,7 +1,7 @@
 """`make bench`: every measurement in turn, each a script of its own; then one table of all that has a target.
 
 A section takes `--json FILE` and `--quick`, prints its own table, and writes the list of figures that `figures.py`
-describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread"}`. All lists
+describes: `{"what", "value", "unit", "target": number | null, "better": "more" | "less", "spread", "quiet"}`. All lists
 together, with what the machine is, become `bench/results/bench.json`; each is beside it under its section's name.
 
 Absolute figures move with the machine; compare only figures of one run. The exit status says whether all sections ran,
@@ -128,7 +128,7 @@ def leave(child: subprocess.Popen[bytes]) -> None:
 
 def conclude(figures: dict[str, list[Figure]]) -> None:
     """One table of all that has a target."""
-    print("\nAll that has a target; rates and added latencies where the machine was quiet alone\n")
+    print("\nAll that has a target; noisy: other work on the machine was in the way\n")
     show(each for seen in figures.values() for each in seen if each.target is not None)
 
 

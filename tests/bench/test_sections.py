@@ -27,8 +27,11 @@ def test_the_pass_through_is_measured_from_both_sides():
     assert all(figure.value > 0 for figure in figures if figure.unit == "/s")
     targets = {what: (figure.target, figure.better) for what, figure in seen.items() if figure.target is not None}
     assert {"governed pass-through, embedded, of bare pass-through", "bare pass-through: busy"} < seen.keys()
-    # Whether rates and latencies have targets depends on how quiet the machine was.
-    assert {what: target for what, target in targets.items() if "by CPU" in what} == {
+    assert targets == {
+        "governed pass-through, embedded, of bare pass-through": (0.6, "more"),
+        "governed pass-through, Redis, of bare pass-through": (0.5, "more"),
+        "governed pass-through, embedded: added p50 at 50/s, open loop": (0.5, "less"),
+        "governed pass-through, embedded: added p99 at 50/s, open loop": (3.0, "less"),
         "governed pass-through, embedded, of bare pass-through, by CPU": (0.6, "more"),
         "governed pass-through, Redis, of bare pass-through, by CPU": (0.5, "more"),
     }
@@ -47,7 +50,8 @@ def test_latency_is_added_within_a_round_and_counts_only_where_it_is_quiet():
     }
     held_up = [Waits((11_000.0,), 0)]
     told = passing.latencies({passing.BARE: held_up, passing.EMBEDDED: held_up, passing.ON_REDIS: held_up}, 500)
-    assert [figure.target for figure in told] == [None] * 6
+    assert [figure.quiet for figure in told if figure.target is not None] == [False] * 2
+    assert [figure.met for figure in told] == [None] * 6
 
 
 def test_all_sections_become_one_table_and_one_file(tmp_path):
@@ -129,7 +133,7 @@ def test_a_ratio_is_of_one_round_and_its_rate_counts_only_where_it_is_quiet():
     assert (cpu.value, cpu.target) == (pytest.approx(0.5 / 0.9), 0.6)
     for noisy in ({"bare": drives((8_000,), 0.8), "ours": bare[:1]}, {"bare": bare[:1], "ours": drives((8_000,), 0.8)}):
         rate, cpu = ratios(noisy, "bare", {"ours": 0.6})
-        assert (rate.value, rate.target, cpu.target) == (1, None, 0.6)
+        assert (rate.value, rate.target, rate.met, cpu.met) == (1, 0.6, None, True)
 
 
 def test_a_figure_tells_its_target_and_whether_it_is_met(tmp_path, capsys):
@@ -137,17 +141,19 @@ def test_a_figure_tells_its_target_and_whether_it_is_met(tmp_path, capsys):
         Figure("latency", 2.0, "ms", target=3.0),
         Figure("rate", 1234.5, "/s", target=2_000.0, better="more"),
         Figure.of("taken thrice", [3.0, 1.0, 2.0], "us"),
+        Figure("in a crowd", 9.0, "ms", target=3.0, quiet=False),
     ]
-    assert [figure.met for figure in figures] == [True, False, None]
+    assert [figure.met for figure in figures] == [True, False, None, None]
     assert figures[2].value == 2.0
     assert [line.split() for line in lines(figures)] == [
         ["what", "seen", "spread", "target"],
         ["latency", "2", "ms", "<=", "3", "ms", "met"],
         ["rate", "1,234", "/s", ">=", "2,000", "/s", "short"],
         ["taken", "thrice", "2", "us", "1", "..", "3"],
+        ["in", "a", "crowd", "9", "ms", "<=", "3", "ms", "noisy"],
     ]
     deliver(figures, tmp_path / "deep" / "figures.json")
-    assert capsys.readouterr().out.count("\n") == 4
+    assert capsys.readouterr().out.count("\n") == 5
     assert read(tmp_path / "deep" / "figures.json") == figures
     write(tmp_path / "none.json", [])
     assert read(tmp_path / "none.json") == []
