@@ -14,6 +14,7 @@ from yarl import URL
 from proxy.adapters.pacer import FREE_TURN, Pacer
 from proxy.adapters.request_head import header_lines, is_plain_target, request_head
 from proxy.adapters.upstream_connector import (
+    FINAL,
     LONGEST_LINE_BYTES,
     READ_AHEAD_BYTES,
     Destination,
@@ -155,6 +156,9 @@ class OpenAIUpstream:
                     allow_redirects=False,
                     auto_decompress=not request.as_it_is,
                 )
+            if response.status < FINAL:
+                response.close()
+                raise aiohttp.ClientPayloadError("upstream answers with what is no answer")
         except _FOREIGN as error:
             if sent is not None and sent.error is not None:
                 raise sent.error from None

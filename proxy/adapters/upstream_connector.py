@@ -30,10 +30,12 @@ from aiohttp.connector import Connection  # nor for the right to use one
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-__all__ = ["LONGEST_LINE_BYTES", "READ_AHEAD_BYTES", "Destination", "Received", "UpstreamConnector"]
+__all__ = ["FINAL", "LONGEST_LINE_BYTES", "READ_AHEAD_BYTES", "Destination", "Received", "UpstreamConnector"]
 
 LONGEST_LINE_BYTES = 65_536
 """Of the head of an answer."""
+FINAL = 200
+"""The first status of an answer; another protocol is never asked for."""
 READ_AHEAD_BYTES = 2**18
 """Of a body that nobody takes: twice as many, and the connection is read no further."""
 
@@ -149,8 +151,10 @@ class UpstreamConnector(aiohttp.TCPConnector):
                 protocol.set_response_params(skip_payload=is_head, auto_decompress=decompress, **self._expected)  # type: ignore[union-attr]  # none was released yet
                 protocol.send(head, body)  # type: ignore[union-attr]  # by `_factory`
                 message, content = await protocol.read()  # type: ignore[union-attr]
-                while 100 <= message.code < _FINAL and message.code != _SWITCHING:
+                while _goes_on(message.code):
                     message, content = await protocol.read()  # type: ignore[union-attr]
+                if message.code < FINAL:
+                    raise aiohttp.ClientPayloadError("upstream answers with what is no answer")
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
                 _cut(connection)
                 if not is_idempotent:
@@ -170,6 +174,11 @@ class UpstreamConnector(aiohttp.TCPConnector):
             return await self.connect(to, [], self._timeout)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError("no connection in time") from error
+
+
+def _goes_on(status: int) -> bool:
+    """Whether a head announces another one. The parser takes any three digits for a status."""
+    return _CONTINUE <= status < FINAL and status != _SWITCHING
 
 
 def _cut(connection: Connection) -> None:
@@ -241,7 +250,9 @@ class _Connection(ResponseHandler):
             self._end()
             return
         message, _ = data
-        self._answered = message.code >= _FINAL or message.code == _SWITCHING
+        self._answered = not _goes_on(message.code)
+        if message.code < FINAL and self._answered:
+            self.force_close()
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
@@ -290,7 +301,7 @@ class _Connection(ResponseHandler):
 
 
 _SCHEMES = frozenset({"http", "https"})
-_FINAL, _SWITCHING = 200, 101
+_CONTINUE, _SWITCHING = 100, 101
 _PIECE_BYTES = 65_536
 """To copy so much costs less than to write twice."""
 _SOON_SECONDS = 0.001

@@ -241,6 +241,30 @@ async def test_answers_after_which_it_does_not(upstream, peer, answer):
     assert peer.connections == 2
 
 
+@pytest.mark.parametrize("by_session", [False, True], ids=["itself", "by a session"])
+@pytest.mark.parametrize("status", [b"000", b"007", b"099", b"101"])
+async def test_a_status_below_all_answers_is_none_and_ends_the_connection(peer, status, by_session):
+    """What is said behind it is nobody's."""
+    strange = b"HTTP/1.1 %s Odd\r\nContent-Length: 0\r\n\r\n" % status
+
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(strange if peer.connections == 1 else OK)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        writer.write(OK.replace(b"{}", b"[]"))
+        await reader.read()
+
+    peer.script = script
+    async with served(peer) as url, open_session(max_connections=4, connect_seconds=2, idle_seconds=5) as session:
+        upstream = OpenAIUpstream("openai", url, KEY, session)
+        path = "/models?#" if by_session else "/models"
+        assert await fault_of(upstream, UpstreamRequest("POST", path, (), b"{}")) is UpstreamFault.BROKEN
+        assert not session.connector._acquired
+        assert not session.connector._conns
+        assert await whole(upstream, POST) == b"{}"
+
+
 async def test_heads_alone_and_answers_without_a_body_leave_the_connection_as_it_was(upstream, peer):
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     peer.answers(
