@@ -89,6 +89,8 @@ class ChangesSeen:
     """Ids of keys, and names of teams, that are another than at the look before; None: any may be."""
     teams: tuple[str, ...] = ()
     """Names of teams that were made since the look before; at the first look, the newest, so many at most."""
+    written_ms: int | None = None
+    """When the line of `serial` was written, unix milliseconds: while it stands there, it is the same database."""
 
 
 class KeyStore(Protocol):

@@ -176,6 +176,31 @@ async def test_another_database_in_the_place_of_the_one_that_was_seen_is_looked_
     assert await store.changes(later) == seen
 
 
+@pytest.mark.parametrize("made_since", [1, 2])
+async def test_a_database_that_has_lost_changes_is_looked_at_anew_however_many_were_made_since(
+    store, registry, engine, made_since
+):
+    """A standby takes over that had not heard of the last one; as many, or more, are made before the next look."""
+    registry.add_team("growth", "free")
+    kids = [registry.issue_key("growth").record.kid for _ in range(2)]
+    registry.set_team("growth", weight=2)
+    seen = await store.changes(None)
+    revision = seen.revision
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DELETE FROM audit_log WHERE id = {seen.serial}")
+        connection.exec_driver_sql("UPDATE config_revision SET revision = revision - 1")
+        line = "INSERT INTO audit_log (id, at_ms, actor, action, subject, details) VALUES"
+        for number, kid in enumerate(kids[:made_since]):
+            values = f"({seen.serial + number}, {seen.written_ms + 60_000}, 'cli', 'key.revoke', '{kid}', '{{}}')"
+            connection.exec_driver_sql(f"{line} {values}")
+            connection.exec_driver_sql("UPDATE config_revision SET revision = revision + 1")
+    anew = await store.changes(seen)
+    assert anew.revision == revision + made_since - 1
+    assert (anew.changed, anew.ended) == (None, None)
+    assert anew != seen
+    assert await store.changes(anew) is anew
+
+
 async def test_what_changes_no_key_and_no_team_is_no_change(store, registry, engine):
     """A line of the ledger's is written beside those of administrators, and may be seen before one that is older."""
     registry.add_team("growth", "free")

@@ -137,35 +137,44 @@ class SqlKeyStore:
         # At one instant: a line that is not here yet comes with a later revision.
         with reading(self._engine, "keys", "changes") as connection:
             revision = _revision(connection)
-            if seen is not None and revision == seen.revision:
+            is_known = seen is not None and _written_ms(connection, seen.serial) == seen.written_ms
+            if seen is not None and is_known and revision == seen.revision:
                 return seen
-            lines = select(audit_log.c.id, audit_log.c.action, audit_log.c.subject).where(
-                audit_log.c.action != _OUT_OF_TURN
-            )
-            if seen is None or revision < seen.revision:
-                # Nothing was seen yet, or what was seen is no more: another database is in its place.
-                last = connection.execute(lines.order_by(audit_log.c.id.desc()).limit(1)).first()
+            line = audit_log.c
+            lines = select(line.id, line.at_ms, line.action, line.subject).where(line.action != _OUT_OF_TURN)
+            if seen is None or not is_known or revision < seen.revision:
+                # Nothing was seen yet, or what was seen is no more: another database is in its place, such as a
+                # standby that had not heard of the last changes, however many were made in it since.
+                last = connection.execute(lines.order_by(line.id.desc()).limit(1)).first()
                 newest = select(teams.c.name).order_by(teams.c.created_at_ms.desc(), teams.c.name).limit(_NEWEST_TEAMS)
                 names = tuple(connection.execute(newest).scalars())
-                return ChangesSeen(revision, last.id if last else 0, None, None, names)
-            since = connection.execute(lines.where(audit_log.c.id > seen.serial).order_by(audit_log.c.id)).all()
-        told = [(line.action, line.subject) for line in since]
+                serial, written_ms = (last.id, last.at_ms) if last else (0, None)
+                return ChangesSeen(revision, serial, None, None, names, written_ms)
+            since = connection.execute(lines.where(line.id > seen.serial).order_by(line.id)).all()
+        told = [(each.action, each.subject) for each in since]
         ended = frozenset(subject for action, subject in told if action in _ENDS_KEYS)
         changed = frozenset(subject for action, subject in told if action in _CHANGES_SUBJECT)
         # Each change moves the revision on by one: what no line tells of may have changed anything.
         is_told = revision - seen.revision == sum(action in _CHANGES_SUBJECT | _MAKES for action, _ in told)
         return ChangesSeen(
             revision,
-            max((line.id for line in since), default=seen.serial),
+            since[-1].id if since else seen.serial,
             None if any(action == _MAY_END_ANY for action, _ in told) else ended,
             changed if is_told else None,
             tuple(subject for action, subject in told if action == _MAKES_TEAM),
+            since[-1].at_ms if since else seen.written_ms,
         )
 
 
 def _revision(connection: Connection) -> int:
     revision: int = connection.execute(select(config_revision.c.revision)).scalar_one()
     return revision
+
+
+def _written_ms(connection: Connection, serial: int) -> int | None:
+    """When a line of the audit log was written; None where there is none."""
+    written_ms: int | None = connection.execute(select(audit_log.c.at_ms).where(audit_log.c.id == serial)).scalar()
+    return written_ms
 
 
 def _is_retired(connection: Connection, version: int) -> bool:
