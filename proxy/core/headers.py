@@ -38,6 +38,8 @@ _NEVER_FORWARDED_PREFIXES = ("x-forwarded-", "x-tollgate-")
 
 _JSON = re.compile(r"application/json[ \t]*(?:;[ \t]*charset=\"?utf-?8\"?[ \t]*)?", re.ASCII | re.IGNORECASE)
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
 _RETURNED = frozenset({"content-type", "openai-processing-ms", "openai-version", "openai-model"})
 _RETURNED_WITH_ERRORS = _RETURNED | frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 _RETURNED_AS_IT_IS = _RETURNED_WITH_ERRORS | frozenset(
@@ -127,15 +129,25 @@ def as_it_is(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def returnable(headers: Iterable[tuple[str, str]], *, error: bool) -> tuple[tuple[str, str], ...]:
-    """Keep upstream's headers that reach the client; cookies, organisation and rate limits are our account's own."""
-    kept = _RETURNED_WITH_ERRORS if error else _RETURNED
-    # An HTTP library has a class of its own for names, which no format that an answer is kept in has a place for.
-    return tuple((str(name), str(value)) for name, value in headers if name.lower() in kept)
+    """Keep upstream's headers that reach the client; cookies, organisation and rate limits are our account's own.
+
+    One that holds a control character stays behind: no head may have it, and the answer is worth more.
+    """
+    return _of(_RETURNED_WITH_ERRORS if error else _RETURNED, headers)
 
 
 def returned_as_it_is(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Keep upstream's headers of an answer whose body passes untouched: with those, what says how to read it."""
-    return tuple((str(name), str(value)) for name, value in headers if name.lower() in _RETURNED_AS_IT_IS)
+    return _of(_RETURNED_AS_IT_IS, headers)
+
+
+def _of(names: frozenset[str], headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    # An HTTP library has a class of its own for names, which no format that an answer is kept in has a place for.
+    return tuple(
+        (str(name), str(value))
+        for name, value in headers
+        if name.lower() in names and (value.isprintable() or _CONTROL.search(value) is None)
+    )
 
 
 def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:

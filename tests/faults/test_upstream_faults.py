@@ -535,3 +535,24 @@ async def test_an_upstream_that_refuses_stream_options_is_not_asked_for_usage(op
     (event,) = await gateway.events()
     assert (event["outcome"], event["estimated"]) == ("ok", True)
     assert event["output_tokens"] >= 16
+
+
+@pytest.mark.parametrize("asked", [CHAT, STREAM], ids=["whole", "stream"])
+async def test_a_header_that_no_head_may_have_does_not_keep_the_answer_from_its_client(
+    open_gateway: Open, asked: dict
+) -> None:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kind, body = "application/json", COMPLETION
+        if asked is STREAM:
+            kind, body = "text/event-stream", chunk("deep", "stop") + b"data: [DONE]\n\n"
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nopenai-version: a\x01b\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+
+    async with ScriptedUpstream(script) as base_url:
+        gateway = await open_gateway(**{"upstream.base_url": base_url})
+        got = await gateway.raw(gateway.request_bytes(asked))
+        assert got.status == 200
+        assert b"deep" in got.body
+        assert "openai-version" not in got.headers

@@ -3,7 +3,14 @@ from multidict import CIMultiDict
 
 from proxy.core import headers
 from proxy.core.bucket import Gauge, Standing
-from proxy.core.headers import as_json, forwardable, rate_limit_headers, returnable, without_keys
+from proxy.core.headers import (
+    as_json,
+    forwardable,
+    rate_limit_headers,
+    returnable,
+    returned_as_it_is,
+    without_keys,
+)
 
 SECRETS = ["Authorization", "api-key", "X-Api-Key", "Cookie", "Proxy-Authorization"]
 OURS = ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect",
@@ -102,6 +109,13 @@ def test_what_comes_back_is_plain_text():
     headers = CIMultiDict([("Content-Type", "application/json"), ("openai-version", "2020-10-01")])
     assert {type(name) for name in headers} != {str}
     assert {type(text) for pair in returnable(headers.items(), error=False) for text in pair} == {str}
+
+
+@pytest.mark.parametrize("character", [chr(code) for code in (*range(32), 127) if code != 9])
+def test_what_no_head_may_have_stays_behind_and_nothing_else(character):
+    bad, fine = ("Content-Type", f"application/json{character}"), ("openai-version", "2020-10-01\t\xe9")
+    assert returnable([bad, fine], error=False) == returnable([bad, fine], error=True) == (fine,)
+    assert returned_as_it_is([("ETag", f"a{character}b"), fine]) == (fine,)
 
 
 def test_where_the_limits_stand():
