@@ -6,6 +6,8 @@ aiohttp, the pool stays (keep-alive, limits, TLS, proxies, names, addresses trie
 Where the framing of a body breaks in its middle, aiohttp 3.14 closes the connection and notes the error with it, but
 not with the body: whoever reads that would wait for ever, for its silence is no longer measured either.
 
+Where a connection breaks in a body that goes to its end, aiohttp takes what has come for the whole of it.
+
 What upstream says behind the end of an answer, or on a connection that nobody uses, aiohttp keeps for the next request
 on that connection: somebody would be given another one's answer, and so would all who come after.
 
@@ -263,8 +265,11 @@ class _Connection(ResponseHandler):
             body.set_exception(aiohttp.ClientPayloadError("the framing of the body is broken"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End."""
+        """End. A body whose end is that of its connection has not come whole where that broke."""
         self._left = b""
+        body = self._payload
+        if exc is not None and body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the connection broke before the end of the body"))
         if self._read_timeout_handle is not None:
             self._read_timeout_handle.cancel()
             self._read_timeout_handle = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import ssl
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -101,6 +103,7 @@ def tls() -> bool:
     return False
 
 
+BOTH_WAYS = pytest.mark.parametrize("path", ["/models", "/models#"], ids=["itself", "by a session"])
 BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 
@@ -241,9 +244,9 @@ async def test_answers_after_which_it_does_not(upstream, peer, answer):
     assert peer.connections == 2
 
 
-@pytest.mark.parametrize("by_session", [False, True], ids=["itself", "by a session"])
+@BOTH_WAYS
 @pytest.mark.parametrize("status", [b"000", b"007", b"099", b"101"])
-async def test_a_status_below_all_answers_is_none_and_ends_the_connection(peer, status, by_session):
+async def test_a_status_below_all_answers_is_none_and_ends_the_connection(peer, status, path):
     """What is said behind it is nobody's."""
     strange = b"HTTP/1.1 %s Odd\r\nContent-Length: 0\r\n\r\n" % status
 
@@ -258,11 +261,33 @@ async def test_a_status_below_all_answers_is_none_and_ends_the_connection(peer, 
     peer.script = script
     async with served(peer) as url, open_session(max_connections=4, connect_seconds=2, idle_seconds=5) as session:
         upstream = OpenAIUpstream("openai", url, KEY, session)
-        path = "/models?#" if by_session else "/models"
         assert await fault_of(upstream, UpstreamRequest("POST", path, (), b"{}")) is UpstreamFault.BROKEN
         assert not session.connector._acquired
         assert not session.connector._conns
         assert await whole(upstream, POST) == b"{}"
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Type: a/b\r\n\r\n"])
+async def test_a_body_to_the_end_of_a_connection_that_breaks_is_not_whole(peer, head, path):
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(head + b"half")
+        await go_on.wait()
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    peer.script, go_on = script, asyncio.Event()
+    async with served(peer) as url, open_session(max_connections=4, connect_seconds=2, idle_seconds=5) as session:
+        answer = await OpenAIUpstream("openai", url, KEY, session).send(UpstreamRequest("POST", path, (), b"{}"))
+        chunks = answer.chunks()
+        assert await anext(chunks) == b"half"
+        go_on.set()
+        with pytest.raises(UpstreamFailure) as failure:
+            await anext(chunks)
+        assert failure.value.fault is UpstreamFault.BROKEN
+        answer.close()
+        assert not session.connector._acquired
 
 
 async def test_heads_alone_and_answers_without_a_body_leave_the_connection_as_it_was(upstream, peer):
