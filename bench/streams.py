@@ -220,12 +220,18 @@ def fast(place: Path, rounds: int, count: int) -> list[Figure]:
         name: [mine - theirs for mine, theirs in zip(waits[name], waits["upstream"], strict=True)]
         for name in ("bare", "ours")
     }
+    beside = {
+        "first": [mine - theirs for mine, theirs in zip(added["ours"], added["bare"], strict=True)],
+        "chunk": [mine - theirs for mine, theirs in zip(chunks["ours"], chunks["bare"], strict=True)],
+    }
     return [
         Figure.of("time to first chunk, straight to upstream", waits["upstream"], "ms"),
         Figure.of("added time to first chunk, bare pass-through", added["bare"], "ms"),
         Figure.of("added time to first chunk, Tollgate", added["ours"], "ms", target=0.5),
+        Figure.of("added time to first chunk, Tollgate, beyond the bare pass-through", beside["first"], "ms"),
         Figure.of("CPU per chunk, bare pass-through", chunks["bare"], "us"),
         Figure.of("CPU per chunk, Tollgate", chunks["ours"], "us", target=15.0),
+        Figure.of("CPU per chunk, Tollgate, beyond the bare pass-through", beside["chunk"], "us"),
         Figure.of("CPU per chunk of an answer that is kept, Tollgate", chunks["kept"], "us"),
     ]
 
