@@ -99,7 +99,7 @@ def main() -> None:
     except ImportError:
         loops = asyncio
     with TemporaryDirectory() as place, upstream(Path(place)) as server:
-        figures = loops.run(measure(server.base_url, 5 if chosen.quick else 60))
+        figures = loops.run(measure(server.base_url, 5 if chosen.quick else 25))
     show(figures)
     if chosen.json is not None:
         write(chosen.json, figures)

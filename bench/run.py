@@ -45,7 +45,7 @@ SECTIONS = {
     "memory": "Memory, at the start and after many requests",
 }
 """Scripts and what they measure, in this order."""
-OPTIONS = {"ledger": ("--events", "250000")}
+OPTIONS = {"ledger": ("--events", "100000")}
 """What sections are told beside: reports over a million events are in the section on growth, too."""
 LIBRARIES = ("aiohttp", "uvloop", "msgspec", "redis", "hiredis", "sqlalchemy", "prometheus-client")
 SECTION_SECONDS = 240.0

@@ -288,7 +288,7 @@ def show(steps: Sequence[Step]) -> None:
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", default=(), metavar="WORDS", help="steps whose name has one of them")
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="what cProfile sees of the chosen steps goes there"

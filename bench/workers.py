@@ -25,11 +25,11 @@ WARM_SECONDS = 1.0
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, help="4, or 2 where it is to be quick")
+    parser.add_argument("--rounds", type=int, help="3, or 2 where it is to be quick")
     parser.add_argument("--seconds", type=float, help="of one drive; 2, or 1 where it is to be quick")
     parser.add_argument("--client", choices=["wrk", "own"], default=default_client())
     chosen = parser.parse_args()
-    rounds = chosen.rounds or (2 if chosen.quick else 4)
+    rounds = chosen.rounds or (2 if chosen.quick else 3)
     seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
     deliver(measure(rounds, seconds, chosen.client), chosen.json)
 
