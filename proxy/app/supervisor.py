@@ -175,8 +175,10 @@ class Supervisor:
             raise RuntimeError("a worker is started with a pipe")
         # Settings go through the pipe, not the command line or the environment: they hold secrets.
         with suppress(ConnectionResetError, BrokenPipeError):
-            process.stdin.write(pickle.dumps(slot.seat))
-            await process.stdin.drain()
+            # One that has died in its first moments has closed it: uvloop then raises `RuntimeError`.
+            if not process.stdin.is_closing():
+                process.stdin.write(pickle.dumps(slot.seat))
+                await process.stdin.drain()
         slot.told.clear()
         if self._stopping.is_set():
             _signal(process, signal.SIGTERM)

@@ -10,6 +10,7 @@ import socket
 
 import psutil
 import pytest
+import uvloop
 
 from proxy.adapters.prometheus_shared import render_shared
 from proxy.app import open_database
@@ -63,6 +64,35 @@ async def test_a_worker_that_dies_is_replaced_in_its_seat_and_forgotten(tmp_path
     assert sorted(forgotten) == [0, 1, 1]
     assert all(gone(pid) for pid in last)
     assert supervisor.pids == ()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_worker_that_dies_before_it_is_told_its_seat_is_replaced(tmp_path, monkeypatch, new_loop):
+    settings = settings_in(tmp_path, workers=1)
+    start, dead = asyncio.create_subprocess_exec, []
+
+    async def start_one(*arguments, **options):
+        process = await start(*arguments, **options)
+        if not dead:
+            dead.append(process.pid)
+            process.kill()
+            await process.wait()
+            await until(process.stdin.is_closing, "its pipe is closed")
+        return process
+
+    async def see():
+        supervisor = Supervisor(settings, figures, forget_dead=lambda _: None)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(supervisor.run())
+            await supervisor.until_ready()
+            assert supervisor.restarts == 1
+            assert dead[0] not in supervisor.pids
+            supervisor.stop()
+            await supervisor.until_ended()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_one)
+    with open_database(settings), own_figures(tmp_path) as figures, asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(see())
 
 
 async def test_it_gives_up_where_no_worker_ever_serves(tmp_path, caplog):
