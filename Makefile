@@ -43,7 +43,7 @@ lock: ## Resolve dependencies anew (needs uv)
 	$(UV_COMPILE) --output-file tests/sdks/openai-2.txt tests/sdks/openai-2.in
 
 clean: ## Remove the environment and everything that tools leave behind
-	rm -rf $(VENV) tests/sdks/.installed .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) bench/.peers tests/sdks/.installed .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find proxy tests bench .ci -name __pycache__ -type d -prune -exec rm -rf {} +
 
 UV_COMPILE = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
