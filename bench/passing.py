@@ -78,8 +78,9 @@ def start(stack: ExitStack, place: Path) -> list[Server]:
 
 
 def latencies(waits: dict[str, list[Waits]], per_second: float) -> list[Figure]:
-    """Latency of the bare server, and what the others add to it."""
-    figures = []
+    """Latency of the bare server, what the others add to it, and how late the generator itself was."""
+    late = [each.late_p99_microseconds / 1e3 for rounds in waits.values() for each in rounds]
+    figures = [Figure.of(f"generator: late, p99 at {per_second:.0f}/s, open loop", late, "ms")]
     for part, target in ADDED_MS.items():
         told = f"p{part * 100:.0f} at {per_second:.0f}/s, open loop"
         bare_ms = [each.quantile(part) / 1e3 for each in waits[BARE]]

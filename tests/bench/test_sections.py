@@ -38,7 +38,7 @@ def test_the_pass_through_is_measured_from_both_sides():
 
 
 def test_latency_is_added_within_a_round_and_counts_only_where_it_is_quiet():
-    bare = [Waits((1_000.0,), 0), Waits((1_500.0,), 0), Waits((1_200.0,), 0)]
+    bare = [Waits((1_000.0,), 10), Waits((1_500.0,), 20), Waits((1_200.0,), 30)]
     ours = [Waits((1_400.0,), 0), Waits((1_900.0,), 0), Waits((9_200.0,), 0)]
     told = passing.latencies({passing.BARE: bare, passing.EMBEDDED: ours, passing.ON_REDIS: bare}, 500)
     added = {figure.what: (round(figure.value, 6), figure.target) for figure in told if "added" in figure.what}
@@ -48,10 +48,11 @@ def test_latency_is_added_within_a_round_and_counts_only_where_it_is_quiet():
         "governed pass-through, Redis: added p50 at 500/s, open loop": (0, None),
         "governed pass-through, Redis: added p99 at 500/s, open loop": (0, None),
     }
+    assert [(figure.value, figure.spread) for figure in told if "generator" in figure.what] == [(0.01, (0, 0.03))]
     held_up = [Waits((11_000.0,), 0)]
     told = passing.latencies({passing.BARE: held_up, passing.EMBEDDED: held_up, passing.ON_REDIS: held_up}, 500)
     assert [figure.quiet for figure in told if figure.target is not None] == [False] * 2
-    assert [figure.met for figure in told] == [None] * 6
+    assert [figure.met for figure in told] == [None] * 7
 
 
 def test_all_sections_become_one_table_and_one_file(tmp_path):
