@@ -65,6 +65,9 @@ class Protocol(web.RequestHandler):
             if not await self._handle_first():
                 break
             self._wait_for_another()
+            if self._messages:
+                # One client's many, answered without waiting for anything, are not served before all others.
+                await asyncio.sleep(0)
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:

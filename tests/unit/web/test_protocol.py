@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import weakref
+from itertools import pairwise
 
 import pytest
 from aiohttp import web
@@ -83,6 +84,25 @@ async def test_one_task_serves_all_requests_of_a_connection() -> None:
     await said(handler, GET, GET, GET)
     assert len(tasks) == 3
     assert len(set(tasks)) == 1
+
+
+async def test_many_that_come_at_once_leave_the_loop_its_turns() -> None:
+    """Their client would have the worker for itself, were they refusals or hits: those wait for nothing."""
+    served, seen = 0, []
+
+    async def handler(_: web.BaseRequest) -> Answer:
+        nonlocal served
+        served += 1
+        return Answer(200, OK, b"body")
+
+    async with connected(handler) as (connection, wire):
+        connection.data_received(GET * 200)
+        while served < 200:
+            seen.append(served)
+            await asyncio.sleep(0)
+        await turns()
+    assert len(wire.pieces) == 200
+    assert max(after - before for before, after in pairwise([*seen, 200])) == 1
 
 
 async def test_nothing_is_done_for_the_second_while_the_first_is_not_taken() -> None:
