@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from proxy.core.discreet import Discreet
 from proxy.core.strict_json import JsonObject
 
 __all__ = ["Asked"]
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
+class Asked(Discreet, frozen=True, gc=False):
     """A checked request; `body` is the parsed object, `raw` the bytes it came as; of a form its texts, and nothing."""
+
+    hidden = frozenset({"body", "raw"})
 
     body: JsonObject
     raw: bytes

@@ -1,5 +1,6 @@
 import pytest
 
+from proxy.core.asked import Asked
 from proxy.core.keys import ParsedKey
 from proxy.core.principal import KeySecret, Team
 from proxy.pipeline.exchange import Reply
@@ -13,6 +14,11 @@ HEADERS = (("X-Name", "secret"),)
     [
         (ParsedKey("kid", "secret"), "ParsedKey(kid='kid')"),
         (Patch(1, 2, b"secret"), "Patch(start=1, end=2)"),
+        (
+            Asked({"user": "secret"}, b'{"user":"secret"}', "gpt-4o"),
+            "Asked(model='gpt-4o', stream=False, include_usage=False, choices=1, generated=1, max_output_tokens=None, "
+            "max_output_param='max_tokens', service_tier=None, billed=True, tells_cost=True, state=None)",
+        ),
         (
             KeySecret(1, 2, b"secret", 3),
             "KeySecret(serial=1, pepper_id=2, created_at_ms=3, ends_at_ms=None, imported=False)",
