@@ -239,7 +239,7 @@ class SpoolWriter:
 
 
 def read_slice(segment: Segment, offset: int) -> Slice:
-    """Whole records from `offset` on, about a megabyte at most. Raises `OSError`."""
+    """Whole records from `offset` on, 128 KiB at most. Raises `OSError`."""
     with segment.path.open("rb", buffering=0) as file:
         if offset < len(MAGIC):
             if segment.size_bytes < len(MAGIC):
