@@ -2,7 +2,8 @@
 
 Requests of three kinds, one kind after the other, again and again: such as the cache answers, such as a limit refuses,
 and such as go upstream, each of them another, whose answers are kept: the cache, of 4 MB here, is full of them after a
-turn or two. Memory is looked at after each turn; it is flat where the last three quarters of all requests add next to nothing.
+turn or two. Memory is looked at after each turn; it is flat where the last three quarters of all requests add next to
+nothing.
 """
 
 from __future__ import annotations
