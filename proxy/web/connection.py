@@ -204,6 +204,12 @@ class Connection(Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def refuse_all(self) -> None:
+        """Put the answer to what is no request in the place of all that has come, and hear no more."""
+        self._messages.clear()
+        self._owner.watcher.malformed(Malformed.REQUEST)
+        self._refuse(HttpProcessingError())
+
     def look(self, now: float) -> None:
         """End it where its client has kept us waiting for too long. `now` is the loop's time in seconds."""
         wire, bounds = self._wire, self._bounds
@@ -245,7 +251,7 @@ class Connection(Protocol):
     def request_of(
         self, message: RawRequestMessage, payload: StreamReader, writer: AbstractStreamWriter
     ) -> web.BaseRequest:
-        """Make the request that a message of the parser is."""
+        """Make the request that a message of the parser is. Raises `ValueError` where its target names no host."""
         return self._owner.request_of(message, payload, self, writer)
 
     def is_last(self, request: web.BaseRequest) -> bool:

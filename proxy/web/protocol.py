@@ -43,7 +43,11 @@ class Protocol(web.RequestHandler):
     def request_of(
         self, message: RawRequestMessage, payload: StreamReader, writer: AbstractStreamWriter
     ) -> web.BaseRequest:
-        """Make the request that a message of the parser is."""
+        """Make the request that a message of the parser is. Raises `ValueError` where its target names no host."""
+
+    @abstractmethod
+    def refuse_all(self) -> None:
+        """Put the answer to what is no request in the place of all that has come, and hear no more."""
 
     @abstractmethod
     def is_last(self, request: web.BaseRequest) -> bool:
@@ -82,7 +86,11 @@ class Protocol(web.RequestHandler):
         if handler is None or owner is None or not isinstance(message, RawRequestMessage):
             return False
         owner.requests_count += 1
-        request = self.request_of(message, payload, StreamWriter(self, self._loop))
+        try:
+            request = self.request_of(message, payload, StreamWriter(self, self._loop))
+        except ValueError:
+            self.refuse_all()
+            return True
         try:
             answer, is_gone = await self._handle_request(request, None, handler)
             if is_gone:

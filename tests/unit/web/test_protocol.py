@@ -190,6 +190,27 @@ async def test_what_is_no_request_is_answered_in_its_turn() -> None:
     assert data.endswith(b"}")
 
 
+@pytest.mark.parametrize("body", [b"", b"Content-Length: 9\r\n"], ids=["none", "to come"])
+async def test_a_target_that_names_no_host_is_no_request(caplog: pytest.LogCaptureFixture, body: bytes) -> None:
+    """It would end the task of its connection, which then is open for ever: nobody is there to tell how long it is."""
+    served = []
+
+    async def handler(request: web.BaseRequest) -> Answer:
+        served.append(request.raw_path)
+        return Answer(200, OK, b"body")
+
+    async with connected(handler) as (connection, wire):
+        connection.data_received(
+            GET + b"POST http://xn--a/ HTTP/1.1\r\nHost: a\r\n%s\r\n" % body + (GET if not body else b"")
+        )
+        await turns()
+        connection.data_received(GET)
+        await turns()
+        assert re.findall(rb"HTTP/1\.[01] (\d{3}) ", b"".join(wire.pieces)) == [b"200", b"400"]
+    assert served == ["/"]
+    assert caplog.text == ""
+
+
 async def test_a_request_that_ends_just_when_shutdown_stops_waiting_for_it_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
