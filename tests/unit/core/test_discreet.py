@@ -16,8 +16,11 @@ HEADERS = (("X-Name", "secret"),)
         (Patch(1, 2, b"secret"), "Patch(start=1, end=2)"),
         (
             Asked({"user": "secret"}, b'{"user":"secret"}', "gpt-4o"),
-            "Asked(model='gpt-4o', stream=False, include_usage=False, choices=1, generated=1, max_output_tokens=None, "
-            "max_output_param='max_tokens', service_tier=None, billed=True, tells_cost=True, state=None)",
+            (
+                "Asked(model='gpt-4o', stream=False, include_usage=False, choices=1, generated=1, "
+                "max_output_tokens=None, max_output_param='max_tokens', service_tier=None, billed=True, "
+                "tells_cost=True, state=None)"
+            ),
         ),
         (
             KeySecret(1, 2, b"secret", 3),
