@@ -51,12 +51,10 @@ async def interpret(exchange: Exchange, body: bytes, services: Services) -> None
     understood = services.recent.find(known)
     if understood is None:
         if takes_long(body):
-            parsed = await asyncio.to_thread(_parse_long, exchange, body, services.policy)
-            named, asked, exchange.prompt_tokens = parsed
+            understood = Understood(known, *await asyncio.to_thread(_parse_long, exchange, body, services.policy))
         else:
-            named, asked = _parse(exchange, body, services.policy)
-        understood = Understood(known, named, asked)
-    exchange.understood = understood
+            understood = Understood(known, *_parse(exchange, body, services.policy))
+    exchange.understood, exchange.prompt_tokens = understood, understood.prompt_tokens
     _take(exchange, understood.named, understood.asked, services)
 
 

@@ -40,6 +40,8 @@ class Understood(msgspec.Struct, eq=False, gc=False):
     named: str
     """What the client calls the model."""
     asked: Asked
+    prompt_tokens: int | None = None
+    """Estimated, where that takes long."""
     judged: bool = False
     reason: str | None = None
     """Why it cannot be answered twice, once it is judged."""

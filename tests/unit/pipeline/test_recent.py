@@ -14,7 +14,7 @@ from proxy.core.chat import parse_chat
 from proxy.core.errors import ModelNotFound
 from proxy.core.principal import CacheMode
 from proxy.core.strict_json import parse_object
-from proxy.pipeline.interpret import interpret
+from proxy.pipeline.interpret import interpret, takes_long
 from proxy.pipeline.lookup import look_up
 from proxy.pipeline.recent import Recent, Understood
 from proxy.ports import CacheAddress, CachedAnswer
@@ -62,6 +62,15 @@ async def test_what_comes_again_is_not_read_again(bench):
     assert again.asked is first.asked
     assert again.address is first.address
     assert len(bench.services.recent) == 1
+
+
+async def test_what_took_long_to_estimate_is_not_estimated_again(bench):
+    schema = {"type": "json_schema", "json_schema": {"name": "f", "schema": {"enum": [{}] * 10_000}}}
+    body = raw(response_format=schema)
+    assert takes_long(body)
+    first, again = [await answered(bench, body) for _ in range(2)]
+    assert again.asked is first.asked, "it is remembered"
+    assert first.prompt_tokens == again.prompt_tokens == first.kind.estimate(first.asked)
 
 
 async def test_what_comes_once_is_not_remembered(bench):
