@@ -143,11 +143,12 @@ def returned_as_it_is(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, st
 
 def _of(names: frozenset[str], headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     # An HTTP library has a class of its own for names, which no format that an answer is kept in has a place for.
-    return tuple(
+    kept = [
         (str(name), str(value))
         for name, value in headers
         if name.lower() in names and (value.isprintable() or _CONTROL.search(value) is None)
-    )
+    ]
+    return tuple(kept)
 
 
 def rate_limit_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
