@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import passing
@@ -84,7 +85,13 @@ def test_a_section_that_fails_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_behind_when_it_is_ended_early(signum, tmp_path):
     command = [sys.executable, BENCH / "run.py", "--only", "hits", "--json", tmp_path / "bench.json"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # What runs in the background of a shell is deaf to Ctrl-C, and so is all that it starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - there is one thread
+    )
     started = []
     try:
         until = time.monotonic() + WITHIN_SECONDS

@@ -69,7 +69,7 @@ def test_drain_charges_what_upstream_says_and_keeps_the_answer(start, upstream, 
         eventually(lambda: metric(gateway, "tollgate_draining_requests") == 0, what="the end of it")
         labels = {"endpoint": "chat", "model": "gpt-4o-mini", "outcome": "client_gone", "team": "growth"}
         assert metric(gateway, "tollgate_requests_total", **labels) == 1
-        (line,) = gateway.log_lines()
+        (line,) = eventually(gateway.log_lines, what="its line")
         assert (line["outcome"], line["output_tokens"]) == ("client_gone", event["output_tokens"])
         headers = {**team.headers, **(SLOW if stream else VERY_SLOW)}
         again = session.post(f"{gateway.base_url}/chat/completions", json=ASK, headers=headers, timeout=10)
