@@ -35,12 +35,12 @@ ASKED = {IN_TURN: MANY, REFUSAL: TURNED_AWAY}
 def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, help="4, or 2 where it is to be quick")
+    parser.add_argument("--rounds", type=int, help="3, or 2 where it is to be quick")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one drive")
     parser.add_argument("--client", choices=["wrk", "own"], default=default_client())
     parser.add_argument("--profile", type=Path, help="where cProfile's record of the embedded gateway goes")
     chosen = parser.parse_args()
-    rounds = chosen.rounds or (2 if chosen.quick else 4)
+    rounds = chosen.rounds or (2 if chosen.quick else 3)
     deliver(measure(rounds, chosen.seconds, chosen.client, chosen.profile), chosen.json)
 
 
