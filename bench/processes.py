@@ -15,9 +15,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 READY_WITHIN_SECONDS = 30.0
 END_WITHIN_SECONDS = 30.0
@@ -65,9 +67,23 @@ def workbench() -> Iterator[Path]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         with pinned(load_cores()), tempfile.TemporaryDirectory(prefix="tollgate-bench-") as place:
-            yield Path(place)
+            try:
+                yield Path(place)
+            finally:
+                _end_children()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_children() -> None:
+    """End what is left: a signal may have come when one was started and not yet waited for."""
+    left = psutil.Process().children(recursive=True)
+    for child in left:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(left, timeout=END_WITHIN_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 @contextmanager
