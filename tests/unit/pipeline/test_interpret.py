@@ -119,21 +119,18 @@ async def test_any_other_query_is_upstreams_to_read(bench):
     assert exchange.asked.model == MODEL
 
 
-async def test_others_have_their_turn_meanwhile(bench):
-    body = chat(20 * AT_ONCE_BYTES)
-    exchange = await bench.exchange(chat(1))
-    turns = 0
+async def test_others_have_their_turn_meanwhile(bench, monkeypatch):
+    loop, parse, had_a_turn = asyncio.get_running_loop(), module.parse_object, threading.Event()
 
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+    def parse_after_the_turn(body: bytes, max_depth: int):
+        loop.call_soon_threadsafe(had_a_turn.set)
+        assert had_a_turn.wait(20), "the loop stood still"
+        return parse(body, max_depth)
 
-    task = asyncio.get_running_loop().create_task(other())
+    monkeypatch.setattr(module, "parse_object", parse_after_the_turn)
+    exchange, body = await bench.exchange(chat(1)), chat(20 * AT_ONCE_BYTES)
     await interpret(exchange, body, bench.services)
-    task.cancel()
-    assert turns > 2
+    assert exchange.asked.raw == body
 
 
 @pytest.mark.parametrize("size", [10, AT_ONCE_BYTES])
