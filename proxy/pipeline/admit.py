@@ -52,11 +52,21 @@ async def admit(exchange: Exchange, services: Services) -> None:
         case Admitted() as admitted:
             exchange.admitted = admitted
         case Refused() as refused:
+            _remember(exchange, services)
             raise LimitReached(principal.team.name, model, refused, principal.key.name)
         case NeverFits() as never:
             raise NeverAdmissible(principal.team.name, model, never, principal.key.name)
         case OverBudget() as over:
             raise BudgetUsedUp(principal.team.name, model, over, principal.key.name)
+
+
+def _remember(exchange: Exchange, services: Services) -> None:
+    """Whoever is refused asks again, mostly with the same bytes. What no cache may hold is not held here, either."""
+    understood = exchange.understood
+    if understood is not None and exchange.address is not None:
+        if _costs_money(exchange):
+            understood.prompt_tokens = exchange.reserved_input_tokens
+        services.recent.keep(understood)
 
 
 def patience_ms(exchange: Exchange, services: Services) -> int:

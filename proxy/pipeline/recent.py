@@ -1,4 +1,4 @@
-"""Requests that the cache answered of late: one that comes again, byte for byte, is not read again.
+"""Requests that the cache answered or a limit refused of late: one that comes again, byte for byte, is not read again.
 
 What a body asks for, whether it may be answered twice, and under which digest its answer is kept follow from its bytes,
 its headers, its team and its upstream: remembering them changes no answer. Each team has its own, so that how long a
@@ -41,7 +41,7 @@ class Understood(msgspec.Struct, eq=False, gc=False):
     """What the client calls the model."""
     asked: Asked
     prompt_tokens: int | None = None
-    """Estimated, where that takes long."""
+    """Estimated, where that takes long or was done already."""
     judged: bool = False
     reason: str | None = None
     """Why it cannot be answered twice, once it is judged."""
@@ -68,7 +68,7 @@ class Understood(msgspec.Struct, eq=False, gc=False):
 
 
 class Recent:
-    """Of one worker: the latest that were answered from the cache, as many as there is room for."""
+    """Of one worker: the latest that were answered from the cache or refused, as many as there is room for."""
 
     __slots__ = ("_bytes", "_kept")
 
@@ -90,7 +90,7 @@ class Recent:
         return found
 
     def keep(self, understood: Understood) -> None:
-        """Remember one that came again: most never do."""
+        """Remember one that came again, or will: most never do."""
         raw = understood.body[-1]
         if len(raw) > _MAX_BODY_BYTES or understood.body in self._kept:
             return

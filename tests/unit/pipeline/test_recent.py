@@ -11,9 +11,11 @@ from multidict import CIMultiDict
 
 from proxy.core.asked import Asked
 from proxy.core.chat import parse_chat
-from proxy.core.errors import ModelNotFound
+from proxy.core.errors import LimitReached, ModelNotFound
 from proxy.core.principal import CacheMode
 from proxy.core.strict_json import parse_object
+from proxy.core.tiers import Limits
+from proxy.pipeline.admit import admit
 from proxy.pipeline.interpret import interpret, takes_long
 from proxy.pipeline.lookup import look_up
 from proxy.pipeline.recent import Recent, Understood
@@ -76,6 +78,30 @@ async def test_what_took_long_to_estimate_is_not_estimated_again(bench):
 async def test_what_comes_once_is_not_remembered(bench):
     for number in range(3):
         await understood(bench, raw(seed=number))
+    assert len(bench.services.recent) == 0
+
+
+async def refused(bench, body, **team):
+    """A request that its limits refuse."""
+    exchange = await understood(bench, body, **team, limits=Limits(1, 100_000))
+    await admit(exchange, bench.services)
+    exchange = await understood(bench, body, **team, limits=Limits(1, 100_000))
+    with pytest.raises(LimitReached):
+        await admit(exchange, bench.services)
+    return exchange
+
+
+async def test_what_is_refused_is_not_read_again_when_it_comes_again(bench):
+    first, again = await refused(bench, raw()), await understood(bench, raw())
+    assert again.asked is first.asked
+    assert again.address is first.address
+    assert again.prompt_tokens == again.kind.estimate(again.asked)
+    assert len(bench.services.recent) == 1
+
+
+@pytest.mark.parametrize("team", [{"cache_mode": CacheMode.OFF}, {"cache_mode": CacheMode.DETERMINISTIC}])
+async def test_what_is_refused_and_may_not_be_kept_is_not_remembered(bench, team):
+    await refused(bench, raw(temperature=1), **team)
     assert len(bench.services.recent) == 0
 
 
