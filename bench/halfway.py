@@ -39,6 +39,8 @@ def body_of(number: int) -> bytes:
     """The question of a number, or one that it stands for."""
     if number == AGAIN:
         return respelled(question(HIT), next(_numbers))
+    if number == NARROW:
+        return question(HIT)  # whoever is refused asks the same again
     return question(number if number >= 0 else next(_numbers))
 
 
