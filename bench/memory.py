@@ -19,7 +19,7 @@ from servers import REFUSED, UNLIMITED, ask, gateway, upstream
 
 REQUESTS = 1_000_000
 LIMIT_SECONDS = 150.0
-"""When it ends at the latest: a machine that is busy with other things may not see a million by then."""
+"""When it ends at the latest among other sections; by itself (`--seconds`) it may take as long as a million takes."""
 RESIDENT_MB = 90.0
 FLAT_PERCENT = 5.0
 CACHE = "[cache]\nmax_bytes = 4194304\n"
@@ -38,11 +38,12 @@ def main() -> None:
     """Measure, print, and write the same as JSON where asked to."""
     parser = arguments(__doc__)
     parser.add_argument("--requests", type=int, help="in all; a million, or 50,000 where it is to be quick")
+    parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="when it ends at the latest")
     chosen = parser.parse_args()
-    deliver(measure(chosen.requests or (50_000 if chosen.quick else REQUESTS)), chosen.json)
+    deliver(measure(chosen.requests or (50_000 if chosen.quick else REQUESTS), chosen.seconds), chosen.json)
 
 
-def measure(requests: int) -> list[Figure]:
+def measure(requests: int, limit_seconds: float = LIMIT_SECONDS) -> list[Figure]:
     """Start one, drive it, and look at its memory on the way."""
     known = Load(QUESTION.replace(NUMBER, "000000000000"), fresh=False)
     samples = []
@@ -59,7 +60,7 @@ def measure(requests: int) -> list[Figure]:
             (server, Load(), 1.0),
         )
         samples.append(Sample(0, server.resident_bytes() / 1e6))
-        until = time.monotonic() + LIMIT_SECONDS
+        until = time.monotonic() + limit_seconds
         asked = 0
         while asked < requests and time.monotonic() < until:
             for asked_of, load, seconds in turns:
