@@ -10,6 +10,8 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 import pytest
@@ -24,7 +26,10 @@ from proxy.ports import UpstreamRequest
 from tests.support.certificates import Authority, server_context
 
 KEY = "sk-upstream-do-not-tell"
+LONG_SECONDS = 60
+"""What a machine that stands still for a while does not use up."""
 IDLE_SECONDS = 0.3
+"""By a clock that is set by hand, or where silence is all there is."""
 GET = UpstreamRequest("GET", "/models", (("Accept", "*/*"),))
 POST = UpstreamRequest("POST", "/chat/completions", (("Content-Type", "application/json"),), b'{"a":1}')
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -103,18 +108,80 @@ def tls() -> bool:
     return False
 
 
+@pytest.fixture
+def idle_seconds() -> float:
+    """For how long upstream may be silent."""
+    return LONG_SECONDS
+
+
+@dataclass(eq=False)
+class HandTimer:
+    """What `call_at` gives."""
+
+    when: float
+    look: Callable[[], None]
+    loop: HandLoop
+
+    def cancel(self) -> None:
+        self.loop.timers.discard(self)
+
+
+class HandLoop:
+    """The loop, but for its time, which passes when it is told to: no connection is silent for longer by chance."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._seconds = 0.0
+        self.timers: set[HandTimer] = set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        return self._seconds
+
+    def call_at(self, when: float, look: Callable[[], None]) -> HandTimer:
+        timer = HandTimer(when, look, self)
+        self.timers.add(timer)
+        return timer
+
+    def pass_seconds(self, seconds: float) -> None:
+        self._seconds += seconds
+        while due := [timer for timer in self.timers if timer.when <= self._seconds]:
+            for timer in due:
+                timer.cancel()
+                timer.look()
+
+
+@pytest_asyncio.fixture
+async def clock(upstream: OpenAIUpstream) -> HandLoop:
+    """What connections measure silence by; they are given `IDLE_SECONDS` of it."""
+    loop = HandLoop(asyncio.get_running_loop())
+    pool = upstream._session.connector
+    pool._factory = partial(pool._factory.func, loop=loop)
+    pool._expected["read_timeout"] = IDLE_SECONDS
+    return loop
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what aiohttp, or the system, tells nobody of."""
+    async with asyncio.timeout(LONG_SECONDS):
+        while not holds():  # noqa: ASYNC110 - as said
+            await asyncio.sleep(0.001)
+
+
 BOTH_WAYS = pytest.mark.parametrize("path", ["/models", "/models#"], ids=["itself", "by a session"])
 BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 
 @pytest_asyncio.fixture
 async def upstream(
-    peer: Peer, tls: bool, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    peer: Peer, tls: bool, idle_seconds: float, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> AsyncIterator[OpenAIUpstream]:
     theirs, ours = contexts if tls else (None, None)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(peer, theirs))
-        session = open_session(max_connections=4, connect_seconds=2, idle_seconds=IDLE_SECONDS, tls=ours)
+        session = open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=idle_seconds, tls=ours)
         await stack.enter_async_context(session)
 
         async def refuse(*_: object, **__: object) -> None:
@@ -125,7 +192,7 @@ async def upstream(
 
 
 async def whole(upstream: OpenAIUpstream, request: UpstreamRequest) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG_SECONDS):
         answer = await upstream.send(request)
         try:
             return await answer.read()
@@ -172,7 +239,10 @@ async def test_a_connection_is_what_it_is_taken_for():
 async def test_both_ways_say_the_same_to_the_same_pool(peer):
     peer.answers(OK)
     headers = (("Accept", "*/*"), ("X-Own", "caf\xe9 \udce9"), ("x-stainless-lang", "python"))
-    async with served(peer) as url, open_session(max_connections=1, connect_seconds=2, idle_seconds=2) as session:
+    async with (
+        served(peer) as url,
+        open_session(max_connections=1, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
         for kind in (OpenAIUpstream, CompatibleUpstream):
             upstream = kind("openai", url, KEY, session)
             for method, body in [("GET", b""), ("POST", b"{}"), ("POST", b""), ("DELETE", b""), ("GET", b"x")]:
@@ -259,7 +329,10 @@ async def test_a_status_below_all_answers_is_none_and_ends_the_connection(peer, 
         await reader.read()
 
     peer.script = script
-    async with served(peer) as url, open_session(max_connections=4, connect_seconds=2, idle_seconds=5) as session:
+    async with (
+        served(peer) as url,
+        open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
         upstream = OpenAIUpstream("openai", url, KEY, session)
         assert await fault_of(upstream, UpstreamRequest("POST", path, (), b"{}")) is UpstreamFault.BROKEN
         assert not session.connector._acquired
@@ -278,7 +351,10 @@ async def test_a_body_to_the_end_of_a_connection_that_breaks_is_not_whole(peer, 
         writer.transport.abort()
 
     peer.script, go_on = script, asyncio.Event()
-    async with served(peer) as url, open_session(max_connections=4, connect_seconds=2, idle_seconds=5) as session:
+    async with (
+        served(peer) as url,
+        open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
         answer = await OpenAIUpstream("openai", url, KEY, session).send(UpstreamRequest("POST", path, (), b"{}"))
         chunks = answer.chunks()
         assert await anext(chunks) == b"half"
@@ -323,7 +399,7 @@ async def test_an_answer_before_the_body_was_taken_ends_the_connection(upstream,
     large = UpstreamRequest("POST", "/x", (), b"x" * 30_000_000)
     assert await whole(upstream, large) == b"{}"
     upstream_done.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG_SECONDS):
         await gone.wait()
     peer.answers(OK)
     assert await whole(upstream, POST) == b"{}"
@@ -331,17 +407,20 @@ async def test_an_answer_before_the_body_was_taken_ends_the_connection(upstream,
 
 
 @BOTH
-async def test_silence_is_not_measured_while_a_body_is_being_taken(upstream, peer):
+async def test_silence_is_not_measured_while_a_body_is_being_taken(upstream, peer, clock):
+    size = 50_000_000
+
     async def script(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        for _ in range(3):
-            await asyncio.sleep(IDLE_SECONDS / 2)
-            await reader.readexactly(10_000_000)
+        (protocol,) = upstream._session.connector._acquired
+        await until(lambda: protocol.writing_paused)
+        clock.pass_seconds(IDLE_SECONDS * 2)
+        await reader.readexactly(size)
         writer.write(OK)
         await reader.readexactly(1)
 
     peer.script = script
-    assert await whole(upstream, UpstreamRequest("POST", "/x", (), b"x" * 30_000_000)) == b"{}"
+    assert await whole(upstream, UpstreamRequest("POST", "/x", (), b"x" * size)) == b"{}"
 
 
 @BOTH
@@ -362,6 +441,7 @@ async def test_a_body_of_any_size_arrives_as_it_was(upstream, peer, size):
 
 
 @BOTH
+@pytest.mark.parametrize("idle_seconds", [IDLE_SECONDS])
 async def test_silence_is_measured_once_it_is(upstream, peer):
     async def script(reader, writer):
         await peer.request(reader)
@@ -369,7 +449,7 @@ async def test_silence_is_measured_once_it_is(upstream, peer):
 
     peer.script = script
     assert await fault_of(upstream, UpstreamRequest("POST", "/x", (), b"x" * 30_000_000)) is UpstreamFault.TIMEOUT
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG_SECONDS):
         await peer.left.wait()
 
 
@@ -396,7 +476,7 @@ async def test_whoever_leaves_ends_a_call_of_which_nothing_is_taken(upstream, pe
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONG_SECONDS):
         assert await ended < 50_000_000
 
 
@@ -414,43 +494,67 @@ async def test_a_call_ends_for_an_upstream_that_takes_nothing_at_all(upstream, p
     await arrived.wait()
     (protocol,) = upstream._session.connector._acquired
     lost = protocol.closed
-    async with asyncio.timeout(10):
-        while not protocol.writing_paused:  # noqa: ASYNC110 - of aiohttp, which tells nobody
-            await asyncio.sleep(0.001)
-        call.cancel()
+    await until(lambda: protocol.writing_paused)
+    call.cancel()
+    async with asyncio.timeout(LONG_SECONDS):
         await asyncio.wait([lost])
     over.set()
 
 
-async def test_silence_is_measured_from_the_last_word(upstream, peer):
+async def test_silence_is_measured_from_the_last_word(upstream, peer, clock):
+    words: asyncio.Queue[bytes] = asyncio.Queue()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+
     async def script(reader, writer):
-        await peer.request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
-        for _ in range(6):
-            await asyncio.sleep(IDLE_SECONDS / 3)
-            writer.write(b"x")
-        await peer.request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nxx")
-        await reader.readexactly(1)
+        while True:
+            await peer.request(reader)
+            said = 0
+            while said < len(head) + 6:
+                word = await words.get()
+                writer.write(word)
+                said += len(word)
 
     peer.script = script
-    assert await whole(upstream, POST) == b"xxxxxx"
-    assert await fault_of(upstream, POST) is UpstreamFault.TIMEOUT
+    words.put_nowait(head)
+    answer = await upstream.send(POST)
+    for count in range(1, 7):
+        clock.pass_seconds(IDLE_SECONDS * 0.6)
+        words.put_nowait(b"x")
+        await until(lambda count=count: answer._content.total_bytes == count)
+    assert await answer.read() == b"xxxxxx"
+    answer.close()
+    words.put_nowait(head + b"xx")
+    reading = asyncio.create_task(whole(upstream, POST))
+    (protocol,) = {each for each, _ in next(iter(upstream._session.connector._conns.values()))}
+    await until(lambda: protocol._payload is not None and protocol._payload.total_bytes == 2)
+    clock.pass_seconds(IDLE_SECONDS * 0.9)
+    await asyncio.sleep(0)
+    assert not reading.done()
+    clock.pass_seconds(IDLE_SECONDS * 0.2)
+    with pytest.raises(UpstreamFailure) as failure:
+        await reading
+    assert failure.value.fault is UpstreamFault.TIMEOUT
     assert peer.connections == 1
+    words.put_nowait(b"xxxx")
+    async with asyncio.timeout(LONG_SECONDS):
+        await peer.left.wait()
 
 
-async def test_an_idle_connection_is_measured_by_nobody(upstream, peer):
+async def test_an_idle_connection_is_measured_by_nobody(upstream, peer, clock):
     peer.answers(OK)
     assert await whole(upstream, POST) == b"{}"
     ((protocol, _),) = next(iter(upstream._session.connector._conns.values()))
-    await asyncio.sleep(IDLE_SECONDS * 1.5)
-    assert protocol._read_timeout_handle is None, "the timer was up and not set again"
+    assert clock.timers
+    clock.pass_seconds(IDLE_SECONDS * 1.5)
+    assert not clock.timers, "the timer was up and not set again"
     assert await whole(upstream, POST) == b"{}"
     assert peer.connections == 1
-    assert protocol._read_timeout_handle is not None
+    assert clock.timers
+    lost = protocol.closed
     protocol.close()
-    await asyncio.sleep(0.01)
-    assert protocol._read_timeout_handle is None, "a connection that ended is held by no timer"
+    async with asyncio.timeout(LONG_SECONDS):
+        await asyncio.wait([lost])
+    assert not clock.timers, "a connection that ended is held by no timer"
 
 
 @pytest.mark.parametrize(
@@ -471,7 +575,7 @@ async def test_a_head_of_sixty_thousand_characters_can(upstream, peer):
 
 
 @BOTH
-async def test_of_a_body_that_nobody_takes_little_is_read(upstream, peer):
+async def test_of_a_body_that_nobody_takes_little_is_read(upstream, peer, clock):
     size, drained = 64_000_000, asyncio.Event()
 
     async def script(reader, writer):
@@ -485,11 +589,11 @@ async def test_of_a_body_that_nobody_takes_little_is_read(upstream, peer):
 
     peer.script = script
     answer = await upstream.send(POST)
-    async with asyncio.timeout(10):
-        while not answer._content._protocol._reading_paused:  # noqa: ASYNC110 - of aiohttp, which tells nobody
-            await asyncio.sleep(0.001)
+    await until(lambda: answer._content._protocol._reading_paused)
     before = answer._content.total_bytes
-    await asyncio.sleep(IDLE_SECONDS * 2)  # it is not silence that we wait for ourselves
+    clock.pass_seconds(IDLE_SECONDS * 2)  # it is not silence that we wait for ourselves
+    for _ in range(100):
+        await asyncio.sleep(0.001)
     assert answer._content.total_bytes == before < 2_000_000
     assert not drained.is_set()
     got = 0
@@ -512,7 +616,10 @@ async def test_an_answer_that_has_come_holds_no_connection(upstream, peer):
 
 async def test_an_answer_of_a_session_that_has_come_holds_none_either(peer):
     peer.answers(OK)
-    async with served(peer) as url, open_session(max_connections=1, connect_seconds=2, idle_seconds=2) as session:
+    async with (
+        served(peer) as url,
+        open_session(max_connections=1, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
         upstream = OpenAIUpstream("openai", url, KEY, session)
         answer = await upstream._send_by_session(POST, "/v1/x")
         answer.close()
@@ -565,8 +672,8 @@ async def test_who_reads_on_while_it_is_closed_is_told(upstream, peer):
     await asyncio.sleep(0)
     answer.close()
     with pytest.raises(UpstreamFailure):
-        await asyncio.wait_for(reading, IDLE_SECONDS / 2)
-    async with asyncio.timeout(10):
+        await asyncio.wait_for(reading, LONG_SECONDS / 2)
+    async with asyncio.timeout(LONG_SECONDS):
         await peer.left.wait()
 
 
