@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import psycopg
 from ruamel.yaml import YAML
 
+from tests.support.ports import free_port
 from tests.support.postgres_server import bin_dir, unprivileged
 from tests.support.redis_server import server_binary
 from tests.support.tollgate_process import COMMAND, ROOT, Child, clean_environment, eventually
@@ -49,8 +49,8 @@ class Native:
     def __init__(self, place: Path, variables: Mapping[str, str]) -> None:
         self.place = place
         self._variables = variables
-        self.ports = {(name, port): _free_port() for name, port in PORTS.items()}
-        self.ports["tollgate", _OPERATIONS] = _free_port()
+        self.ports = {(name, port): free_port() for name, port in PORTS.items()}
+        self.ports["tollgate", _OPERATIONS] = free_port()
         self.running: dict[str, Child] = {}
 
     # What is mapped
@@ -268,9 +268,3 @@ def natively(place: Path, **variables: str) -> Iterator[Native]:
         yield services
     finally:
         services.down()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -11,18 +11,20 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+import psutil
 import psycopg
+
+from tests.support.ports import free_port
 
 __all__ = ["PASSWORD", "PostgresServer", "bin_dir", "unprivileged", "wheel_bin_dir"]
 
@@ -136,7 +138,7 @@ class PostgresServer:
         """Start, or start again at the same port, and wait until it answers."""
         wanted = self.port
         for _ in range(5):
-            self.port = wanted or _free_port()
+            self.port = wanted or free_port()
             command = [self._programs / "postgres", "-D", self._data, "-k", "", "-p", str(self.port)]
             for name, value in _OPTIONS.items():
                 command += ["-c", f"{name}={value}"]
@@ -166,14 +168,27 @@ class PostgresServer:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Stop all its processes from running, without a connection noticing."""
-        stopped = [self.pid, *_children(self.pid)]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+        stopped: list[int] = []
         try:
+            # The postmaster first: from then on nobody is born, and who ends stays to be found.
+            self._stop(self.pid, stopped)
+            for child in _children(self.pid):
+                self._stop(child, stopped)
             yield
         finally:
             for pid in reversed(stopped):
-                os.kill(pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    @staticmethod
+    def _stop(pid: int, stopped: list[int]) -> None:
+        """Stop a process and wait until it stands: a signal is heard a moment after it was sent."""
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+        until = time.monotonic() + _WAIT_SECONDS
+        while psutil.Process(pid).status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+            assert time.monotonic() < until, f"process {pid} does not stop"
+            time.sleep(_POLL_SECONDS / 20)
 
     def log(self) -> str:
         """What it has said."""
@@ -216,29 +231,23 @@ class PostgresServer:
         until = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < until and self._process is not None and self._process.poll() is None:
             try:
-                self.ask("SELECT 1")
+                # Somebody else's server may have been first at this port.
+                if self.ask("SHOW data_directory") == [(str(self._data),)]:
+                    return True
             except psycopg.OperationalError:
-                time.sleep(_POLL_SECONDS)
-            else:
-                return True
+                pass
+            time.sleep(_POLL_SECONDS)
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _children(pid: int) -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _runs(pid: int) -> bool:
-    import psutil
-
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.ports import free_port
 from tests.support.tollgate_process import ROOT, Child, clean_environment, eventually
 
 __all__ = ["ALERT_RULES", "PROMETHEUS_DIR", "RECORDING_RULES", "Prometheus", "promtool", "run_prometheus", "tool"]
@@ -49,9 +49,7 @@ class Prometheus(Child):
         work_dir.mkdir(parents=True, exist_ok=True)
         file = work_dir / "prometheus.yml"
         file.write_text(config)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.root = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.root = f"http://127.0.0.1:{free_port()}"
         options = (
             f"--config.file={file}",
             f"--storage.tsdb.path={work_dir / 'data'}",
@@ -61,7 +59,7 @@ class Prometheus(Child):
         )
         super().__init__((binary, *options), work_dir / "log", clean_environment())
         try:
-            eventually(self._is_ready, seconds=30, what="a ready Prometheus")
+            eventually(self._is_ready, seconds=60, what="a ready Prometheus")
         except BaseException:
             self.end()
             raise
@@ -91,8 +89,8 @@ class Prometheus(Child):
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                return session.get(f"{self.root}/-/ready", timeout=5).status_code == 200
-        except requests.ConnectionError:
+                return session.get(f"{self.root}/-/ready", timeout=30).status_code == 200
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
 

@@ -7,22 +7,23 @@ All are context managers and always stopped, by SIGKILL: they have nothing to sa
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Self
 
+import psutil
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.support.ports import free_port
 
 __all__ = [
     "CERTIFICATES",
@@ -38,7 +39,8 @@ __all__ = [
 
 # Made for tests, of use for nothing else, valid for a hundred years: an authority, localhost, and a client.
 CERTIFICATES = Path(__file__).parent / "tls"
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 40.0
+_START_SECONDS = 20.0
 _POLL_SECONDS = 0.01
 
 
@@ -65,24 +67,13 @@ def speaks_tls(binary: str) -> bool:
     return b"tls-port" not in done.stdout + done.stderr
 
 
-def free_port() -> int:
-    """A loopback port that is free now, and 10,000 above it another: a cluster node listens on both."""
-    for _ in range(200):
-        port = random.randrange(20_000, 30_000)
-        try:
-            for number in (port, port + 10_000):
-                with socket.socket() as listener:
-                    listener.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no free port")
-
-
 def eventually(holds: Callable[[], object], what: str, seconds: float = _WAIT_SECONDS) -> None:
     """Wait until something holds; a Redis error is a no. For what only another process can say."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    is_last = False
+    while not is_last:
+        # Before it is asked: this process may be what stood still.
+        is_last = time.monotonic() >= until
         try:
             if holds():
                 return
@@ -150,6 +141,8 @@ class RedisServer:
         """Stop it from running, without its connections noticing."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
+            # A signal is heard a moment after it was sent, and a command may be answered until then.
+            eventually(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "it stands still")
             yield
         finally:
             if self._process is not None:
@@ -168,7 +161,7 @@ class RedisServer:
     def _client(self) -> redis.Redis:
         # It sends a command ten times by default.
         once = Retry(NoBackoff(), 0)
-        return redis.Redis(unix_socket_path=self.socket, decode_responses=True, socket_timeout=10, retry=once)
+        return redis.Redis(unix_socket_path=self.socket, decode_responses=True, socket_timeout=30, retry=once)
 
     def _started(self) -> bool:
         lines = [
@@ -191,7 +184,11 @@ class RedisServer:
             command = [self.binary, f"{self._directory}/redis.conf", *(["--sentinel"] if self._sentinel else [])]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            eventually(lambda: self._process.poll() is not None or self._answers(), f"an answer of {self.binary}")
+            eventually(
+                lambda: self._process.poll() is not None or self._answers(),
+                f"an answer of {self.binary}",
+                _START_SECONDS,
+            )
         except AssertionError:
             self.kill()
             return False
@@ -238,7 +235,7 @@ def run_redis_cluster(
             if index:
                 node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
         for node in nodes:
-            eventually(lambda node=node: _knows(node, len(nodes)), "all nodes know each other")
+            eventually(lambda node=node: _knows(node, nodes), "all nodes know each other")
         for replica in nodes[3:]:
             replica.ask("CLUSTER", "REPLICATE", nodes[0].ask("CLUSTER", "MYID"))
         for node in nodes:
@@ -248,6 +245,9 @@ def run_redis_cluster(
         yield nodes
 
 
-def _knows(node: RedisServer, count: int) -> bool:
-    whole = len(node.ask("CLUSTER", "SLOTS")) >= 3
-    return whole and f"cluster_known_nodes:{count}\r" in node.ask("CLUSTER", "INFO")
+def _knows(node: RedisServer, nodes: Sequence[RedisServer]) -> bool:
+    said = node.ask("CLUSTER", "INFO")
+    if node is not nodes[0] and "cluster_known_nodes:1\r" in said:
+        # Two that did not come to shake hands within a second have forgotten each other.
+        node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+    return len(node.ask("CLUSTER", "SLOTS")) >= 3 and f"cluster_known_nodes:{len(nodes)}\r" in said
