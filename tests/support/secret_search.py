@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["files_in", "forms_of", "leaks", "redis_contents"]
@@ -37,12 +39,15 @@ def leaks(places: Mapping[str, str | bytes], secrets: Mapping[str, str | bytes])
 
 
 def files_in(directory: Path, *, but: frozenset[str] = frozenset()) -> dict[str, bytes]:
-    """Every file below a directory, with its name for content."""
-    return {
-        f"file {path.relative_to(directory)}": str(path).encode() + b"\0" + path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name not in but
-    }
+    """Every file below a directory, with its name for content. What goes meanwhile may be missing."""
+    found = {}
+    for place, _, names in os.walk(directory):
+        for path in (Path(place, name) for name in names if name not in but):
+            with suppress(FileNotFoundError):
+                if not path.is_file():
+                    continue
+                found[f"file {path.relative_to(directory)}"] = str(path).encode() + b"\0" + path.read_bytes()
+    return found
 
 
 def redis_contents(url: str) -> dict[str, bytes]:
@@ -56,6 +61,7 @@ def redis_contents(url: str) -> dict[str, bytes]:
         b"set": lambda client, key: client.smembers(key),
         b"zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
         b"stream": lambda client, key: client.xrange(key),
+        b"none": lambda _client, _key: b"expired meanwhile",
     }
     client = redis.Redis.from_url(url)
     try:

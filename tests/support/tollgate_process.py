@@ -6,6 +6,7 @@ Output goes to files, so that nothing blocks on a full pipe and everything said 
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import json
 import os
@@ -48,21 +49,23 @@ __all__ = [
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "proxy")
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
+START_SECONDS = 60.0
+STOP_SECONDS = 40.0
 POLL_SECONDS = 0.02
 
 _Value = TypeVar("_Value")
 
 
-def eventually(look: Callable[[], _Value], *, seconds: float = 15.0, what: str = "the condition") -> _Value:
+def eventually(look: Callable[[], _Value], *, seconds: float = 40.0, what: str = "the condition") -> _Value:
     """Return the first true value of `look`, asked for again and again within a bound."""
     deadline = time.monotonic() + seconds
     while True:
+        # Before it is asked: this process may be what stood still.
+        is_last = time.monotonic() > deadline
         value = look()
         if value:
             return value
-        if time.monotonic() > deadline:
+        if is_last:
             raise AssertionError(f"{what} did not come within {seconds:g} s; last seen: {value!r}")
         time.sleep(POLL_SECONDS)
 
@@ -93,11 +96,11 @@ class Child:
 
     @property
     def stdout(self) -> str:
-        return self._stdout.read_text()
+        return _text_of(self._stdout)
 
     @property
     def stderr(self) -> str:
-        return self._stderr.read_text()
+        return _text_of(self._stderr)
 
     @property
     def pid(self) -> int:
@@ -161,7 +164,7 @@ class Simulator(Child):
     def reset(self) -> None:
         with requests.Session() as session:
             session.trust_env = False
-            session.post(f"{self.root}/simulator/reset", timeout=10).raise_for_status()
+            session.post(f"{self.root}/simulator/reset", timeout=30).raise_for_status()
 
     def idle_stats(self) -> dict[str, Any]:
         """The same, once nothing is in flight."""
@@ -240,7 +243,7 @@ class Tollgate(Child):
         )
         try:
             self.base_url = self.said(r"serving (https?://\S+/v1)", lambda: self.stderr)[1]
-            self.operations_url = self.said(r"operations on (http://\S+)$", lambda: self.stderr)[1]
+            self.operations_url = self.said(r"operations on (http://\S+)\n", lambda: self.stderr)[1]
             eventually(lambda: self.ready_status() == 200, seconds=START_SECONDS, what="readiness")
         except BaseException:
             self.end()
@@ -303,7 +306,9 @@ class Tollgate(Child):
         return eventually(lambda: self._at_least(team, count), what=f"{count} events of {team}")
 
     def _at_least(self, team: str, count: int) -> list[dict[str, Any]] | None:
-        with closing(sqlite3.connect(f"file:{self.data_dir}/tollgate.sqlite3?mode=ro", uri=True)) as database:
+        with closing(
+            sqlite3.connect(f"file:{self.data_dir}/tollgate.sqlite3?mode=ro", uri=True, timeout=30)
+        ) as database:
             database.row_factory = sqlite3.Row
             rows = database.execute("SELECT * FROM usage_events WHERE team = ? ORDER BY event_id", (team,)).fetchall()
         return [dict(row) for row in rows] if len(rows) >= count else None
@@ -332,8 +337,13 @@ def _with_schema() -> bytes:
 _FREE_PORTS = ("--port", "0", "--admin-port", "0")
 
 
+def _text_of(file: Path) -> str:
+    """What is in a file that is being written; a character of which a part is there is still to come."""
+    return codecs.getincrementaldecoder("utf-8")().decode(file.read_bytes()).replace("\r\n", "\n")
+
+
 def _plain_get(url: str) -> requests.Response:
     """A GET that no proxy of the environment takes part in."""
     with requests.Session() as session:
         session.trust_env = False
-        return session.get(url, timeout=10)
+        return session.get(url, timeout=30)

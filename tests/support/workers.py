@@ -58,8 +58,10 @@ def slow_stream(session: requests.Session, gateway: Tollgate, team: Team, chunk_
 def workers_of(gateway: Tollgate) -> list[psutil.Process]:
     """The processes that hold a seat, the oldest first."""
     children = psutil.Process(gateway._child.pid).children()
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return sorted(alive, key=lambda child: child.create_time())
+    # Of two that were started in one tick of the clock the lower number was first.
+    return sorted(
+        (child for child in children if not has_ended(child)), key=lambda child: (child.create_time(), child.pid)
+    )
 
 
 def has_ended(process: psutil.Process) -> bool:
@@ -73,7 +75,7 @@ def until_all_serve(gateway: Tollgate, times: int) -> None:
     """Wait until workers have said so many times, over all, that they serve."""
     eventually(
         lambda: len(re.findall(r"worker \d+: serving", gateway.stderr)) >= times,
-        seconds=30,
+        seconds=60,
         what=f"{times} starts of workers",
     )
 
