@@ -30,7 +30,7 @@ const said = [];
 page.on("console", (message) => said.push(`${message.type()}: ${message.text()}`));
 page.on("pageerror", (error) => said.push(String(error)));
 page.on("requestfailed", (request) => said.push(`failed: ${request.url()}`));
-page.setDefaultTimeout(15000);
+page.setDefaultTimeout(60000);
 state[given.name] = { context, page, said };
 """
 _IN_PAGE = "const { context, page, said } = state[given.name];"
@@ -145,7 +145,7 @@ def run_browser() -> Iterator[Browser]:
         process.stdin.close()
         process.stdout.close()
         try:
-            process.wait(20)
+            process.wait(40)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -23,7 +23,7 @@ PATIENT = MultiplexerOptions(
     connect_seconds=10.0,
     max_backoff_seconds=0.2,
 )
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 40.0
 
 
 @asynccontextmanager

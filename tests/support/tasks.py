@@ -22,7 +22,7 @@ class Tasks:
         """How many are not done."""
         return sum(not task.done() for task in self._all)
 
-    async def finished(self, seconds: float = 5.0) -> None:
+    async def finished(self, seconds: float = 40.0) -> None:
         """Every task ends by itself and without an error; what does not is cancelled and reported."""
         if not self._all:
             return

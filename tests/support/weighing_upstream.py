@@ -96,7 +96,7 @@ def weighing_upstream() -> Iterator[WeighingUpstream]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield upstream
     finally:
