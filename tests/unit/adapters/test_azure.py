@@ -42,7 +42,7 @@ async def resource() -> AsyncIterator[Resource]:
 
 @pytest_asyncio.fixture
 async def session():
-    async with open_session(max_connections=1, connect_seconds=2, idle_seconds=2) as session:
+    async with open_session(max_connections=1, connect_seconds=60, idle_seconds=60) as session:
         yield session
 
 

@@ -14,6 +14,8 @@ from proxy.core.errors import Overloaded, UpstreamFailure, UpstreamFault
 from proxy.ports import UpstreamRequest
 
 KEY = "sk-upstream-do-not-tell"
+LONG_SECONDS = 60
+"""What a machine that stands still for a while does not use up."""
 CHAT = UpstreamRequest("POST", "/chat/completions", (("Content-Type", "application/json"),), b'{"a":1}')
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -55,9 +57,15 @@ async def url(peer: Peer) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
+@pytest.fixture
+def idle_seconds() -> float:
+    """For how long upstream may be silent."""
+    return LONG_SECONDS
+
+
 @pytest_asyncio.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with open_session(max_connections=4, connect_seconds=2, idle_seconds=0.3) as session:
+async def session(idle_seconds: float) -> AsyncIterator[aiohttp.ClientSession]:
+    async with open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=idle_seconds) as session:
         yield session
 
 
@@ -163,7 +171,7 @@ async def test_closing_before_the_end_stops_upstream(upstream, peer):
         break
     answer.close()
     answer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONG_SECONDS):
         await peer.cut.wait()
 
 
@@ -180,7 +188,7 @@ async def test_being_cancelled_before_the_head_stops_upstream(upstream, peer):
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONG_SECONDS):
         await peer.cut.wait()
 
 
@@ -244,13 +252,13 @@ async def gibberish(request: web.BaseRequest) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    ("answer", "fault"),
+    ("answer", "idle_seconds", "fault"),
     [
-        (silent, UpstreamFault.TIMEOUT),
-        (half, UpstreamFault.BROKEN),
-        (half_and_silent, UpstreamFault.TIMEOUT),
-        (hung_up, UpstreamFault.BROKEN),
-        (gibberish, UpstreamFault.BROKEN),
+        (silent, 0.3, UpstreamFault.TIMEOUT),
+        (half, LONG_SECONDS, UpstreamFault.BROKEN),
+        (half_and_silent, 0.3, UpstreamFault.TIMEOUT),
+        (hung_up, LONG_SECONDS, UpstreamFault.BROKEN),
+        (gibberish, LONG_SECONDS, UpstreamFault.BROKEN),
     ],
 )
 async def test_faults_after_the_request_was_sent(upstream, peer, answer, fault):

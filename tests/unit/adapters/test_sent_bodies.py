@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -14,7 +15,10 @@ from proxy.adapters.openai import OpenAIUpstream, open_session
 from proxy.core.errors import BodyTooLarge, InvalidRequest, UpstreamFailure, UpstreamFault
 from proxy.ports import UpstreamRequest
 
+LONG_SECONDS = 60
+"""What a machine that stands still for a while does not use up."""
 IDLE_SECONDS = 0.3
+"""Where silence is all there is, or time passes by hand."""
 
 
 class Script:
@@ -48,7 +52,7 @@ class Peer:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if not self.reads:
-            await asyncio.sleep(30)
+            await asyncio.sleep(600)
         try:
             self.bodies.append(await request.read())
         except BaseException:
@@ -62,15 +66,29 @@ def peer() -> Peer:
     return Peer()
 
 
-@pytest_asyncio.fixture
-async def upstream(peer: Peer) -> AsyncIterator[OpenAIUpstream]:
+@pytest.fixture
+def idle_seconds() -> float:
+    """For how long upstream may be silent."""
+    return LONG_SECONDS
+
+
+@asynccontextmanager
+async def served(peer: Peer, idle_seconds: float) -> AsyncIterator[OpenAIUpstream]:
     runner = web.ServerRunner(web.Server(peer.handle, handler_cancellation=True), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    async with open_session(max_connections=4, connect_seconds=2, idle_seconds=IDLE_SECONDS) as session:
-        yield OpenAIUpstream("openai", url, "sk-x", session)
-    await runner.cleanup()
+    try:
+        async with open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=idle_seconds) as session:
+            yield OpenAIUpstream("openai", url, "sk-x", session)
+    finally:
+        await runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def upstream(peer: Peer, idle_seconds: float) -> AsyncIterator[OpenAIUpstream]:
+    async with served(peer, idle_seconds) as upstream:
+        yield upstream
 
 
 async def send(upstream: OpenAIUpstream, body: Script, **more: object) -> bytes:
@@ -95,29 +113,58 @@ async def test_it_arrives_as_it_is_with_its_length_where_that_is_known(upstream,
 async def test_what_breaks_it_off_is_told_as_what_it_is(upstream, peer, sized, error):
     with pytest.raises(type(error)):
         await send(upstream, Script([b"abc", 0.05, error, b"x"], sized=sized))
-    for _ in range(100):
-        if peer.bodies:
-            break
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(LONG_SECONDS):
+        while not peer.bodies:  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.01)
     assert peer.bodies == [None]
 
 
-async def test_a_client_may_take_longer_than_upstream_may(upstream, peer):
-    assert await send(upstream, Script([b"a", IDLE_SECONDS * 2, b"b"])) == b"{}"
-    assert peer.bodies == [b"ab"]
+class HandLoop(asyncio.SelectorEventLoop):
+    """One whose time passes when it is told to."""
+
+    seconds = 0.0
+
+    def time(self) -> float:
+        return self.seconds
 
 
+class Slow(Script):
+    """A body whose steps take their time by the loop's clock, and none by any other."""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        for step in self.steps:
+            if isinstance(step, bytes):
+                yield step
+                continue
+            loop.seconds += step
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+
+def test_a_client_may_take_longer_than_upstream_may(peer):
+    async def run() -> None:
+        async with served(peer, IDLE_SECONDS) as upstream:
+            assert await send(upstream, Slow([b"a", IDLE_SECONDS * 2, b"b"])) == b"{}"
+            assert peer.bodies == [b"ab"]
+
+    with asyncio.Runner(loop_factory=HandLoop) as runner:
+        runner.run(run())
+
+
+@pytest.mark.parametrize("idle_seconds", [IDLE_SECONDS])
 async def test_an_upstream_that_takes_nothing_is_given_up(upstream, peer):
     peer.reads = False
     with pytest.raises(UpstreamFailure) as caught:
-        await asyncio.wait_for(send(upstream, Script([b"x" * 1_000_000] * 50)), 10)
+        await asyncio.wait_for(send(upstream, Script([b"x" * 1_000_000] * 50)), LONG_SECONDS)
     assert caught.value.fault is UpstreamFault.TIMEOUT
 
 
+@pytest.mark.parametrize("idle_seconds", [IDLE_SECONDS])
 async def test_an_upstream_that_has_taken_all_and_keeps_silent_is_given_up(upstream, peer):
     peer.reads = False
     with pytest.raises(UpstreamFailure) as caught:
-        await asyncio.wait_for(send(upstream, Script([b"x"])), 10)
+        await asyncio.wait_for(send(upstream, Script([b"x"])), LONG_SECONDS)
     assert caught.value.fault is UpstreamFault.TIMEOUT
 
 
