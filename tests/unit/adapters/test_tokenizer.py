@@ -102,7 +102,7 @@ async def test_too_much_at_once_is_not_taken(tokenizer):
 
 
 async def test_closing_waits_for_what_is_being_counted_and_tells_everybody():
-    tokenizer = BpeTokenizer(Failures())
+    tokenizer = BpeTokenizer(Failures(), close_seconds=60)
     told = []
     for _ in range(3):
         tokenizer.count_later("o200k_base", [Said(("one two",))], told.append)
