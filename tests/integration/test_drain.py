@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 import requests
 
+from tests.support.held_upstream import HELD, held_upstream
 from tests.support.tollgate_process import eventually, run_tollgate
 
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How long?"}], "stream": True}
-SLOW = {"x-simulate-chunk-ms": "100"}
 
 
 @pytest.fixture
@@ -40,10 +41,10 @@ def accepts(gateway):
         return False
 
 
-def test_a_stream_is_finished(start, session):
-    with start() as gateway:
+def test_a_stream_is_finished(tmp_path, session):
+    with held_upstream() as upstream, run_tollgate(tmp_path, upstream.base_url, "sk-upstream") as gateway:
         team = gateway.add_team("growth")
-        with stream_from(session, gateway, team, SLOW) as answer:
+        with stream_from(session, gateway, team, HELD) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith(b"data: ")
             gateway.signal(signal.SIGTERM)
@@ -51,6 +52,7 @@ def test_a_stream_is_finished(start, session):
             assert gateway.exit_status is None
             # Those who ask whether to send more are told no for as long as anything runs.
             assert gateway.ready_status() == 503
+            upstream.go_on()
             *_, last = [line for line in lines if line]
         assert last == b"data: [DONE]"
         assert gateway.wait() == 0
@@ -59,14 +61,25 @@ def test_a_stream_is_finished(start, session):
 
 
 def test_load_balancers_get_time_to_notice(start, session):
-    with start("[server]\nready_grace_seconds = 1.0\n") as gateway:
-        team = gateway.add_team("growth")
-        gateway.signal(signal.SIGTERM)
-        eventually(lambda: gateway.ready_status() == 503, what="not ready")
-        answer = stream_from(session, gateway, team, {})
-        assert answer.status_code == 200
-        assert answer.content.endswith(b"data: [DONE]\n\n")
-        assert gateway.wait() == 0
+    # A second is enough for two requests, but for a machine that stands still.
+    for grace_seconds in (1.0, 20.0):
+        with start(f"[server]\nready_grace_seconds = {grace_seconds}\n") as gateway:
+            team = gateway.add_team(f"growth-{grace_seconds:.0f}")
+            begun = time.monotonic()
+            gateway.signal(signal.SIGTERM)
+            try:
+                eventually(lambda: gateway.ready_status() != 200, what="not ready")
+                assert gateway.ready_status() == 503 or time.monotonic() - begun > grace_seconds
+                answer = stream_from(session, gateway, team, {})
+            except requests.ConnectionError:
+                if time.monotonic() - begun <= grace_seconds:
+                    raise
+                continue
+            assert answer.status_code == 200
+            assert answer.content.endswith(b"data: [DONE]\n\n")
+            assert gateway.wait() == 0
+            return
+    raise AssertionError("nobody was let in during the grace")
 
 
 def test_what_outlasts_the_drain_is_cut_and_charged(start, session):
