@@ -64,8 +64,14 @@ async def receiver():
 
 
 @pytest.fixture
-async def made(receiver, monkeypatch):
-    monkeypatch.setattr(webhooks, "_ANSWER_SECONDS", 0.2)
+def answer_seconds():
+    """How long a receiver has: longer than a machine stands still."""
+    return 60
+
+
+@pytest.fixture
+async def made(receiver, monkeypatch, answer_seconds):
+    monkeypatch.setattr(webhooks, "_ANSWER_SECONDS", answer_seconds)
     counts, waits = [], []
 
     async def sleep(seconds):
@@ -84,7 +90,7 @@ async def made(receiver, monkeypatch):
 async def test_a_notice_is_signed_so_that_the_receiver_can_check_it(receiver, made):
     hook = made()
     hook.send(b'{"team":"growth"}')
-    await hook.close(5)
+    await hook.close(60)
     ((headers, body),) = receiver.got
     assert (body, headers["Content-Type"]) == (b'{"team":"growth"}', "application/json")
     parts = dict(part.split("=") for part in headers[SIGNATURE_HEADER].split(","))
@@ -96,10 +102,10 @@ async def test_a_notice_is_signed_so_that_the_receiver_can_check_it(receiver, ma
 
 async def test_it_is_tried_again_until_it_is_taken_and_then_no_more(receiver, made, caplog):
     hook = made()
-    receiver.answers = [500, "hang", "break", 302, 404]
+    receiver.answers = [500, 503, "break", 302, 404]
     with caplog.at_level(logging.DEBUG):
         hook.send(b"{}")
-        await hook.close(10)
+        await hook.close(60)
     assert len(receiver.got) == 6
     assert receiver.elsewhere == 0, "a redirect leads nowhere"
     assert hook.counts == ["failed"] * 5 + ["delivered"]
@@ -112,10 +118,20 @@ async def test_it_is_tried_again_until_it_is_taken_and_then_no_more(receiver, ma
     assert TOKEN not in caplog.text
 
 
+@pytest.mark.parametrize("answer_seconds", [0.05])
+async def test_a_receiver_that_says_nothing_has_not_taken_it(receiver, made, caplog):
+    hook = made()
+    receiver.answers = ["hang"] * TRIES
+    hook.send(b"{}")
+    await hook.close(60)
+    assert hook.counts == ["failed"] * TRIES + ["lost"]
+    assert len([line for line in caplog.messages if "no answer in time" in line]) == TRIES
+
+
 async def test_nobody_there_is_a_failure_like_any_other(made):
     hook = made(url=f"http://127.0.0.1:1/{TOKEN}")
     hook.send(b"{}")
-    await hook.close(10)
+    await hook.close(60)
     assert hook.counts == ["failed"] * TRIES + ["lost"]
     assert sum(hook.waits) <= 3_700, "an hour at most"
     assert TOKEN not in repr(hook)
