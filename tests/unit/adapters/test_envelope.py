@@ -65,7 +65,8 @@ def test_what_was_sealed_comes_back(answer):
     sealed = envelope().seal(PLACE, SECRET, answer)
     assert len(sealed) <= envelope().max_sealed_bytes
     assert opened(sealed) == answer
-    assert answer.body not in sealed or len(answer.body) < 5
+    # Behind the header, in which numbers are mostly zeros.
+    assert answer.body not in sealed[HEADER.size :] or len(answer.body) < 5
 
 
 @pytest.mark.parametrize("size", [0, 400, 512, 600, 3_000, 60_000])
