@@ -48,13 +48,19 @@ def test_mode_does_not_depend_on_the_umask(tmp_path):
 def test_processes_that_start_at_once_agree(tmp_path):
     program = (
         "import sys; from pathlib import Path; from proxy.adapters.admin_token import load_or_create_admin_token\n"
-        "sys.stdin.read(); print(load_or_create_admin_token(Path(sys.argv[1])).reveal())"
+        "print('ready', flush=True); sys.stdin.read()\n"
+        "print(load_or_create_admin_token(Path(sys.argv[1])).reveal())"
     )
     children = [
         subprocess.Popen([sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(3)
     ]
-    assert len({child.communicate(b"", timeout=60)[0] for child in children}) == 1
+    assert [child.stdout.readline() for child in children] == [b"ready\n"] * 3
+    for child in children:
+        child.stdin.close()
+        child.stdin = None
+    (told,) = {child.communicate(timeout=60)[0] for child in children}
+    assert told.decode().strip() == load_or_create_admin_token(tmp_path).reveal()
 
 
 @pytest.mark.parametrize("kind", ["file", "given"])
@@ -93,7 +99,7 @@ def test_what_is_no_token_lets_nobody_in(tmp_path, content, caplog):
     serving.path.write_bytes(content)
     for presented in (old, content.decode("latin-1"), content.decode("latin-1").strip(), ""):
         assert not serving.admits(presented)
-    (line,) = caplog.messages
+    (line,) = [record.getMessage() for record in caplog.records if record.name == admin_token.__name__]
     assert "lets nobody in" in line
     assert old not in line
     with pytest.raises(SecretsInvalid) as refused:
