@@ -120,7 +120,7 @@ class PostgresServer:
 
     def ask(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """What one statement answers, outside of any transaction."""
-        with psycopg.connect(self.url(database), autocommit=True) as connection:
+        with psycopg.connect(self.url(database), autocommit=True, connect_timeout=20) as connection:
             answer = connection.execute(statement)  # type: ignore[arg-type]  # a test's own words
             return answer.fetchall() if answer.description else []
 
