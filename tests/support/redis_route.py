@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
@@ -14,7 +14,7 @@ from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy
 from tests.support.tasks import Tasks
 
-__all__ = ["PATIENT", "open_route", "until_async", "until_true"]
+__all__ = ["PATIENT", "in_haste", "open_route", "until_async", "until_true"]
 
 # Deadlines that a loaded machine keeps, for tests that are not about deadlines.
 PATIENT = MultiplexerOptions(
@@ -39,6 +39,23 @@ async def open_route(
     finally:
         await route.close()
         await tasks.finished()
+
+
+@contextmanager
+def in_haste(route: RedisRoute, deadline_seconds: float = 0.05) -> Iterator[None]:
+    """Within the block an answer is given up soon, on the connections that are there; before and after as usual.
+
+    For what becomes of answers that do not come: what a test asks besides is not to fail on a busy machine.
+    """
+    wires = [wire for primary in route.primaries() if (wire := primary._wire) is not None]
+    usual = [wire.deadline_seconds for wire in wires]
+    for wire in wires:
+        wire.hold_to(deadline_seconds)
+    try:
+        yield
+    finally:
+        for wire, seconds in zip(wires, usual, strict=True):
+            wire.hold_to(seconds)
 
 
 async def until_true(holds: Callable[[], object], what: str, seconds: float = _WAIT_SECONDS) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import redis
@@ -13,28 +13,23 @@ from proxy.adapters.memory.limiter import MemoryLimiter
 from proxy.adapters.redis.bucket_state import bucket_key, unpack_state
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
-from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import Definite, ErrorReply, Indefinite, NeverSent
 from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.share import Share
-from proxy.adapters.redis.wire import Bounds
 from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import UNITS, Admitted, Cost, Gauge, Refused, Scope, Standing
 from proxy.core.errors import StoreAway
 from proxy.core.share import Part
 from proxy.core.tiers import Limits, Schedule
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
-from tests.support.redis_route import PATIENT, open_route, until_true
+from tests.support.redis_route import PATIENT, in_haste, open_route, until_true
 from tests.support.redis_server import RedisServer, eventually
 
 # So slow that nothing comes back while a test runs.
 LIMITS = Limits(1, 1, 100, 10_000)
 SCOPES = (Scope("team", Schedule(LIMITS, LIMITS)), Scope("key:k", Schedule(LIMITS, LIMITS)))
-HASTY = MultiplexerOptions(
-    Bounds(deadline_seconds=0.05, silence_seconds=30.0),
-    BreakerPolicy(failures_to_open=1_000),
-    max_backoff_seconds=0.05,
-)
+# Never rests, so that everything is sent.
+TIRELESS = replace(PATIENT, breaker=BreakerPolicy(failures_to_open=1_000))
 
 
 def raw(server, key):
@@ -84,11 +79,11 @@ async def admit(limiter, cost, scopes=SCOPES):
 
 async def until_admitted(limiter, cost, scopes=SCOPES):
     """Ask until there is room: a store that is back is asked once it has answered."""
-    for _ in range(1_000):
-        if isinstance(await limiter.reserve("a", scopes, cost), Admitted):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("no room")
+    async with asyncio.timeout(30):
+        while True:
+            if isinstance(await limiter.reserve("a", scopes, cost), Admitted):
+                return
+            await asyncio.sleep(0.005)
 
 
 # Gone
@@ -205,10 +200,10 @@ async def test_what_a_part_cannot_count_is_not_forgotten_beside_what_it_can():
 
 
 async def test_a_reservation_without_an_answer_is_not_sent_again():
-    async with store(HASTY) as held:
+    async with store(TIRELESS) as held:
         await admit(held.limiter, Cost(1, 100))
         before = held.decisions()
-        with held.server.frozen(), pytest.raises(StoreAway) as away:
+        with held.server.frozen(), in_haste(held.route), pytest.raises(StoreAway) as away:
             await held.limiter.reserve("a", SCOPES, Cost(1, 500))
         assert isinstance(away.value.__cause__, Indefinite)
         eventually(lambda: held.decisions() == before + 1, "the one that was sent is carried out")
@@ -218,10 +213,10 @@ async def test_a_reservation_without_an_answer_is_not_sent_again():
 
 
 async def test_a_refund_without_an_answer_is_not_sent_again():
-    async with store(HASTY) as held:
+    async with store(TIRELESS) as held:
         reservation = await admit(held.limiter, Cost(1, 500))
         before = held.decisions()
-        with held.server.frozen():
+        with held.server.frozen(), in_haste(held.route):
             held.limiter.settle(reservation, Cost(1, 100))
             await until_true(lambda: held.failures["limiter settle"], "the deadline has passed")
             held.limiter.settle(reservation, Cost(1, 100))
@@ -232,9 +227,9 @@ async def test_a_refund_without_an_answer_is_not_sent_again():
 
 
 async def test_a_debt_without_an_answer_is_charged_once_more_however_often_it_is_sent():
-    async with store(HASTY) as held:
+    async with store(TIRELESS) as held:
         reservation = await admit(held.limiter, Cost(1, 100))
-        with held.server.frozen():
+        with held.server.frozen(), in_haste(held.route):
             held.limiter.settle(reservation, Cost(1, 400))
             await until_true(lambda: held.failures["limiter settle"], "the deadline has passed")
             for _ in range(3):
@@ -253,9 +248,9 @@ async def test_a_charge_that_never_arrives_is_sent_until_it_does():
     share = Share(SystemClock(), lambda: Part(0, 1), lambda: None)
     team = SCOPES[:1]
     for fallback in (Closed(), share):
-        async with store(HASTY, fallback) as held:
+        async with store(TIRELESS, fallback) as held:
             reservation = await admit(held.limiter, Cost(0, 100), team)
-            with held.server.frozen():
+            with held.server.frozen(), in_haste(held.route):
                 held.limiter.settle(reservation, Cost(0, 400))
                 await until_true(lambda: held.failures["limiter settle"], "the deadline has passed")
                 for _ in range(5):

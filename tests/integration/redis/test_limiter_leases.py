@@ -14,28 +14,22 @@ from proxy.adapters.redis.bucket_state import bucket_key, places_key
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.leases import LEASE_MS
 from proxy.adapters.redis.limiter import RedisLimiter
-from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.scripts import Scripts
-from proxy.adapters.redis.wire import Bounds
 from proxy.app import open_database
 from proxy.app.worker import serving
-from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import Admitted, Cost, Dimension, Refused, Scope
 from proxy.core.errors import StoreAway
 from proxy.core.tiers import Limits, Schedule
 from proxy.settings import load
 from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.limiter_build import FAR_AHEAD_MS, clock_command, on_hand_clock, scripts_with
-from tests.support.redis_route import PATIENT, open_route, until_true
+from tests.support.redis_route import in_haste, open_route, until_true
 from tests.support.redis_server import RedisServer, all_servers
 
 NONE = Schedule(Limits(), Limits())
 SCOPES = (Scope("team", NONE, 1), Scope("key:k", NONE, 2))
 PLACES = [places_key("a", scope.name) for scope in SCOPES]
 ONE = Cost(1, 10)
-HASTY = MultiplexerOptions(
-    Bounds(deadline_seconds=0.05, silence_seconds=30.0), BreakerPolicy(failures_to_open=1_000), max_backoff_seconds=0.05
-)
 IDS = [f"server {number}" for number in range(len(all_servers()))]
 
 
@@ -59,13 +53,13 @@ class HandTime:
 
 
 @asynccontextmanager
-async def workers(server, number=2, options=PATIENT, verbs=None, url=None):
+async def workers(server, number=2, verbs=None, url=None):
     """Limiters of as many processes, which ask the store every time; what failed is counted for all of them."""
     failures = Counter()
     async with AsyncExitStack() as stack:
         limiters = []
         for _ in range(number):
-            route = await stack.enter_async_context(open_route(url or server.url, options))
+            route = await stack.enter_async_context(open_route(url or server.url))
             limiter = RedisLimiter(
                 Scripts(route),
                 SystemClock(),
@@ -206,8 +200,8 @@ def lease_of(server):
 
 async def test_a_reservation_without_an_answer_gives_its_places_back(server):
     HandTime(server)
-    async with workers(server, 1, HASTY) as (slow, failures), workers(server, 1) as (other, _):
-        with server.frozen(), pytest.raises(StoreAway):
+    async with workers(server, 1) as (slow, failures), workers(server, 1) as (other, _):
+        with server.frozen(), in_haste(slow._scripts._route), pytest.raises(StoreAway):
             await slow.reserve("a", SCOPES, ONE)
         await until_true(lambda: server.calls("zrem") == len(PLACES), "it says so as soon as it is heard")
         assert server.ask("EXISTS", *PLACES) == 0
