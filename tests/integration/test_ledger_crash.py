@@ -22,6 +22,7 @@ from sqlalchemy import select
 
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.tables import usage_events
+from tests.support.held_upstream import HELD, held_upstream
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import eventually, run_simulator, run_tollgate
 from tests.support.workers import figure, until_all_serve, workers_of
@@ -61,7 +62,7 @@ def ask(gateway_url, team, number, *, session=None, **wishes):
             f"{gateway_url}/chat/completions?call={number}",
             json=chat(number, stream=bool(number % 2)),
             headers={**team.headers, **headers},
-            timeout=(5, 20),
+            timeout=(30, 60),
         )
 
 
@@ -77,6 +78,12 @@ class Load:
         self.answered = Counter()
         self._callers = [threading.Thread(target=self._call, args=(seed,)) for seed in range(CALLERS)]
 
+    def some_pass(self, rng):
+        """Wait until it has been answered a few times more, and then for any moment."""
+        enough = self.answered[200] + 2
+        eventually(lambda: self.answered[200] >= enough, what="answers under load")
+        time.sleep(rng.uniform(0.0, 0.3))
+
     @contextmanager
     def running(self):
         for caller in self._callers:
@@ -86,7 +93,7 @@ class Load:
         finally:
             self._stop.set()
             for caller in self._callers:
-                caller.join(60)
+                caller.join(100)
 
     def _call(self, seed):
         rng = random.Random(seed)
@@ -141,7 +148,20 @@ def verified(gateway):
     return told
 
 
-def test_a_server_killed_at_random_under_load(upstream, database, tmp_path):
+def endless(session, gateway, team, number):
+    """A stream that has begun and does not end."""
+    answer = session.post(
+        f"{gateway.base_url}/chat/completions?call={number}",
+        json=chat(number, stream=True),
+        headers={**team.headers, "x-simulate-chunk-ms": "3600000"},
+        stream=True,
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    return answer
+
+
+def test_a_server_killed_at_random_under_load(upstream, database, tmp_path, session):
     settings, place = database
     kills, rng = 4, random.Random(20)
     start = (tmp_path, upstream.base_url, upstream.key)
@@ -152,14 +172,15 @@ def test_a_server_killed_at_random_under_load(upstream, database, tmp_path):
     with serve() as first:
         team = first.add_team("growth")
         load = Load(team, first.base_url)
-        with load.running():
-            time.sleep(rng.uniform(0.2, 0.5))
+        # Whatever the others are at, this one is in the middle of its answer.
+        with load.running(), endless(session, first, team, MOST_CALLS + 2):
+            load.some_pass(rng)
             first.signal(signal.SIGKILL)
             first.wait()
             for _ in range(kills - 1):
                 with serve() as next_one:
                     load.address = next_one.base_url
-                    time.sleep(rng.uniform(0.2, 0.5))
+                    load.some_pass(rng)
                     next_one.signal(signal.SIGKILL)
                     next_one.wait()
     with serve() as last:
@@ -185,8 +206,9 @@ def test_workers_killed_at_random_under_load(upstream, database, tmp_path):
             load = Load(gateway.add_team("growth"), gateway.base_url)
             with load.running():
                 for death in range(1, deaths + 1):
-                    time.sleep(rng.uniform(0.05, 0.5))
-                    rng.choice(workers_of(gateway)).kill()
+                    load.some_pass(rng)
+                    # One that has just died is not there for a moment.
+                    rng.choice(eventually(lambda: workers_of(gateway), what="a worker")).kill()
                     eventually(
                         lambda death=death: gateway.stderr.count("ended with status -9") >= death,
                         what="its end noticed",
@@ -218,27 +240,36 @@ def full_disk(gateway):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-def test_on_a_full_disk_requests_are_refused_rather_than_unmetered(upstream, tmp_path, session):
-    with run_tollgate(tmp_path, upstream.base_url, upstream.key) as gateway:
+@contextmanager
+def under_way(session, gateway, team, number):
+    """A stream that is held in its midst."""
+    with session.post(
+        f"{gateway.base_url}/chat/completions",
+        json=chat(number, stream=True),
+        headers={**team.headers, **HELD},
+        stream=True,
+        timeout=60,
+    ) as answer:
+        assert answer.status_code == 200
+        yield answer
+
+
+def test_on_a_full_disk_requests_are_refused_rather_than_unmetered(tmp_path, session):
+    with held_upstream() as upstream, run_tollgate(tmp_path, upstream.base_url, "sk-upstream") as gateway:
         team = gateway.add_team("growth")
         assert ask(gateway.base_url, team, 1).status_code == 200
-        under_way = session.post(
-            f"{gateway.base_url}/chat/completions",
-            json=chat(2, stream=True),
-            headers={**team.headers, "x-simulate-chunk-ms": "150"},
-            stream=True,
-            timeout=30,
-        )
-        assert under_way.status_code == 200
-        calls = upstream.stats()["requests"]
-        with full_disk(gateway):
-            refused = [ask(gateway.base_url, team, 100 + number) for number in range(5)]
-            assert {answer.status_code for answer in refused} == {503}
-            assert all(answer.headers["Retry-After"] for answer in refused)
-            # What was under way when the disk filled is answered to its end.
-            assert under_way.content.endswith(b"data: [DONE]\n\n")
-            assert upstream.stats()["requests"] == calls, "nothing was sent unmetered"
-            assert figure(gateway, "tollgate_store_errors_total", store="spool", operation="end") == 1
+        with under_way(session, gateway, team, 2) as answer:
+            assert upstream.asked == 2
+            with full_disk(gateway):
+                refused = [ask(gateway.base_url, team, 100 + number) for number in range(5)]
+                assert {answer.status_code for answer in refused} == {503}
+                assert all(answer.headers["Retry-After"] for answer in refused)
+                # What was under way when the disk filled is answered to its end.
+                upstream.go_on()
+                assert answer.content.endswith(b"data: [DONE]\n\n")
+                assert upstream.asked == 2, "nothing was sent unmetered"
+                errors = {"store": "spool", "operation": "end"}
+                assert eventually(lambda: figure(gateway, "tollgate_store_errors_total", **errors), what="it") == 1
         assert ask(gateway.base_url, team, 3).status_code == 200
         events = gateway.events("growth", 3)
         assert Counter((event["outcome"], event["output_tokens"]) for event in events) == {
@@ -247,25 +278,20 @@ def test_on_a_full_disk_requests_are_refused_rather_than_unmetered(upstream, tmp
         assert verified(gateway)["spool"]["open_requests"] == 0
 
 
-def test_what_a_full_disk_did_not_take_is_accounted_for_after_a_kill(upstream, tmp_path, session):
+def test_what_a_full_disk_did_not_take_is_accounted_for_after_a_kill(tmp_path, session):
     """The begin record stands for the event that could not be written."""
-    start = (tmp_path, upstream.base_url, upstream.key)
-    with run_tollgate(*start) as gateway:
-        team = gateway.add_team("growth")
-        answer = session.post(
-            f"{gateway.base_url}/chat/completions",
-            json=chat(7, stream=True),
-            headers={**team.headers, "x-simulate-chunk-ms": "50"},
-            stream=True,
-            timeout=30,
-        )
-        with full_disk(gateway):
-            assert answer.content.endswith(b"data: [DONE]\n\n")
-            gateway.signal(signal.SIGKILL)
-            gateway.wait()
-    with run_tollgate(*start) as after:
-        (event,) = after.events("growth", 1)
-        assert (event["outcome"], event["output_tokens"], event["estimated"]) == ("interrupted", 7, 1)
-        assert ask(after.base_url, team, 1).status_code == 200
-        assert len(after.events("growth", 2)) == 2
-        assert verified(after)["ok"]
+    with held_upstream() as upstream:
+        start = (tmp_path, upstream.base_url, "sk-upstream")
+        with run_tollgate(*start) as gateway:
+            team = gateway.add_team("growth")
+            with under_way(session, gateway, team, 7) as answer, full_disk(gateway):
+                upstream.go_on()
+                assert answer.content.endswith(b"data: [DONE]\n\n")
+                gateway.signal(signal.SIGKILL)
+                gateway.wait()
+        with run_tollgate(*start) as after:
+            (event,) = after.events("growth", 1)
+            assert (event["outcome"], event["output_tokens"], event["estimated"]) == ("interrupted", 7, 1)
+            assert ask(after.base_url, team, 1).status_code == 200
+            assert len(after.events("growth", 2)) == 2
+            assert verified(after)["ok"]
