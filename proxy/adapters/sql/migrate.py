@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, insert, inspect, text
 
 from proxy.adapters.sql.engine import reading, writing
+from proxy.adapters.sql.tables import config_revision, metadata
 from proxy.core.registry import DataUnusable
 
 __all__ = ["HEAD", "SchemaUnknown", "migrate", "revision_of"]
@@ -20,9 +21,9 @@ class SchemaUnknown(DataUnusable):
 
 
 def migrate(engine: Engine) -> bool:
-    """Run the migrations that are due; returns whether there were any.
+    """Make the schema, or run the migrations that are due; returns whether anything was to do.
 
-    Safe when several processes start at once: one migrates, the others wait and find nothing to do. Raises
+    Safe when several processes start at once: one does it, the others wait and find nothing to do. Raises
     `SchemaUnknown`, `DataUnusable`, `StoreAway`.
     """
     with reading(engine, "database", "migrate") as connection:
@@ -34,7 +35,10 @@ def migrate(engine: Engine) -> bool:
         found = _revision(connection)
         if found == HEAD:
             return False
-        _upgrade(connection, found)
+        if found is None:
+            _create(connection)
+        else:
+            _upgrade(connection, found)
     return True
 
 
@@ -59,8 +63,21 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _upgrade(connection: Connection, found: str | None) -> None:
-    # Alembic takes longer to import than most starts take as a whole, and most starts need none of it.
+def _create(connection: Connection) -> None:
+    """Make from nothing, and at once, what all migrations one after the other would."""
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(insert(config_revision).values(id=1, revision=0))
+    connection.execute(
+        text(
+            "CREATE TABLE IF NOT EXISTS alembic_version "
+            "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        )
+    )
+    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+
+
+def _upgrade(connection: Connection, found: str) -> None:
+    # Alembic takes a fifth of a whole start to import, and hardly any start needs it.
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415 - see above
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
@@ -69,9 +86,8 @@ def _upgrade(connection: Connection, found: str | None) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
-    if found is not None:
-        try:
-            ScriptDirectory.from_config(config).get_revision(found)
-        except CommandError:
-            raise SchemaUnknown(f"the database is at revision {found}, this version knows {HEAD}") from None
+    try:
+        ScriptDirectory.from_config(config).get_revision(found)
+    except CommandError:
+        raise SchemaUnknown(f"the database is at revision {found}, this version knows {HEAD}") from None
     command.upgrade(config, "head")

@@ -1,4 +1,6 @@
-"""The schema, for SQLite and Postgres alike. Migrations make it; a test holds the two together.
+"""The schema, for SQLite and Postgres alike. An empty database gets it at once, an older one by migrations.
+
+Tests hold the two together.
 
 Times are unix milliseconds, money is integer pico-dollars. Text has no length, because names come from clients.
 """

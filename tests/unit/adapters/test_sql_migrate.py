@@ -35,8 +35,48 @@ def sqlite(tmp_path):
     engine.dispose()
 
 
-def test_the_migrated_schema_is_the_one_the_statements_are_written_for(engine):
+def upgrade(engine, revision):
+    """Run the migrations from nothing, as the first release that had each of them did."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def schema_of(engine):
+    """All that a database says of its tables, with what is in them."""
+    with engine.connect() as connection:
+        seen = inspect(connection)
+        return {
+            table: {
+                "columns": [column | {"type": repr(column["type"])} for column in seen.get_columns(table)],
+                "primary_key": seen.get_pk_constraint(table),
+                "foreign_keys": seen.get_foreign_keys(table),
+                "indexes": sorted(seen.get_indexes(table), key=lambda index: index["name"]),
+                "uniques": seen.get_unique_constraints(table),
+                "checks": seen.get_check_constraints(table),
+                "rows": connection.execute(text(f"SELECT * FROM {table}")).all(),
+            }
+            for table in seen.get_table_names()
+        }
+
+
+def test_an_empty_database_is_made_what_the_migrations_make_of_it(engine):
     assert migrate(engine)
+    made = schema_of(engine)
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE alembic_version"))
+    assert schema_of(engine) == {}
+    upgrade(engine, "head")
+    assert schema_of(engine) == made
+    assert set(made) == {*metadata.tables, "alembic_version"}
+
+
+@pytest.mark.parametrize("make", [migrate, lambda engine: upgrade(engine, "head")], ids=["at once", "by migrations"])
+def test_the_schema_is_the_one_the_statements_are_written_for(engine, make):
+    make(engine)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -55,12 +95,12 @@ def test_a_second_run_finds_nothing_to_do(engine):
     assert not migrate(engine)
 
 
-def test_a_current_schema_costs_no_import_of_alembic(engine, empty_database):
-    migrate(engine)
+def test_neither_a_first_start_nor_a_later_one_costs_an_import_of_alembic(empty_database):
     program = """
         import sys
         from proxy.adapters.sql.engine import open_engine
         from proxy.adapters.sql.migrate import migrate
+        assert migrate(open_engine(sys.argv[1]))
         assert not migrate(open_engine(sys.argv[1]))
         assert "alembic" not in sys.modules
         assert "://" in sys.argv[1] or "psycopg" not in sys.modules
@@ -100,11 +140,8 @@ def test_processes_that_start_at_once_migrate_once(empty_database):
 
 
 def test_what_the_first_schema_held_is_held_by_this_one(engine):
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    upgrade(engine, "0001")
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
         team = {"tier": "free", "tier_since_ms": 5, "cache_mode": "off", "allow_stateful": False, "created_at_ms": 5}
         key = {"kid": "k", "team": "growth", "label": "ci", "created_at_ms": 6, "pepper_id": 1, "secret_hash": b"h"}
         noted = {"at_ms": 5, "actor": "ada", "details": "{}"}
@@ -131,8 +168,6 @@ def test_what_the_first_schema_held_is_held_by_this_one(engine):
 
 
 def test_budgets_and_keys_of_the_schema_before_are_as_they_were(engine):
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     kept = {
         "teams": {"name": "growth", "tier": "payg", "tier_since_ms": 5, "tokens_per_minute": 70, "max_parallel": 3,
                   "cache_mode": "all", "allow_stateful": True, "created_at_ms": 5, "cache_secret": b"s",
@@ -143,9 +178,8 @@ def test_budgets_and_keys_of_the_schema_before_are_as_they_were(engine):
                         "ends_at_ms": 8, "imported": True},
         "budgets": {"team": "growth", "kid": "k", "period": "day", "limit_nano_usd": 5, "warn_nano_usd": 4},
     }  # fmt: skip
+    upgrade(engine, "0005")
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0005")
         for table, row in kept.items():
             names = ", ".join(row)
             connection.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
