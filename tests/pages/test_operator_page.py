@@ -26,18 +26,18 @@ POLICY = {
 
 PAUSE_WHILE_ASKING = """
 let letGo;
+let asking = false;
 const held = new Promise((resolve) => { letGo = resolve; });
-const asked = page.waitForRequest(() => true);
 await page.route("**/*", async (route) => {
+  asking = true;
   await held;
   await route.continue();
 });
-await page.clock.runFor(5000);
-await asked;
+for (let second = 0; !asking && second < 1000; second += 1) await page.clock.runFor(1000);
 await page.locator("#pause").click();
-const answered = page.waitForEvent("requestfinished");
+const ended = Promise.race([page.waitForEvent("requestfinished"), page.waitForEvent("requestfailed")]);
 letGo();
-await answered;
+await ended;
 await page.unroute("**/*");
 """
 
@@ -192,10 +192,10 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
             code = """
             state.asked = 0;
             await page.evaluate(given.after);
-            await page.clock.runFor(60000 * given.minutes);
-            return state.asked;
             """
-            return page.run(code, minutes=minutes, after=after)
+            page.run(code, after=after)
+            page.go_on(60 * minutes)
+            return page.run("return state.asked;")
 
         page.go(gateway.operations_url)
         assert "no team yet" in page.text("#limits")
@@ -206,22 +206,15 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
         row = ["late", "$3.00", "$3.00", "1", "1,000", "0 %", "$0.00"]
 
         def seen(look):
-            page.run("await page.clock.runFor(5000);")
+            page.go_on(5)
             return look()
 
         def tables():
-            """How many tables of teams there are, in a page that may be loading itself again."""
-            code = """
-            try {
-              await page.clock.runFor(5000);
-              return await page.locator("#teams").count();
-            } catch {
-              return -1;
-            }
-            """
-            return page.run(code)
+            """How many tables of teams there are, in a page that loads itself again where there are others."""
+            page.go_on(5)
+            return page.run("return page.locator('#teams').count();")
 
-        eventually(lambda: seen(lambda: page.rows("#teams") == [row]), what="the team, without a reload")
+        eventually(lambda: seen(lambda: page.rows("#teams") == [row]), seconds=60, what="the team, without a reload")
         page.run(PAUSE_WHILE_ASKING)
         assert page.run("return page.locator('#pause').getAttribute('aria-pressed');") == "true"
         assert asked_within(minutes=5) == 0
@@ -231,15 +224,15 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
         assert asked_within(minutes=5, after=f"{hidden}, {changed}") == 0, "nobody sees it"
         assert asked_within(minutes=5, after=f"delete document.hidden, {changed}") > 0
         with without(gateway, "usage_daily"):
-            eventually(lambda: tables() == 0, what="that nothing is shown that is not known")
+            eventually(lambda: tables() == 0, seconds=60, what="that nothing is shown that is not known")
             assert "ledger does not answer" in page.text("#money")
             assert page.rows("#limits")[0][0] == "late"
-        eventually(lambda: tables() == 1, what="the table, once more")
+        eventually(lambda: tables() == 1, seconds=60, what="the table, once more")
         assert page.rows("#teams") == [row]
         # A clock that is ahead of the server's gives up on an answer now and then.
         assert {said for said in page.said() if not said.startswith("failed: ")} == set()
         gateway.end()
-        eventually(lambda: seen(lambda: "does not answer" in page.text("#trouble")), what="that it is away")
+        eventually(lambda: seen(lambda: "does not answer" in page.text("#trouble")), seconds=60, what="that it is away")
         assert page.rows("#teams") == [row]
 
 
@@ -259,10 +252,11 @@ def test_a_table_that_somebody_reads_is_new_too(simulator, browser, tmp_path):
         used(gateway, team, today, "gpt-4o-mini", cost=4 * USD)
 
         def sums():
-            page.run("await page.clock.runFor(5000);")
+            page.go_on(5)
             return [row[1] for row in page.rows("#teams")], [row[1] for row in page.rows("#models")]
 
-        eventually(lambda: sums() == (["$7.00"], ["$4.00", "$3.00"]), what="what was used, where the focus is too")
+        told = (["$7.00"], ["$4.00", "$3.00"])
+        eventually(lambda: sums() == told, seconds=60, what="what was used, where the focus is too")
         assert (page.value(held), page.value(scrolled)) == (True, [60, 60])
 
 

@@ -256,10 +256,10 @@ def test_a_key_that_has_ended_ends_its_sign_ins(place, browser, named, end):
         place.gateway.cli("keys", end, kid)
 
         def is_out():
-            page.run("await page.clock.runFor(5000);")
+            page.go_on(5)
             return page.run("return page.locator('#key[type=password]').count();")
 
-        eventually(is_out, what="that the page, left open, asks for a key")
+        eventually(is_out, seconds=60, what="that the page, left open, asks for a key")
         assert "not signed in any more" in page.text("[role=alert]")
         assert name not in page.text("body")
     assert ask(place.gateway, Cookie=cookie_of(headers))[0] == 401

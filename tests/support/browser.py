@@ -30,10 +30,24 @@ const said = [];
 page.on("console", (message) => said.push(`${message.type()}: ${message.text()}`));
 page.on("pageerror", (error) => said.push(String(error)));
 page.on("requestfailed", (request) => said.push(`failed: ${request.url()}`));
+const flying = new Set();
+page.on("request", (request) => flying.add(request));
+for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => flying.delete(request));
 page.setDefaultTimeout(60000);
-state[given.name] = { context, page, said };
+state[given.name] = { context, page, said, flying };
 """
-_IN_PAGE = "const { context, page, said } = state[given.name];"
+_IN_PAGE = "const { context, page, said, flying } = state[given.name];"
+_GO_ON = """
+try {
+  await page.clock.runFor(given.milliseconds);
+} catch (error) {
+  if (!String(error).includes("context was destroyed")) throw error;
+}
+// The clock of the page gives up on an answer long before a slow server has given it.
+const until = Date.now() + 20000;
+while (flying.size > 0 && Date.now() < until) await new Promise((wake) => { setTimeout(wake, 2); });
+await page.waitForLoadState();
+"""
 _BARRIERS = """
 await page.evaluate(axe);
 const found = await page.evaluate(async () => (await globalThis.axe.run()).violations);
@@ -101,6 +115,13 @@ class Page:
     def value(self, expression: str) -> Any:
         """What an expression is worth in the page."""
         return self.run("return page.evaluate(given.expression);", expression=expression)
+
+    def go_on(self, seconds: float) -> None:
+        """Have so much pass on the clock that was installed, and what the page then asks be answered.
+
+        The page may load itself anew: it is loaded when this returns.
+        """
+        self.run(_GO_ON, milliseconds=round(seconds * 1e3))
 
     def said(self) -> list[str]:
         """What the console has: errors of scripts, violations of the policy, what could not be loaded."""
