@@ -115,7 +115,7 @@ def test_processes_that_start_at_once_migrate_once(empty_database):
         from proxy.adapters.sql.migrate import migrate
         print("ready", flush=True)
         sys.stdin.read()
-        print(migrate(open_engine(sys.argv[1])))
+        print(migrate(open_engine(sys.argv[1], patience_seconds=60)))
     """
     path = str(empty_database)
     processes = [
@@ -134,7 +134,7 @@ def test_processes_that_start_at_once_migrate_once(empty_database):
         process.stdin.close()
     for process in processes:
         process.stdin = None
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, answers
     assert sorted(out.strip() for out, _ in answers) == ["False", "False", "False", "True"]
 
