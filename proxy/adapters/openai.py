@@ -296,6 +296,7 @@ class AiohttpAnswer:
 
 _PATIENT: AbstractAsyncContextManager[object] = nullcontext()
 _FOREIGN = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.InvalidURL, ssl.SSLError)
 
 
 def _fault(error: BaseException) -> UpstreamFault:
@@ -304,7 +305,7 @@ def _fault(error: BaseException) -> UpstreamFault:
         return UpstreamFault.UNREACHABLE
     if isinstance(error, TimeoutError):
         return UpstreamFault.TIMEOUT
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL | ssl.SSLError):
+    if isinstance(error, _NOT_REACHED):
         return UpstreamFault.UNREACHABLE
     return UpstreamFault.BROKEN
 

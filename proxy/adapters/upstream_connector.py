@@ -13,10 +13,10 @@ on that connection: somebody would be given another one's answer, and so would a
 
 All that is used here and is not in aiohttp's documentation is as it is in 3.14, to which the dependency is held:
 `BaseConnector.connect` and `_get`, what they ask of a `ClientRequest` (`connection_key`, `proxy`, `is_ssl`, `headers`),
-the factory of a `TCPConnector`, `Connection`, and of `client_proto.ResponseHandler`: `set_response_params`, `read`,
-`start_timeout`, `data_received`, `feed_data`, `set_exception`, `_reschedule_timeout`, `_drop_timeout`,
-`_on_read_timeout`, `_read_timeout`, `_read_timeout_handle`, `_reading_paused`, `_payload`, `_loop`. The tests of this
-module say so where it changes.
+the factory and `_create_proxy_connection` of a `TCPConnector`, `Connection`, and of `client_proto.ResponseHandler`:
+`set_response_params`, `read`, `start_timeout`, `data_received`, `feed_data`, `set_exception`, `_reschedule_timeout`,
+`_drop_timeout`, `_on_read_timeout`, `_read_timeout`, `_read_timeout_handle`, `_reading_paused`, `_payload`, `_loop`.
+The tests of this module say so where it changes.
 """
 
 from __future__ import annotations
@@ -171,6 +171,11 @@ class UpstreamConnector(aiohttp.TCPConnector):
             else:
                 return Received(connection, message, content)
 
+    async def _create_proxy_connection(self, req: aiohttp.ClientRequest, traces: list[Any], timeout: Any) -> Any:  # noqa: ASYNC109 - aiohttp's signature
+        """Connect through a proxy, as fast as without one: for its word about a tunnel aiohttp waits without end."""
+        async with asyncio.timeout(timeout.sock_connect):
+            return await super()._create_proxy_connection(req, traces, timeout)
+
     async def _new(self, to: Destination) -> Connection:
         try:
             return await self.connect(to, [], self._timeout)
@@ -198,13 +203,20 @@ class _Connection(ResponseHandler):
     """Of its body, what was not yet handed over."""
     _answered = False
     """The head of an answer has come, and no other was asked for since."""
+    _asked = False
+    """All of a request has been taken."""
     _silent_until: float | None = None
     """By the loop's clock; None: nothing is waited for."""
 
     def set_response_params(self, **params: Any) -> None:
         """Expect an answer."""
-        self._answered = False
+        self._answered = self._asked = False
         super().set_response_params(**params)
+
+    def start_timeout(self) -> None:
+        """Measure silence from here on: upstream has been asked."""
+        self._asked = True
+        super().start_timeout()
 
     def send(self, head: bytes, body: bytes) -> None:
         """Send a request. How long upstream is silent is measured from when it has taken all."""
@@ -245,6 +257,9 @@ class _Connection(ResponseHandler):
             self._end()
             return
         super().data_received(data)
+        # aiohttp measures no silence behind a head that announces another one.
+        if data and self._asked and not self._answered:
+            self._reschedule_timeout()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take the head of an answer."""

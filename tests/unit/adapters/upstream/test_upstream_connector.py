@@ -222,6 +222,8 @@ def test_aiohttp_is_still_what_this_was_written_for():
             "max_field_size"} <= inspect.signature(of_protocol.set_response_params).parameters.keys()  # fmt: skip
     assert list(inspect.signature(connector.BaseConnector.connect).parameters) == ["self", "req", "traces", "timeout"]
     assert list(inspect.signature(connector.BaseConnector._get).parameters) == ["self", "key", "traces"]
+    of_tunnels = inspect.signature(connector.TCPConnector._create_proxy_connection)
+    assert list(of_tunnels.parameters) == ["self", "req", "traces", "timeout"]
     assert list(inspect.signature(of_protocol.resume_reading).parameters) == ["self", "resume_parser"]
     assert {"release", "close", "protocol"} <= set(dir(connector.Connection))
 
