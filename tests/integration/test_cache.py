@@ -45,7 +45,8 @@ def test_the_second_answer_is_the_first_one(call, upstream, question, form):
     # A stream's headers go out before it is known whether it will be kept.
     stored = "tollgate; fwd=uri-miss" if form else "tollgate; fwd=uri-miss; stored"
     assert first.headers["Cache-Status"] == stored
-    assert re.fullmatch(r"tollgate; hit; ttl=86(400|39\d)", second.headers["Cache-Status"])
+    (left,) = re.fullmatch(r"tollgate; hit; ttl=(\d+)", second.headers["Cache-Status"]).groups()
+    assert 86_400 - 60 < int(left) <= 86_400
     assert 0 <= int(second.headers["Age"]) < 60
     assert "Age" not in first.headers
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
@@ -55,7 +56,7 @@ def test_the_second_answer_is_the_first_one(call, upstream, question, form):
 
 
 def test_a_hit_costs_a_request_and_no_tokens(call, new_team, question):
-    team = new_team(requests_per_minute=3, tokens_per_minute=60, token_capacity=2_000)
+    team = new_team(requests_per_minute=1, request_capacity=3, tokens_per_minute=60, token_capacity=2_000)
     sizes = {**question, "max_tokens": 1_900}
     first, second, third = (call(sizes, by=team) for _ in range(3))
     assert [each.headers["x-ratelimit-remaining-requests"] for each in (first, second, third)] == ["2", "1", "0"]

@@ -34,7 +34,8 @@ def test_a_free_team_gets_its_twenty_and_then_a_truthful_refusal(call, new_team,
     most = 20 + int((time.monotonic() - begun) / 3)
     *passed, refused = answers
     assert 20 <= len(passed) <= most
-    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in passed[:3]] == ["19", "18", "17"]
+    left = [int(answer.headers["x-ratelimit-remaining-requests"]) for answer in passed]
+    assert all(0 <= here - (19 - number) <= most - 20 for number, here in enumerate(left[:20]))
     assert all(set(answer.headers) >= SIX or {n.lower() for n in answer.headers} >= SIX for answer in answers)
     assert upstream.stats()["requests"] == len(passed)
 
@@ -140,7 +141,7 @@ def test_a_large_maximum_is_given_back_at_the_end(call, new_team, stream):
 
 
 def test_an_upstream_error_costs_a_request_and_no_tokens(call, new_team):
-    team = new_team(requests_per_minute=2, tokens_per_minute=1_000)
+    team = new_team(requests_per_minute=1, request_capacity=2, tokens_per_minute=1_000)
     assert call(ask(max_tokens=900), {"x-simulate-status": "400"}, by=team).status_code == 400
     after = call(ask(max_tokens=900), by=team)
     assert after.status_code == 200
