@@ -115,7 +115,7 @@ def test_a_stream_that_upstream_cuts_is_charged_and_looks_cut(gateway, post, tea
 
 
 def test_a_client_that_leaves_pays_for_what_has_run(gateway, post, team, prompt):
-    slow = {"x-simulate-chunk-ms": "100"}
+    slow = {"x-simulate-chunk-ms": "600000"}
     body = {"model": MODEL, "prompt": prompt, "stream": True, "max_tokens": 1_000, "seed": None}
     with post("completions", body, slow, stream=True) as answer:
         next(answer.iter_lines())

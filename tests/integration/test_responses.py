@@ -135,7 +135,7 @@ def test_an_error_of_upstreams_passes_as_it_came(gateway, post, team, text):
 
 
 def test_a_client_that_leaves_pays_for_what_has_run(gateway, post, team, text):
-    slow = {"x-simulate-chunk-ms": "100"}
+    slow = {"x-simulate-chunk-ms": "600000"}
     with post("responses", {"model": MODEL, "input": text, "stream": True}, slow, stream=True) as answer:
         next(answer.iter_lines())
     (event,) = gateway.events(team.name, 1)
