@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 
 import pytest
 import requests
@@ -44,18 +45,20 @@ def sample(gateway, name, **labels):
 
 
 def test_a_key_is_held_to_its_own_limit_and_its_team_to_its_own(call, new_team, new_key):
-    team = new_team(requests_per_minute=5)
+    team = new_team(requests_per_minute=1, request_capacity=5)
     narrow = new_key(team, "--rpm", "2", "--label", "nightly build")
+    begun = time.monotonic()
     answers = [call(ask(), by=narrow) for _ in range(3)]
+    took_ms = (time.monotonic() - begun) * 1_000
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     # The headers tell of the team's bucket, the message of the limit that refused.
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["4", "3", "3"]
-    assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"5"}
+    assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"1"}
     said = message(answers[2])
     assert said.startswith(f"Rate limit reached for {MODEL} of key nightly build on requests per min (RPM): Limit 2,")
     assert narrow.kid not in said
     wait_ms = int(answers[2].headers["retry-after-ms"])
-    assert 25_000 < wait_ms <= 30_000
+    assert 30_000 - 1 - took_ms <= wait_ms <= 30_000
     assert [call(ask(), by=team).status_code for _ in range(4)] == [200, 200, 200, 429]
     refused = call(ask(), by=team)
     assert f" of team {team.name} on requests" in message(refused)
@@ -110,7 +113,7 @@ def test_a_refusal_by_the_model_costs_team_and_key_nothing(gateway, call, new_te
 
 def test_no_more_are_under_way_than_there_are_places(gateway, call, new_team):
     team = new_team(max_parallel=2)
-    slow = {"x-simulate-chunk-ms": "60000"}
+    slow = {"x-simulate-chunk-ms": "3600000"}
     streams = [call(ask("echo:ab cd", max_tokens=9, stream=True), slow, by=team, stream=True) for _ in range(2)]
     try:
         assert [stream.status_code for stream in streams] == [200, 200]
@@ -127,7 +130,7 @@ def test_no_more_are_under_way_than_there_are_places(gateway, call, new_team):
         }
     finally:
         streams[0].close()
-    eventually(lambda: call(ask(), by=team).status_code == 200, seconds=5, what="a free place")
+    eventually(lambda: call(ask(), by=team).status_code == 200, what="a free place")
     assert sample(gateway, "tollgate_rate_limited_total", team=team.name, limit="parallel") >= 1
     streams[1].close()
 
@@ -164,7 +167,7 @@ ENDINGS = {
     "a body that is none": lambda call, team: broken(call, team, malformed="1"),
     "a stream cut upstream": lambda call, team: broken(call, team, **{"cut-after": "1"}),
     "an error in a stream": lambda call, team: broken(call, team, **{"error-event-after": "1"}),
-    "a stream left": lambda call, team: left(call, team, **{"x-simulate-chunk-ms": "500"}),
+    "a stream left": lambda call, team: left(call, team, **{"x-simulate-chunk-ms": "600000"}),
     "a request given up": given_up,
     "a body that is not read": lambda call, team: call(b"{", by=team),
     "a request too large": lambda call, team: call(ask(max_tokens=16_000), by=team),
@@ -177,7 +180,7 @@ def test_a_place_comes_back_however_a_request_ends(call, new_team, end):
     for _ in range(2):
         end(call, team)
         # One that hung up has gone once the server has noticed; nobody else is refused for a moment.
-        eventually(lambda: call(ask(), by=team).status_code == 200, seconds=5, what="the place")
+        eventually(lambda: call(ask(), by=team).status_code == 200, what="the place")
 
 
 # Shadow tiers
@@ -185,28 +188,33 @@ def test_a_place_comes_back_however_a_request_ends(call, new_team, end):
 
 def test_a_shadow_tier_refuses_nothing_and_tells_what_it_would_have(gateway, call, new_team, upstream):
     team = new_team("unlimited", shadow_tier="free")
-    answers = [call(ask(stream=number % 2 == 1), by=team) for number in range(24)]
+    answers, limited = [], []
+    # One comes back each three seconds, should this take as long.
+    while len(limited) < 3 and len(answers) < 100:
+        answers.append(call(ask(stream=len(answers) % 2 == 1), by=team))
+        if answers[-1].headers["x-tollgate-shadow"] != "tier=free; ok":
+            limited.append(answers[-1].headers["x-tollgate-shadow"])
     assert {answer.status_code for answer in answers} == {200}
     told = [answer.headers["x-tollgate-shadow"] for answer in answers]
     assert set(told[:20]) == {"tier=free; ok"}
-    limited = [text for text in told if text != "tier=free; ok"]
-    # One comes back each three seconds, should this take as long.
-    assert 1 <= len(limited) <= 4
+    assert len(limited) == 3
     waits = [re.fullmatch(r"tier=free; limited=requests; wait_ms=(\d+)", text) for text in limited]
     assert all(1 <= int(wait[1]) <= 3_000 for wait in waits)
     assert "x-ratelimit-limit-requests" not in answers[0].headers
-    assert sample(gateway, "tollgate_shadow_limited_total", team=team.name, limit="requests") == len(limited)
+    shadow = {"team": team.name, "limit": "requests"}
+    eventually(lambda: sample(gateway, "tollgate_shadow_limited_total", **shadow) == len(limited), what="its count")
     assert not sample(gateway, "tollgate_rate_limited_total", team=team.name, limit="requests")
     lines = [gateway.logged(answer.headers["x-request-id"]) for answer in answers]
     assert [line["shadow_limited"] for line in lines] == [
         None if text == "tier=free; ok" else "requests" for text in told
     ]
-    assert upstream.stats()["requests"] == 24
+    assert upstream.stats()["requests"] == len(answers)
 
 
 def test_a_shadow_tier_counts_what_was_used_and_leaves_the_teams_bucket_alone(call, new_team):
-    team = new_team("free", shadow_tier="free")
-    plain = new_team("free")
+    # One comes back in a minute: not while this runs.
+    own = {"requests_per_minute": 1, "request_capacity": 20}
+    team, plain = new_team("free", shadow_tier="free", **own), new_team("free", **own)
     for number in range(3):
         # Each might take half of the shadow's bucket, and takes what it used.
         mine, theirs = (call(ask(max_tokens=15_000, n=1), by=each) for each in (team, plain))
