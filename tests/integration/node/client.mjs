@@ -143,7 +143,11 @@ const scenarios = {
   async limited() {
     const patient = new OpenAI({ baseURL, apiKey, maxRetries: 4 });
     await patient.chat.completions.create(conversation);
-    const impatient = await refusal(() => client.chat.completions.create(conversation));
+    // Where the machine stood still for as long as the wait is, another one takes what has come back.
+    let impatient = "no error";
+    for (let asked = 0; impatient === "no error" && asked < 50; asked++) {
+      impatient = await refusal(() => client.chat.completions.create(conversation));
+    }
     const answer = await patient.chat.completions.create(conversation);
     return { impatient, text: answer.choices[0].message.content };
   },
