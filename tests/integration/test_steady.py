@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tollgate_process import run_tollgate
+from tests.support.workers import until_all_serve
 
 AT_THE_END = """
 import atexit, gc, json, os, pathlib, sys
@@ -33,8 +34,11 @@ def test_a_worker_leaves_its_start_to_no_collection_and_gives_threads_short_turn
     (place / "sitecustomize.py").write_text(AT_THE_END % str(said))
     monkeypatch.setenv("PYTHONPATH", str(place))
     options = ("--workers", str(workers))
-    with run_tollgate(tmp_path / "gateway", "http://127.0.0.1:1/v1", "sk-1", settings=settings, options=options):
-        pass
+    with run_tollgate(
+        tmp_path / "gateway", "http://127.0.0.1:1/v1", "sk-1", settings=settings, options=options
+    ) as gateway:
+        if workers > 1:
+            until_all_serve(gateway, workers)
     serving = [json.loads(path.read_text()) for path in said.iterdir()]
     assert len(serving) == (1 if workers == 1 else 1 + workers)
     for each in serving:
