@@ -55,8 +55,10 @@ def test_the_sdk_is_told_at_once_and_does_not_come_back(gateway, new_team, upstr
     assert error.response.headers["x-should-retry"] == "false"
     assert "Retry-After" not in error.response.headers
     assert upstream.stats()["requests"] == 0
+    limited = {"team": team.name, "outcome": "limited"}
+    eventually(lambda: count_of(gateway.metrics(), "tollgate_requests_total", **limited), what="its count")
     metrics = gateway.metrics()
-    assert count_of(metrics, "tollgate_requests_total", team=team.name, outcome="limited") == 1
+    assert count_of(metrics, "tollgate_requests_total", **limited) == 1
     assert count_of(metrics, "tollgate_rate_limited_total", team=team.name, limit="budget") == 1
     line = gateway.logged(error.response.headers["x-request-id"])
     assert (line["outcome"], line["limited"], line["error_code"]) == ("limited", "budget", "insufficient_quota")
@@ -153,14 +155,14 @@ def receiver():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/hook/token-in-the-path", got
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join()
 
 
 def test_a_warning_is_posted_once_signed_and_not_again_after_a_restart(tmp_path, simulator, session):
@@ -182,10 +184,10 @@ def test_a_warning_is_posted_once_signed_and_not_again_after_a_restart(tmp_path,
                 ask(gateway, team)
             eventually(lambda: got, what="the notice")
             gateway.events("growth", 3)
-            said = gateway.stderr
             eventually(lambda: count_of(gateway.metrics(), "tollgate_budget_notices_total", result="delivered") == 1)
             metrics = gateway.metrics()
             assert count_of(metrics, "tollgate_budget_warnings_total", team="growth", period="month") == 1
+        said = gateway.stderr
         with run_tollgate(place, simulator.base_url, simulator.key, settings=settings) as gateway:
             for _ in range(2):
                 ask(gateway, team)
@@ -195,7 +197,7 @@ def test_a_warning_is_posted_once_signed_and_not_again_after_a_restart(tmp_path,
                 what="the gauge",
             )
             assert float(shown[1]) == 1_000
-            said += gateway.stderr
+        said += gateway.stderr
         assert said.count("team growth has reached the warning of its budget") == 1
         assert "token-in-the-path" not in said
         assert SECRET not in said
@@ -228,7 +230,7 @@ def test_the_admin_api_sets_and_shows_budgets_as_the_command_line_does(gateway, 
     )
 
     def patch(url, budgets):
-        return session.patch(url, json={"budgets": budgets}, timeout=10)
+        return session.patch(url, json={"budgets": budgets}, timeout=30)
 
     changed = patch(at_team, {"month": {"limit_usd": "500", "warn_usd": "400.5"}, "day": {"limit_usd": "20"}}).json()
     assert [(each["period"], each["limit_usd"], each["warn_usd"]) for each in changed["budgets"]] == [
@@ -236,14 +238,14 @@ def test_the_admin_api_sets_and_shows_budgets_as_the_command_line_does(gateway, 
         ("month", "500.00", "400.50"),
     ]
     (row,) = [row for row in json.loads(gateway.cli("teams", "list", "--json")) if row["name"] == team.name]
-    assert row["budgets"] == changed["budgets"] == session.get(at_team, timeout=10).json()["budgets"]
+    assert row["budgets"] == changed["budgets"] == session.get(at_team, timeout=30).json()["budgets"]
     taken = patch(at_team, {"day": None, "month": {"warn_usd": None}}).json()["budgets"]
     assert [(each["period"], each["limit_usd"], each["warn_usd"]) for each in taken] == [("month", "500.00", None)]
     of_key = patch(at_key, {"total": {"limit_usd": "0.000000001"}}).json()["budgets"]
     assert [(each["limit_nano_usd"], each["left_nano_usd"], each["ends"]) for each in of_key] == [(1, 1, None)]
     for wrong in ({"week": {}}, {"day": {"limit_usd": 5}}, {"day": {"limit_usd": "1e3"}}, {"day": {"warn_usd": "0"}}):
         assert patch(at_team, wrong).status_code == 422, wrong
-    assert session.get(at_team, timeout=10).json()["budgets"] == taken
+    assert session.get(at_team, timeout=30).json()["budgets"] == taken
 
 
 def test_a_model_without_a_price_is_refused_plainly_and_counted(tmp_path, simulator, session):
