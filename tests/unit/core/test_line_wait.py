@@ -1,4 +1,4 @@
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core import bucket
@@ -58,17 +58,23 @@ def test_the_scope_that_is_longest_waited_for_is_named():
     assert refused.standing is stands[0]
 
 
+@st.composite
+def lines(draw):
+    """A capacity, and what those of a line ask for, all of which fits into it."""
+    capacity = draw(st.integers(1, 500))
+    return capacity, draw(st.lists(st.integers(1, capacity), min_size=1, max_size=12))
+
+
 @given(
     rate=st.integers(1, 10_000),
-    capacity=st.integers(1, 500),
+    line=lines(),
     used=st.integers(0, 700),
-    costs=st.lists(st.integers(1, 500), min_size=1, max_size=12),
     passed_ms=st.integers(0, 100_000),
 )
 @settings(max_examples=300, deadline=None)
-def test_it_is_when_the_limiter_admits_the_last_of_a_line(rate, capacity, used, costs, passed_ms):
+def test_it_is_when_the_limiter_admits_the_last_of_a_line(rate, line, used, passed_ms):
     """Each of a line asks when the one before was admitted and its wait is over, as `bucket.reserve` says."""
-    assume(max(costs) <= capacity)
+    capacity, costs = line
     one = scope(tokens_per_minute=rate, token_capacity=capacity)
     state = bucket.charge(None, one.schedule, Cost(0, used), NOW_MS - passed_ms, 1)
     stands = standing(bucket.peek(state, one.schedule, NOW_MS))
