@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from proxy.adapters.cache_keys import MasterKeys
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.envelope import Envelope
 from proxy.adapters.redis.cache import RedisCache
-from proxy.adapters.redis.fills import FILLED_CHANNEL
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
-from proxy.adapters.redis.outcomes import RedisFailure, TimedOut
-from proxy.adapters.redis.route import RedisRoute
+from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.adapters.redis.topology import route_for
 from proxy.ports import Cache, CacheAddress, CachedAnswer, Clock
-from tests.support.redis_route import PATIENT, until_async
+from tests.support.redis_route import PATIENT, until_true
 from tests.support.tasks import Tasks
 
 __all__ = ["KEYS", "MAX_PAYLOAD_BYTES", "CacheOnRedis", "an_answer", "at", "open_cache", "put"]
@@ -80,22 +77,14 @@ async def open_cache(
         except RedisFailure:
             assert not is_up
         if is_listening:
-            before = await _listeners(route)
+            waiters, subscribed = cache._leases.waiters, []
+            wake_all = waiters.wake_all
+            waiters.wake_all = lambda: subscribed.append(wake_all())  # what it tells is that it hears
             cache.listen(tasks)
-            await until_async(partial(_more_listen, route, before), "a subscription")
+            await until_true(lambda: subscribed, "a subscription")
         yield cache
         assert not cache._leases.waiters._of
     finally:
         await cache.close()
         await route.close()
         await tasks.finished()
-
-
-async def _listeners(route: RedisRoute) -> int:
-    told = [await primary.execute("PUBSUB", "NUMSUB", FILLED_CHANNEL) for primary in route.primaries()]
-    return sum(count for _, count in told)
-
-
-async def _more_listen(route: RedisRoute, before: int) -> None:
-    if await _listeners(route) <= before:
-        raise TimedOut

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -195,15 +196,19 @@ async def test_a_lease_that_another_took_meanwhile_ends_the_wait_for_the_first(s
 
 
 async def test_the_right_is_held_for_as_long_as_it_takes(server):
-    async with two(server, lease_ms=900) as (one, other):
+    async with two(server, lease_ms=3_000) as (one, other):
         fill = await one.claim(at())
         assert await other.claim(at()) is None
         token = server.ask("GET", LEASE)
-        renewed = server.calls("pexpire")
-        # One is made in each third of a life, and the mark of who waits is kept with it: this is longer than a life.
-        await until_true(lambda: server.calls("pexpire") >= renewed + 8, "four renewals of both")
+        # More than the third of a life after which one is renewed, and only by that it becomes more again.
+        for key in (LEASE, MARK):
+            server.ask("PEXPIRE", key, 2_500)
+        await until_true(lambda: server.ask("PTTL", LEASE) > 2_500, "a renewal")
+        await until_true(lambda: server.ask("PTTL", MARK) > 2_500, "a renewal of the mark of who waits")
+        server.ask("PEXPIRE", LEASE, 2_500)
+        await until_true(lambda: server.ask("PTTL", LEASE) > 2_500, "another renewal")
         assert server.ask("GET", LEASE) == token
-        assert 0 < server.ask("PTTL", MARK) <= 900
+        assert 0 < server.ask("PTTL", MARK) <= 3_000
         assert await other.claim(at()) is None
         assert await fill.store(an_answer())
         assert await other.get(at()) is not None
@@ -238,10 +243,11 @@ async def test_nobody_waits_long_for_a_process_that_was_killed(server):
 
 
 async def test_a_lease_without_an_end_is_given_one(server):
-    async with two(server, lease_ms=1_500) as (one, other):
+    async with two(server) as (one, other):
         server.ask("SET", LEASE, "somebody's")
         assert await one.claim(at()) is None
-        assert 0 < server.ask("PTTL", LEASE) <= 1_500
+        assert 0 < server.ask("PTTL", LEASE) <= LONG_MS
+        server.ask("PEXPIRE", LEASE, 50)
         await other.filled(at(), PATIENCE_SECONDS)
         assert await other.claim(at()) is not None
         await other.get(at())
@@ -348,10 +354,23 @@ async def test_a_store_that_is_cancelled_leaves_no_lease(server):
         assert await cache.get(at()) is not None
 
 
-async def test_a_large_store_that_is_cancelled_while_it_is_sealed_leaves_no_lease(server):
+async def test_a_large_store_that_is_cancelled_while_it_is_sealed_leaves_no_lease(server, monkeypatch):
     async with open_cache(server.url, lease_ms=LONG_MS, is_listening=False) as cache:
         fill = await cache.claim(at())
-        await cancel(fill.store(an_answer(body=b"x" * 1_000_000)))
+        seal, is_sealing, is_cancelled = cache.envelope.seal, threading.Event(), threading.Event()
+
+        def seal_in_time(*arguments):
+            is_sealing.set()
+            assert is_cancelled.wait(PATIENCE_SECONDS)
+            return seal(*arguments)
+
+        monkeypatch.setattr(cache.envelope, "seal", seal_in_time)
+        task = asyncio.get_running_loop().create_task(fill.store(an_answer(body=b"x" * 1_000_000)))
+        await until_true(is_sealing.is_set, "it is sealed")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        is_cancelled.set()
         await cache.get(at())
         assert server.ask("KEYS", "*") == []
         assert not await fill.store(an_answer())
