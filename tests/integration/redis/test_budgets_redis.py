@@ -15,20 +15,17 @@ from proxy.adapters.redis.bucket_state import bucket_key
 from proxy.adapters.redis.budget_parts import BudgetParts, Telling
 from proxy.adapters.redis.fallback import Closed
 from proxy.adapters.redis.limiter import RedisLimiter
-from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.policies import Open
 from proxy.adapters.redis.scripts import Scripts
 from proxy.adapters.redis.share import Share
-from proxy.adapters.redis.wire import Bounds
 from proxy.adapters.spent import SpentReader
-from proxy.core.breaker import BreakerPolicy
 from proxy.core.bucket import Admitted, Cost, OverBudget, Scope
 from proxy.core.budget import MINUTE_MS, SETTLED_AFTER_MINUTES, Cap, Period, Spend, span_of
 from proxy.core.decision import TEAM_SCOPE
 from proxy.core.errors import StoreAway
 from proxy.core.share import Part
 from proxy.core.tiers import Limits, Schedule
-from tests.support.redis_route import open_route, until_true
+from tests.support.redis_route import in_haste, open_route, until_true
 from tests.support.redis_server import RedisServer, all_servers
 from tests.support.spend_books import SpendBooks
 from tests.support.tollgate_process import ROOT
@@ -37,12 +34,6 @@ WIDE = Limits(1_000_000, 1_000_000_000)
 SCOPES = (Scope("team", Schedule(WIDE, WIDE)),)
 ONE = Cost(1, 10)
 CAP = Cap("team", span_of(Period.TOTAL, 0), 100, 50)
-QUICK = MultiplexerOptions(
-    Bounds(deadline_seconds=0.5, silence_seconds=1.0),
-    BreakerPolicy(rest_ms=20, max_rest_ms=100),
-    connect_seconds=1.0,
-    max_backoff_seconds=0.1,
-)
 
 
 @pytest.fixture(scope="module", params=all_servers(), ids=[f"server {n}" for n in range(len(all_servers()))])
@@ -67,10 +58,10 @@ class Later(SystemClock):
 
 
 @asynccontextmanager
-async def worker(url, books, *, policy=None, part=None, options=QUICK):
+async def worker(url, books, *, policy=None, part=None):
     """A worker's limiter; `policy` makes its fallback, `part` its part in an outage."""
     clock, failures = Later(), Counter()
-    async with open_route(url, options) as route:
+    async with open_route(url) as route:
         scripts = Scripts(route)
 
         def away(team):
@@ -205,7 +196,7 @@ async def test_in_an_outage_a_worker_spends_what_it_saw_left_and_tells_it_on_the
     books = SpendBooks()
     async with worker(server.url, books, policy=by_parts, part=Part(0, 1)) as limiter:
         await admit(limiter, 40)
-        with server.frozen():
+        with server.frozen(), in_haste(limiter._scripts._route):
             await until_true(lambda: limiter._is_wary or limiter.look(), "the store is away")
             under_way = await admit(limiter, 50)
             assert isinstance(await limiter.reserve("a", SCOPES, ONE, spend(limiter, 11)), OverBudget)
@@ -236,7 +227,7 @@ async def test_what_was_spent_in_an_outage_is_added_once_and_to_the_account_that
 async def test_open_lets_pass_and_closed_does_not(server):
     for policy, passes in ((lambda *_: Open(lambda: None), True), (None, False)):
         async with worker(server.url, SpendBooks(), policy=policy) as limiter:
-            with server.frozen():
+            with server.frozen(), in_haste(limiter._scripts._route):
                 await until_true(lambda limiter=limiter: limiter._is_wary or limiter.look(), "the store is away")
                 if passes:
                     reservation = await admit(limiter, 1_000)
@@ -272,11 +263,11 @@ async def test_limits_and_budgets_are_one_command_and_so_is_their_settlement(ser
     caps = (CAP, Cap("key:k", span_of(Period.DAY, 0), 100, None))
     async with worker(server.url, SpendBooks()) as limiter:
         await limiter.reserve("a", SCOPES, ONE, Spend(caps, 1, limiter.clock.now_ms()))
-        before = server.calls("evalsha")
+        before, with_text = server.calls("evalsha"), server.calls("eval")
         decision = await limiter.reserve("a", SCOPES, ONE, Spend(caps, 2, limiter.clock.now_ms()))
         assert server.calls("evalsha") == before + 1
         limiter.settle(decision.reservation, ONE, 7)
         await limiter.peek("a", SCOPES)
         assert server.calls("evalsha") == before + 3
     assert held(server)["total"] == "8"
-    assert server.calls("eval") == 0
+    assert server.calls("eval") == with_text
