@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,12 +67,24 @@ def question():
 
 def together(asker, upstream, body):
     """Two answers to one question, the second asked while the first is being answered."""
-    slow = {"x-simulate-delay-ms": "1500"}
+    slow = {"x-simulate-delay-ms": "300"}
+
+    def under_way(count):
+        samples = dict(line.rsplit(" ", 1) for line in asker.gateway.metrics().splitlines() if line[:1] != "#")
+        return float(samples["tollgate_in_flight_requests"]) == count
+
     with ThreadPoolExecutor(2) as pool, requests.Session() as other:
         other.trust_env = False
-        first = pool.submit(Asker(asker.gateway, asker.team, other).ask, body, slow)
-        eventually(lambda: upstream.stats()["in_flight"], what="the first call")
-        return asker.ask(body, slow), first.result()
+        # Upstream answers nobody before both have come.
+        upstream.signal(signal.SIGSTOP)
+        try:
+            first = pool.submit(Asker(asker.gateway, asker.team, other).ask, body, slow)
+            eventually(lambda: under_way(1), what="the first of two")
+            second = pool.submit(asker.ask, body, slow)
+            eventually(lambda: under_way(2), what="the second of two")
+        finally:
+            upstream.signal(signal.SIGCONT)
+        return second.result(), first.result()
 
 
 def kinds(asker, upstream, narrow):
@@ -161,15 +174,19 @@ def test_they_say_what_log_and_ledger_say(gateway, session, upstream):
 
 
 def test_a_wait_is_told_however_it_ends(gateway, session, upstream):
-    """One request passes at once; the next one is let in three seconds later, if it waits for that."""
-    team = gateway.add_team("waiting", requests_per_minute=20, request_capacity=1)
-    key = gateway.cli("keys", "issue", "--team", team.name, "--max-wait", "20s").strip()
-    patient = Asker(gateway, Team(team.name, key, ""), session)
-    at_once = patient.ask()
-    refused = patient.ask(headers={"x-tollgate-max-wait": "1ms"})
-    served = patient.ask()
+    """One request passes at once; the next one is let in a while later, if it waits for that."""
+    # A second, and more for a machine that stood still for as long.
+    for rate in (60, 6):
+        team = gateway.add_team(f"waiting-{rate}", requests_per_minute=rate, request_capacity=1)
+        key = gateway.cli("keys", "issue", "--team", team.name, "--max-wait", "30s").strip()
+        patient = Asker(gateway, Team(team.name, key, ""), session)
+        at_once = patient.ask()
+        refused = patient.ask(headers={"x-tollgate-max-wait": "1ms"})
+        served = patient.ask()
+        told = [int(answer.headers["x-tollgate-queue-wait-ms"]) for answer in (at_once, refused, served)]
+        if refused.status_code == 429 and told[2]:
+            break
     assert [answer.status_code for answer in (at_once, refused, served)] == [200, 429, 200]
-    told = [int(answer.headers["x-tollgate-queue-wait-ms"]) for answer in (at_once, refused, served)]
     assert told[:2] == [0, 0]
     assert 0 < told[2] <= served.elapsed.total_seconds() * 1_000
 
