@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -77,8 +77,11 @@ def grown_bytes(gateway: Tollgate, work: Callable[[], None]) -> int:
 
 
 def nameless_files(gateway: Tollgate) -> list[str]:
-    links = [link.readlink() for link in Path(f"/proc/{gateway.pid}/fd").iterdir() if link.is_symlink()]
-    return [str(link) for link in links if str(link).startswith(str(gateway.data_dir)) and "(deleted)" in str(link)]
+    links = []
+    for link in Path(f"/proc/{gateway.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(link.readlink()))
+    return [link for link in links if link.startswith(str(gateway.data_dir)) and "(deleted)" in link]
 
 
 def resident_bytes(place: Path, what: str) -> int:
