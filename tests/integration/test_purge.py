@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,15 +44,24 @@ def test_a_purge_is_gone_by_in_a_moment(gateway, state, new_team, question, mode
 
 
 def test_a_purge_beats_a_fill_in_flight(gateway, upstream, state, team, question):
-    slow = {"x-simulate-ttft-ms": "1000"}
+    slow = {"x-simulate-ttft-ms": "500"}
     settings = load(None, {}, {"data_dir": str(gateway.data_dir)})
+    assert (state(question), state(question)) == ("fwd=uri-miss", "hit")
     with ThreadPoolExecutor(1) as pool:
-        filling = pool.submit(state, question, slow)
-        eventually(lambda: upstream.stats()["requests"] == 1, what="the call upstream")
-        with open_registry(settings) as registry:
-            registry.purge_cache(team.name)
-        assert not filling.done()
-        assert filling.result(timeout=30) == "fwd=uri-miss"
+        upstream.signal(signal.SIGSTOP)  # it answers nobody before the purge is known
+        try:
+            filling = pool.submit(state, question, slow)
+            in_flight = "\ntollgate_in_flight_requests 1.0\n"
+            # Each of these answers is given after what was ready before it: the question is on its way by then.
+            for _ in range(5):
+                eventually(lambda: in_flight in gateway.metrics(), what="the call upstream")
+            with open_registry(settings) as registry:
+                registry.purge_cache(team.name)
+            assert not filling.done()
+        finally:
+            upstream.signal(signal.SIGCONT)
+        assert filling.result(timeout=60) == "fwd=uri-miss"
+    # What was asked in other words was kept before: once that is gone, the purge is known.
     eventually(lambda: state(question) == "fwd=uri-miss", seconds=10, what="the purge")
     assert state(question, slow) == "fwd=uri-miss"
     assert state(question, slow) == "hit"
