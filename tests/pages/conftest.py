@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 import requests
 
 from proxy.core.budget import Period
 from tests.support.browser import Browser, run_browser
+from tests.support.days import day_that_lasts
 from tests.support.tollgate_process import Simulator, Team, Tollgate, run_simulator, run_tollgate
 
 USD = 1_000_000_000_000
@@ -88,12 +90,10 @@ class Place:
             return session.post(url, json=body, headers=headers, timeout=30).status_code
 
 
-@pytest.fixture(scope="session")
-def place(simulator, tmp_path_factory) -> Iterator[Place]:
-    """Two teams, of which one has spent most of its budget and has no room left under its limit."""
-    directory = tmp_path_factory.mktemp("gateway")
+@contextmanager
+def run_place(simulator: Simulator, directory: Path, today: date) -> Iterator[Place]:
+    """Two teams, of which one has spent most of its budget and the other has no room left under its limit."""
     with run_tollgate(directory, simulator.base_url, simulator.key) as gateway:
-        today = datetime.now(UTC).date()
         month = {Period.MONTH: {"limit_nano_usd": 500 * 10**9, "warn_nano_usd": 100 * 10**9}}
         growth = gateway.add_team("growth", "unlimited", budgets=month)
         search = gateway.add_team("search", requests_per_minute=1, request_capacity=2)
@@ -105,4 +105,27 @@ def place(simulator, tmp_path_factory) -> Iterator[Place]:
         assert [there.ask(search) for _ in range(4)] == [200, 200, 429, 429]
         assert there.ask(growth, "<script>alert(1)</script>") == 404
         assert [there.ask() for _ in range(3)] == [401] * 3
+        gateway.events("search", 2)
         yield there
+
+
+@pytest.fixture(scope="session")
+def _place_of(simulator, tmp_path_factory) -> Iterator[Callable[[date], Place]]:
+    """The place of a day, which is the same one all day."""
+    with ExitStack() as stack:
+        latest: list[Place] = []
+
+        def of(today: date) -> Place:
+            if not latest or latest[-1].today != today:
+                stack.close()
+                directory = tmp_path_factory.mktemp("gateway")
+                latest.append(stack.enter_context(run_place(simulator, directory, today)))
+            return latest[-1]
+
+        yield of
+
+
+@pytest.fixture
+def place(_place_of) -> Place:
+    """A gateway with a month behind it, for as long as it is today."""
+    return _place_of(day_that_lasts())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import re
-from datetime import UTC, datetime
 from decimal import Decimal
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.pages.conftest import USD, used, without
+from tests.support.days import day_that_lasts
 from tests.support.tollgate_process import eventually, run_tollgate
 
 POLICY = {
@@ -184,6 +184,7 @@ def test_the_keyboard_is_enough(place, browser):
 
 
 def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, browser, tmp_path):
+    today = day_that_lasts()
     with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway, browser.page() as page:
         page.run("await page.clock.install(); state.asked = 0; page.on('request', () => { state.asked += 1; });")
 
@@ -202,7 +203,7 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
         assert "Nothing was used" in page.text("#teams")
         assert "Nothing was refused" in page.text("#refusals")
         assert page.barriers() == []
-        used(gateway, gateway.add_team("late"), datetime.now(UTC).date(), "gpt-4o", cost=3 * USD)
+        used(gateway, gateway.add_team("late"), today, "gpt-4o", cost=3 * USD)
         row = ["late", "$3.00", "$3.00", "1", "1,000", "0 %", "$0.00"]
 
         def seen(look):
@@ -237,8 +238,9 @@ def test_it_shows_what_is_new_by_itself_until_it_is_told_to_wait(simulator, brow
 
 
 def test_a_table_that_somebody_reads_is_new_too(simulator, browser, tmp_path):
+    today = day_that_lasts()
     with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway, browser.page(width=390) as page:
-        team, today = gateway.add_team("read"), datetime.now(UTC).date()
+        team = gateway.add_team("read")
         used(gateway, team, today, "gpt-4o", cost=3 * USD)
         page.run("await page.clock.install();")
         page.go(gateway.operations_url)
