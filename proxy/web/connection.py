@@ -119,7 +119,10 @@ class Connection(Protocol):
         if self._deaf:
             return
         known, in_body = self._request_count, not self._payload.is_eof()
-        super().data_received(data)
+        if self._force_close and in_body and self._current_request is not None:
+            self._hear_out(data)
+        else:
+            super().data_received(data)
         size = len(data)
         if size:
             self._read_at = self._loop.time()
@@ -138,6 +141,14 @@ class Connection(Protocol):
             self._on_head(size)
         if self._in_chunks:
             self._look_for_trailers(data)
+
+    def _hear_out(self, data: bytes) -> None:
+        """Take more of the body that a request waits for at shutdown: aiohttp takes nothing any more by then."""
+        self._force_close = False
+        try:
+            super().data_received(data)
+        finally:
+            self._force_close = True
 
     def _on_messages(self, count: int) -> None:
         """Serve nothing that came together with the end of a body in chunks: see `_look_for_trailers`."""

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.faults.conftest import CHAT, Gateway, read_answer, until
+from tests.faults.conftest import CHAT, Gateway, Open, read_answer, until
 from tests.support.raw_corpus import CHUNKED, LENGTH, ONE_CHUNK, post
 
 GOOD = json.dumps(CHAT).encode()
@@ -59,6 +59,23 @@ async def test_an_upload_that_is_under_way_when_the_server_stops_comes_in(gatewa
         answer = await read_answer(reader)
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert await ended(reader) == b""
+
+
+@pytest.mark.parametrize("padding", [0, 2_000_000], ids=["small", "large"])
+async def test_it_comes_in_when_the_process_ends(open_gateway: Open, padding: int) -> None:
+    """A large one fills what is read ahead, which is read on as it is taken."""
+    gateway = await open_gateway(**{"server.max_body_bytes": 4_000_000})
+    body = GOOD[:-1] + b" " * padding + GOOD[-1:]
+    async with gateway.connection() as (reader, writer), gateway.connection() as (idle, _):
+        writer.write(gateway.request_bytes(body)[: -(len(body) // 2)])
+        await until(lambda: gateway.in_flight == 1)
+        stopping = asyncio.create_task(gateway.stop())
+        assert await ended(idle) == b""
+        writer.write(body[-(len(body) // 2) :])
+        answer = await read_answer(reader)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await ended(reader) == b""
+        await stopping
 
 
 async def test_a_body_that_nobody_waited_for_is_not_the_next_request(gateway: Gateway) -> None:
