@@ -31,6 +31,7 @@ __all__ = [
     "all_servers",
     "eventually",
     "free_port",
+    "give_up_soon",
     "run_redis_cluster",
     "run_sentinel",
     "server_binary",
@@ -209,24 +210,32 @@ class RedisServer:
 
 @contextmanager
 def run_sentinel(primary: RedisServer, name: str = "mymaster") -> Iterator[RedisServer]:
-    """One sentinel that decides alone, and fast."""
+    """One sentinel that decides alone; that a primary is down, soon after `give_up_soon` and not before."""
     with RedisServer(
         f"sentinel monitor {name} 127.0.0.1 {primary.port} 1",
-        f"sentinel down-after-milliseconds {name} 400",
-        f"sentinel failover-timeout {name} 2000",
+        f"sentinel down-after-milliseconds {name} 600000",
+        f"sentinel failover-timeout {name} 30000",
         binary=primary.binary,
         sentinel=True,
     ) as sentinel:
         yield sentinel
 
 
+def give_up_soon(sentinel: RedisServer, name: str = "mymaster") -> None:
+    """Have a sentinel take what does not answer for dead: one that is merely slow would be replaced before its time."""
+    sentinel.ask("SENTINEL", "SET", name, "down-after-milliseconds", 400)
+
+
 @contextmanager
 def run_redis_cluster(
     binary: str | None = None, *options: str, replicas_of_first: int = 0
 ) -> Iterator[list[RedisServer]]:
-    """Three primaries with a third of the slots each, then the replicas of the first."""
+    """Three primaries with a third of the slots each, then the replicas of the first.
+
+    A node that is merely slow is nowhere taken for dead; `cluster-node-timeout` may be set when one is to be.
+    """
     with ExitStack() as stack:
-        settings = ("cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no", *options)
+        settings = ("cluster-enabled yes", "cluster-node-timeout 15000", "cluster-require-full-coverage no", *options)
         nodes = [stack.enter_context(RedisServer(*settings, binary=binary)) for _ in range(3 + replicas_of_first)]
         for index, node in enumerate(nodes):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", index + 1)

@@ -47,6 +47,8 @@ def migrating(nodes, key):
 
 
 def hand_over(nodes, key, target):
+    # Of two that claim a slot the greater epoch wins, should they hear of each other in between.
+    target.ask("CLUSTER", "BUMPEPOCH")
     for node in (target, *nodes):
         node.ask("CLUSTER", "SETSLOT", key_slot(key.encode()), "NODE", target.ask("CLUSTER", "MYID"))
 
@@ -196,6 +198,8 @@ async def test_a_replica_takes_the_place_of_a_dead_primary():
             first.kill()
             # The others' slots are served meanwhile.
             assert await route.execute(other, "SET", other, 1) == b"OK"
+            for node in nodes[1:]:
+                node.ask("CONFIG", "SET", "cluster-node-timeout", 1_000)
             await until_async(lambda: route.execute(key, "INCR", f"n:{{{key}}}"), "the slots are served again", 30.0)
             assert await route.execute(key, "GET", key) == b"before"
             assert route.route(key).address.port == replica.port

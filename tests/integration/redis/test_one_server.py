@@ -280,7 +280,7 @@ async def test_messages_are_heard_and_heard_again_after_a_restart():
             await until_true(lambda: heard == [b"a"], "the message is heard")
             server.kill()
             server.start()
-            await until_true(lambda: len(subscribed) == 2, "the channel is joined again")
+            await until_true(lambda: len(subscribed) >= 2, "the channel is joined again")
             server.ask("PUBLISH", "revoked", "b")
             await until_true(lambda: heard == [b"a", b"b"], "the next message is heard")
             await listener.close()

@@ -7,7 +7,7 @@ from proxy.adapters.redis.outcomes import NeverSent, Why
 from proxy.adapters.redis.single import OnePrimary, stays_at
 from proxy.adapters.redis.subscriber import subscribe
 from tests.support.redis_route import PATIENT, open_route, until_async, until_true
-from tests.support.redis_server import RedisServer, all_servers, eventually, free_port, run_sentinel
+from tests.support.redis_server import RedisServer, all_servers, eventually, free_port, give_up_soon, run_sentinel
 from tests.support.tasks import Tasks
 
 
@@ -44,6 +44,7 @@ async def test_a_new_primary_is_found_when_the_old_one_dies(binary):
             assert route.route("k").address.port == primary.port
             assert await route.execute("k", "WAIT", 1, 5_000) == 1
             primary.kill()
+            give_up_soon(sentinel)
             await until_async(lambda: route.execute("k", "SET", "n", "after"), "a primary takes writes")
             assert route.route("k").address.port == replica.port
             assert await route.execute("k", "GET", "k") == b"before"
