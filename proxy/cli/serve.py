@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -45,6 +46,8 @@ def serve(ctx: click.Context, /, config: Path | None, *, demo: bool, **flags: ob
     except SettingsError as error:
         raise SettingsRefused(error) from None
 
+    # What a start makes stays: to look for garbage in it would be a sixth of the start. `keep_loop_steady` ends this.
+    gc.disable()
     import proxy.app  # noqa: PLC0415  # the whole server; a refusal and --help do without it
 
     with failures():

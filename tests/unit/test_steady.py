@@ -60,6 +60,20 @@ for _ in range(50):
 print(gc.get_stats()[0]["collections"] - before)
 """
 
+START = """
+import gc
+from proxy.app.steady import keep_loop_steady
+
+gc.disable()
+keep_loop_steady()
+print(gc.isenabled(), gc.get_freeze_count() > 10_000)
+"""
+
+
+def test_a_collector_that_rested_during_the_start_goes_on_without_what_the_start_made():
+    said = subprocess.run([sys.executable, "-c", START], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert said.split() == ["True", "True"]
+
 
 def test_a_wave_of_requests_is_no_reason_to_collect():
     said = subprocess.run([sys.executable, "-c", WAVES], check=True, capture_output=True, text=True, timeout=60).stdout
