@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from proxy.core.tiers import Limits
 from tests.faults.tcp_proxy import run_tcp_proxy
-from tests.support.redis_server import RedisServer, run_sentinel
+from tests.support.redis_server import RedisServer, give_up_soon, run_sentinel
 from tests.support.redis_server import eventually as until_redis
 from tests.support.tollgate_process import eventually, run_tollgate
 from tests.support.workers import ask, burst, figure, standing_in_redis, until_all_serve
@@ -206,7 +206,9 @@ def test_a_failover_gives_one_burst_more_at_most_and_ends(simulator, tmp_path):
                 with load(gateway, team) as ended:
                     eventually(lambda: ended[429] > 5, what="the limit")
                     primary.kill()
+                    # As long as nobody takes its place.
                     until_degraded(gateway)
+                    give_up_soon(sentinel)
                     until_redis(lambda: replica.ask("INFO")["role"] == "master", "a new primary")
                     until_recovered(gateway)
                     refused = ended[429]
