@@ -137,7 +137,8 @@ def test_open_files_are_held_against_connections(doctor):
 # Ports
 
 
-def test_a_port_that_another_program_has(doctor):
+def test_a_port_that_another_program_has(doctor, monkeypatch):
+    monkeypatch.setattr(machine, "_PATIENCE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken, answering(200, b"tollgate_ is not at the start") as other:
         ports = taken.getsockname()[1], int(other.rpartition(":")[2].partition("/")[0])
         told = doctor("", "--port", str(ports[0]), "--admin-port", str(ports[1]))

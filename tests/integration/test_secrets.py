@@ -88,11 +88,12 @@ def import_key(gateway, team):
 @pytest.mark.parametrize("stores", ["embedded", "redis"])
 def test_no_secret_is_anywhere_in_any_form(simulator, tmp_path, session, stores):
     with ExitStack() as stack:
-        options, redis = (), None
+        options, redis, settings = (), None, "[upstream]\nfirst_backoff_ms = 5\nmax_backoff_ms = 20\n"
         if stores == "redis":
             redis = stack.enter_context(RedisServer())
             options = ("--redis-url", redis.url)
-        with run_tollgate(tmp_path, simulator.base_url, simulator.key, options=options) as gateway:
+        start = (tmp_path, simulator.base_url, simulator.key)
+        with run_tollgate(*start, settings=settings, options=options) as gateway:
             team = gateway.add_team("discreet")
             told = {"issued": gateway.cli("keys", "issue", "--team", team.name, "--label", "other", "--json")}
             revoked = json.loads(told.pop("issued"))
