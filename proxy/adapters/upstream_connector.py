@@ -191,8 +191,9 @@ def _goes_on(status: int) -> bool:
 def _cut(connection: Connection) -> None:
     """End a connection now: one that takes nothing would not end before it has taken all."""
     protocol = connection.protocol
-    if protocol is not None and protocol.writing_paused and protocol.transport is not None:
-        protocol.transport.abort()
+    transport = protocol.transport if protocol is not None else None
+    if transport is not None and transport.get_write_buffer_size():
+        transport.abort()
     connection.close()
 
 

@@ -503,6 +503,32 @@ async def test_a_call_ends_for_an_upstream_that_takes_nothing_at_all(upstream, p
     over.set()
 
 
+async def test_a_call_ends_whose_last_bytes_are_not_taken(upstream, peer):
+    """Of a body little may be left, less than has the loop say that it is too much."""
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await over.wait()
+
+    peer.script = script
+    assert await whole(upstream, POST) == b"{}"
+    ((protocol, _),) = next(iter(upstream._session.connector._conns.values()))
+    protocol.transport.set_write_buffer_limits(high=100_000_000)
+    call = asyncio.create_task(upstream.send(UpstreamRequest("POST", "/x", (), b"x" * 50_000_000)))
+    await arrived.wait()
+    lost = protocol.closed
+    assert protocol.transport.get_write_buffer_size()
+    assert not protocol.is_writing
+    call.cancel()
+    async with asyncio.timeout(LONG_SECONDS):
+        await asyncio.wait([lost])
+    over.set()
+
+
 async def test_silence_is_measured_from_the_last_word(upstream, peer, clock):
     words: asyncio.Queue[bytes] = asyncio.Queue()
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
