@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,10 @@ from proxy.core.bucket import Scope
 from proxy.core.tiers import Limits, Schedule
 from proxy.settings import Settings, load
 from proxy.simulator import Behaviour, RunningSimulator, start
+from proxy.simulator.clock import SystemTime
 
+PATIENCE_SECONDS = 60
+"""What is waited for comes, and mostly at once; how long a machine takes that has much to do is nobody's fault."""
 TEAM = "attackers"
 UPSTREAM_KEY = "sk-upstream-secret-of-the-house"
 CAPACITY = 1_000_000
@@ -147,8 +151,19 @@ class Gateway:
             writer.write(data)
             if half_close:
                 writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 return await read_answer(reader)
+
+    async def noticed(self) -> None:
+        """Wait until all that clients who have left by now had sent is known to the server, and that they left.
+
+        Connections are taken in the order in which they were made: once one that is newer has been served to its end,
+        no older one is still to come. No client may be connected.
+        """
+        async with self.connection() as (reader, writer):
+            writer.write_eof()
+            assert await reader.read() == b""
+        await until(lambda: self.worker.listener.open_connections == 0)
 
     async def settled(self) -> None:
         """Wait until nothing is being served, here and upstream."""
@@ -188,14 +203,14 @@ class Gateway:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of the request log."""
-        assert self.worker.equipment.log.written(10)
+        assert self.worker.equipment.log.written(PATIENCE_SECONDS)
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
     async def works(self) -> None:
         """One more good request is served, whole."""
-        async with self.post() as response:
-            assert response.status == 200
-            assert (await response.json())["choices"]
+        answer = await self.raw(self.request_bytes())
+        assert answer.status == 200
+        assert json.loads(answer.body)["choices"]
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
@@ -221,9 +236,51 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 async def until(met: Callable[[], bool]) -> None:
     """Wait for a condition that has no event of its own."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not met():  # noqa: ASYNC110 - counts have no event
             await asyncio.sleep(0.005)
+
+
+async def at_rest(amount: Callable[[], int]) -> int:
+    """Wait until an amount has begun to grow and grows no more; returns it.
+
+    It is looked at in turns of the loop, in each of which all that can go on does: time alone may pass for everybody.
+    """
+    seen = looks = 0
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while looks < 30:
+            await asyncio.sleep(0.01)
+            looks = looks + 1 if amount() == seen > 0 else 0
+            seen = amount()
+    return seen
+
+
+class HeldTime(SystemTime):
+    """The time of a simulator: whatever it is to wait for lasts until it is released."""
+
+    def __init__(self) -> None:
+        self._released = asyncio.Event()
+        self.waiting = 0
+
+    async def sleep(self, seconds: float) -> None:
+        """Return once released; at once where nothing is to be waited for."""
+        if seconds:
+            self.waiting += 1
+            await self._released.wait()
+            self.waiting -= 1
+        await asyncio.sleep(0)
+
+    def release(self) -> None:
+        """End all waits, and those to come."""
+        self._released.set()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """Where nobody listens: a port that is taken, so that nobody else begins to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
 Open = Callable[..., Awaitable[Gateway]]
@@ -234,9 +291,9 @@ async def open_gateway(tmp_path: Path, nothing_forgotten: None) -> AsyncIterator
     """Start gateways with settings of their own; all are stopped at the end."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def go(behaviour: Behaviour | None = None, **changes: object) -> Gateway:
+        async def go(behaviour: Behaviour | None = None, *, time: HeldTime | None = None, **changes: object) -> Gateway:
             behaviour = behaviour or Behaviour(api_key=UPSTREAM_KEY)
-            simulator = await stack.enter_async_context(await start(behaviour))
+            simulator = await stack.enter_async_context(await start(behaviour, time=time))
             values = {"data_dir": str(tmp_path), "upstream.base_url": simulator.base_url, **SETTINGS, **changes}
             settings = load(environ={"OPENAI_API_KEY": UPSTREAM_KEY}, overrides=values)
             engine = stack.enter_context(open_database(settings))
