@@ -17,11 +17,20 @@ from tests.support.workers import ask, burst, figure, standing_in_redis, until_a
 
 WORKERS = 2
 RATE, CAPACITY = 600, 30
+FREE = 20
+"""Requests a minute of the tier, and at once."""
 
 
 @contextmanager
-def workers(simulator, place, url, policy="share"):
-    settings = f'[server]\nworkers = 2\n[limits]\nwhen_redis_is_away = "{policy}"\n'
+def workers(simulator, place, url, policy="share", deadline_ms=1_000):
+    """`deadline_ms`: one that a busy machine keeps, and after which a Redis that stands still is away."""
+    settings = f"""
+[server]
+workers = 2
+[limits]
+when_redis_is_away = "{policy}"
+redis_deadline_ms = {deadline_ms}
+"""
     options = ("--redis-url", url)
     with run_tollgate(place, simulator.base_url, simulator.key, settings=settings, options=options) as gateway:
         until_all_serve(gateway, WORKERS)
@@ -38,6 +47,10 @@ def until_degraded(gateway):
 
 def until_recovered(gateway):
     eventually(lambda: not is_degraded(gateway), what="no tollgate_degraded")
+
+
+def until_said(gateway, words, times=1):
+    eventually(lambda: gateway.stderr.count(words) >= times, what=words)
 
 
 def limited_team(gateway, name, rate=RATE):
@@ -64,14 +77,14 @@ async def test_shares_hold_the_limit_through_every_outage_and_are_charged_afterw
     in_thread = asyncio.to_thread
     with RedisServer() as redis:
         async with run_tcp_proxy(("127.0.0.1", redis.port)) as proxy:
-            with workers(simulator, tmp_path, f"redis://127.0.0.1:{proxy.port}") as gateway:
+            with workers(simulator, tmp_path, f"redis://127.0.0.1:{proxy.port}", deadline_ms=500) as gateway:
                 for outage, how in enumerate(("killed", "frozen", "cut"), start=1):
                     # The proxy answers nobody while its own loop waits for the workers to start.
                     await in_thread(until_recovered, gateway)
                     team = await in_thread(limited_team, gateway, how)
                     began = time.monotonic()
                     # Both workers have seen the bucket used up when Redis goes away.
-                    ended = await in_thread(burst, [gateway], team, 80)
+                    ended = await in_thread(burst, [gateway], team, 40)
                     async with away(how, redis, proxy):
                         await in_thread(until_degraded, gateway)
                         decisions = figure(gateway, "tollgate_degraded_decisions_total", policy="share")
@@ -79,7 +92,7 @@ async def test_shares_hold_the_limit_through_every_outage_and_are_charged_afterw
                         # A part has its rate from a second after the loss on.
                         async with asyncio.timeout(60):
                             while while_away[200] < 10:
-                                while_away += await in_thread(burst, [gateway], team, 40)
+                                while_away += await in_thread(burst, [gateway], team, 20)
                                 assert ended[200] + while_away[200] <= CAPACITY + RATE * (time.monotonic() - began) / 60
                         assert set(while_away) <= {200, 429}
                         decided = figure(gateway, "tollgate_degraded_decisions_total", policy="share") - decisions
@@ -92,22 +105,21 @@ async def test_shares_hold_the_limit_through_every_outage_and_are_charged_afterw
                         assert ended[200] <= CAPACITY + forgotten + RATE * (time.monotonic() - began) / 60
                     await in_thread(until_recovered, gateway)
                     for said in ("Redis does not answer; limits are held by the policy 'share'", "Redis answers again"):
-                        count = gateway.stderr.count(said)
-                        assert count >= outage, said
+                        await in_thread(until_said, gateway, said, outage)
                     assert (await in_thread(burst, [gateway], team, 2)).keys() <= {200, 429}
 
 
 def test_what_was_used_is_charged_though_the_team_does_not_come_back(simulator, tmp_path):
-    with RedisServer() as redis, workers(simulator, tmp_path, redis.url) as gateway:
-        team = limited_team(gateway, "slow", rate=20)
-        limits = Limits(20, None, CAPACITY)
+    with RedisServer() as redis, workers(simulator, tmp_path, redis.url, deadline_ms=500) as gateway:
+        team = limited_team(gateway, "slow", rate=30)
+        limits = Limits(30, None, CAPACITY)
         assert burst([gateway], team, 10) == {200: 10}
         redis.kill()
         began = time.monotonic()
         until_degraded(gateway)
         ended = burst([gateway], team, 80)
         # Whatever is left of the thirty, the one cannot know that the other has not had it.
-        assert ended[200] <= 20 * (time.monotonic() - began) / 60
+        assert ended[200] <= 30 * (time.monotonic() - began) / 60
         assert set(ended) <= {200, 429}
 
         def one_passes():
@@ -116,13 +128,14 @@ def test_what_was_used_is_charged_though_the_team_does_not_come_back(simulator, 
 
         eventually(one_passes, seconds=60, what="a part's first request")
         redis.start()
-        until_recovered(gateway)
 
         # Redis has lost all it knew: it is charged with what was used meanwhile, and with no more.
         def charged():
             return CAPACITY - standing_in_redis(redis.url, team, limits).requests.remaining
 
-        eventually(charged, what="the charge")
+        # Looked for from the first moment on: in two seconds as much has come back.
+        assert 1 <= eventually(charged, seconds=30, what="the charge") <= ended[200]
+        until_recovered(gateway)
         assert charged() <= ended[200]
 
 
@@ -144,14 +157,17 @@ def test_closed_refuses_in_openais_shape_and_open_lets_pass(simulator, tmp_path)
                 error = answer.json()["error"]
                 assert set(error) == {"message", "type", "param", "code"}
                 assert error["type"] == "service_unavailable_error"
+            decisions = figure(opened, "tollgate_degraded_decisions_total", policy="open")
             assert burst([opened], teams[opened], 60) == {200: 60}
-            assert figure(opened, "tollgate_degraded_decisions_total", policy="open") == 60
+            assert figure(opened, "tollgate_degraded_decisions_total", policy="open") - decisions == 60
         for gateway, team in teams.items():
             until_recovered(gateway)
             # What passed uncounted stays so; what was in the air when it froze may be charged, and no more.
             assert ask(gateway, team).status_code in {200, 429}
-        assert burst([closed], teams[closed], 60)[200] <= 20
-        assert "held by the policy 'closed'" in closed.stderr
+        began = time.monotonic()
+        passed = burst([closed], teams[closed], 60)[200]
+        assert passed <= FREE + FREE * (time.monotonic() - began) / 60
+        until_said(closed, "held by the policy 'closed'")
 
 
 @contextmanager
@@ -175,14 +191,14 @@ def load(gateway, team):
 
 
 def test_a_store_that_is_emptied_gives_one_burst_more(simulator, tmp_path):
-    with RedisServer() as redis, workers(simulator, tmp_path, redis.url) as gateway:
+    with RedisServer() as redis, workers(simulator, tmp_path, redis.url, deadline_ms=10_000) as gateway:
         team = limited_team(gateway, "growth", rate=6)
         began = time.monotonic()
         with load(gateway, team) as ended:
             eventually(lambda: ended[429] > 5, what="the limit")
             first = ended[200]
             redis.ask("FLUSHALL")
-            eventually(lambda: ended[200] >= first + CAPACITY, what="service goes on")
+            eventually(lambda: ended[200] >= first + CAPACITY, seconds=30, what="service goes on")
             refused = ended[429]
             eventually(lambda: ended[429] > refused + 5, what="the limit again")
         assert set(ended) == {200, 429}
