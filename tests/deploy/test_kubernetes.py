@@ -13,9 +13,11 @@ import requests
 from ruamel.yaml import YAML
 
 from proxy import __version__
+from proxy.app import open_registry
 from proxy.app.supervisor import _KILL_AFTER_DRAIN_SECONDS
 from proxy.pipeline.principals import STALE_MS
 from proxy.settings import SettingsError, load
+from tests.support.held_upstream import HELD, held_upstream
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import COMMAND, ROOT, Child, clean_environment, eventually
 
@@ -269,38 +271,52 @@ def status(url: str) -> int | None:
     with requests.Session() as session:
         session.trust_env = False
         try:
-            return session.get(url, timeout=5).status_code
+            return session.get(url, timeout=30).status_code
         except requests.ConnectionError:
             return None
 
 
-def test_the_container_as_it_is_started(tmp_path, mounted, simulator, postgres_url):
-    """Its arguments, settings and variables, at other ports; its probes; and its end."""
+def test_the_container_as_it_is_started(tmp_path, mounted, postgres_url):
+    """Its arguments, settings and variables, at other ports; its probes; and its end, after the streams there are."""
     config = mounted.read_text()
-    (mounted.parent / "secrets/openai_api_key").chmod(0o600)
-    (mounted.parent / "secrets/openai_api_key").write_text(simulator.key)
     assert 'host = "0.0.0.0"' in config
     mounted.write_text(
-        config.replace("0.0.0.0", "127.0.0.1").replace("ready_grace_seconds = 5", "ready_grace_seconds = 2")
+        config.replace("0.0.0.0", "127.0.0.1").replace("ready_grace_seconds = 5", "ready_grace_seconds = 1")
     )
     words = [str(mounted) if word == "/etc/tollgate/tollgate.toml" else word for word in CONTAINER["args"]]
-    with RedisServer() as limits, RedisServer("maxmemory 50mb", "maxmemory-policy allkeys-lru") as answers:
+    with (
+        RedisServer() as limits,
+        RedisServer("maxmemory 50mb", "maxmemory-policy allkeys-lru") as answers,
+        held_upstream() as upstream,
+        requests.Session() as session,
+    ):
+        session.trust_env = False
         urls = {"redis_url": limits.url, "cache_redis_url": answers.url, "database_url": postgres_url}
         variables = {each["name"]: urls[each["valueFrom"]["secretKeyRef"]["key"]] for each in CONTAINER["env"]}
         environment = clean_environment(
-            **variables, TOLLGATE_PORT="0", TOLLGATE_ADMIN_PORT="0", TOLLGATE_UPSTREAM=simulator.base_url
+            **variables, TOLLGATE_PORT="0", TOLLGATE_ADMIN_PORT="0", TOLLGATE_UPSTREAM=upstream.base_url
         )
         child = Child([*COMMAND, *words], tmp_path / "log", environment)
         try:
+            base_url = child.said(r"serving (http://\S+/v1)", lambda: child.stderr)[1]
             operations = child.said(r"operations on (http://\S+)$", lambda: child.stderr)[1]
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 asked = CONTAINER[probe]["httpGet"]
                 assert asked["port"] == "operations"
-                eventually(lambda asked=asked: status(operations + asked["path"]) == 200, what=probe)
+                eventually(lambda asked=asked: status(operations + asked["path"]) == 200, seconds=60, what=probe)
             ready = operations + CONTAINER["readinessProbe"]["httpGet"]["path"]
+            with open_registry(settings_of(mounted, **variables)) as registry:
+                registry.add_team("growth", "unlimited")
+                key = registry.issue_key("growth").key
+            asked = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": "How long?"}]}
+            headers = {"Authorization": f"Bearer {key}", **HELD}
+            answer = session.post(f"{base_url}/chat/completions", json=asked, headers=headers, stream=True, timeout=60)
+            assert answer.status_code == 200, answer.text
             child.signal(signal.SIGTERM)
-            eventually(lambda: status(ready) == 503, what="not ready while it drains")
+            eventually(lambda: status(ready) == 503, seconds=60, what="not ready while it drains")
             assert status(operations + CONTAINER["livenessProbe"]["httpGet"]["path"]) == 200
+            upstream.go_on()
+            assert answer.content.endswith(b"data: [DONE]\n\n")
             assert child.wait() == 0
         finally:
             child.end()
