@@ -70,8 +70,7 @@ def test_all_of_it_together_from_the_first_request_to_the_last(place, simulator)
         the_ledger_ties_out(services)
         for name in ("prometheus", "redis-cache", "redis", "postgres"):
             assert services.stop(name) == 0
-    processes = [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    assert not processes, "something is left behind"
+    assert not psutil.wait_procs(processes, timeout=20)[1], "something is left behind"
     for port in services.ports.values():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
@@ -102,10 +101,12 @@ def requests_go_through_and_the_second_is_from_the_cache(base_url, headers):
 
 
 def limits_and_answers_are_where_they_belong(services):
-    limits, answers = keys_of(services.address("redis")), keys_of(services.address("redis-cache"))
-    assert "tollgate:workers" in limits
-    assert any("growth" in key for key in limits - {"tollgate:workers"}), limits
-    assert any("growth" in key for key in answers), answers
+    def growths(service):
+        return {key for key in keys_of(services.address(service)) if "growth" in key}
+
+    limits = eventually(lambda: growths("redis"), what="limits of the team")
+    answers = eventually(lambda: growths("redis-cache"), what="answers of the team")
+    assert "tollgate:workers" in keys_of(services.address("redis"))
     assert not limits & answers
     for name, policy in (("redis", "noeviction"), ("redis-cache", "allkeys-lfu")):
         host, port = services.address(name).split(":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import signal
@@ -128,7 +129,7 @@ def manager(tmp_path):
     """The socket that systemd would listen on."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(30)
+        listening.settimeout(60)
         yield listening
 
 
@@ -179,9 +180,10 @@ def test_what_it_starts_says_when_it_serves_and_when_it_drains(tmp_path, manager
 
 def test_a_socket_without_a_file_is_told_too(monkeypatch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind("\0tollgate-notify-of-the-tests")
-        listening.settimeout(10)
-        monkeypatch.setenv("NOTIFY_SOCKET", "@tollgate-notify-of-the-tests")
+        name = f"tollgate-notify-of-the-tests-{os.getpid()}"
+        listening.bind(f"\0{name}")
+        listening.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         tell_systemd(READY)
         assert listening.recv(100) == b"READY=1"
 
