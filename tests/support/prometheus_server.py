@@ -38,7 +38,11 @@ def tool(name: str) -> str:
 def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """What it says, and whether that was good."""
     command = [tool("promtool"), *map(str, arguments)]
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
+    # It lives for seconds: collecting its garbage as often as a server's is a fifth of its work.
+    environment = os.environ | {"GOGC": "400"}
+    return subprocess.run(
+        command, env=environment, input=text, capture_output=True, text=True, check=False, timeout=100
+    )
 
 
 class Prometheus(Child):
