@@ -10,7 +10,18 @@ import pytest
 from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.core.replay import assemble
-from tests.faults.conftest import CHAT, TEAM, Gateway, Open, ScriptedUpstream, read_answer, until
+from tests.faults.conftest import (
+    CHAT,
+    PATIENCE_SECONDS,
+    TEAM,
+    Gateway,
+    Open,
+    ScriptedUpstream,
+    at_rest,
+    nobody,
+    read_answer,
+    until,
+)
 
 ASK = {**CHAT, "temperature": 0}
 STREAM = {**ASK, "stream": True}
@@ -135,8 +146,11 @@ async def test_all_have_a_piece_before_upstream_sends_the_next(open_gateway: Ope
                     await heard_by(gateway, 3)
                 signal.set()
                 for reader, _ in (one, other):
-                    await asyncio.wait_for(reader.readuntil(b"piece %d" % number), 20)
-            rests = [await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 20) for reader, _ in (one, other, late)]
+                    await asyncio.wait_for(reader.readuntil(b"piece %d" % number), PATIENCE_SECONDS)
+            rests = [
+                await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), PATIENCE_SECONDS)
+                for reader, _ in (one, other, late)
+            ]
         assert all(b"data: [DONE]" in rest for rest in rests)
         assert [b"piece 0" in rest for rest in rests] == [False, False, True], "from the beginning"
         # The usage did not come: nothing is kept, and two of three are still not charged for it.
@@ -199,13 +213,21 @@ async def test_the_error_of_one_call_is_that_of_all(open_gateway: Open, status: 
         assert await gateway.charged() == (10, 0)
 
 
-async def test_a_stream_that_breaks_is_whole_for_nobody(gateway: Gateway) -> None:
-    requests = [gateway.request_bytes(STREAM, "x-simulate-cut-after: 3", "x-simulate-ttft-ms: 300") for _ in range(5)]
-    answers = await asyncio.gather(*(gateway.raw(each) for each in requests))
-    assert not any(answer.clean for answer in answers)
-    assert all(b'"code":"upstream_broken"' in answer.data for answer in answers)
-    assert len({answer.body for answer in answers}) == 1
-    assert await ties_out(gateway, gateway.stats.requests) == {"upstream_error": 1}
+async def test_a_stream_that_breaks_is_whole_for_nobody(open_gateway: Open) -> None:
+    signal = asyncio.Event()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\n"
+    upstream = held(signal, head + b'data: {"choices":[{"index":0,"delta":{"content":"deep"}}]}\n\n' * 3)
+    async with upstream as base_url:
+        gateway = await open_gateway(**{"upstream.base_url": base_url})
+        asking = [asyncio.ensure_future(gateway.raw(gateway.request_bytes(STREAM))) for _ in range(5)]
+        await heard_by(gateway, 5)
+        signal.set()
+        answers = await asyncio.gather(*asking)
+        assert not any(answer.clean for answer in answers)
+        assert all(b'"code":"upstream_broken"' in answer.data for answer in answers)
+        assert len({answer.body for answer in answers}) == 1
+        assert await ties_out(gateway, 1) == {"upstream_error": 1}
+        assert upstream.calls == 1
 
 
 async def test_one_call_serves_every_form(open_gateway: Open) -> None:
@@ -274,13 +296,10 @@ async def test_a_client_that_does_not_read_holds_up_upstream_and_no_other_client
             await heard_by(gateway, 1)
             other.write(gateway.request_bytes(STREAM))
             await heard_by(gateway, 2)
-            before = -1
-            while sent != before:
-                before = sent
-                await asyncio.sleep(0.3)
-            assert 0 < sent < 40_000_000, "buffers are full, and upstream waits"
+            before = await at_rest(lambda: sent)
+            assert before < 40_000_000, "buffers are full, and upstream waits"
             reader._transport.resume_reading()
-            await asyncio.wait_for(reader.readexactly(sent + 30_000_000), 20)
+            await asyncio.wait_for(reader.readexactly(sent + 30_000_000), PATIENCE_SECONDS)
             assert sent > before
         await until(lambda: gateway.in_flight == 0)
         outcomes = Counter(record["outcome"] for record in gateway.records())
@@ -319,7 +338,7 @@ async def test_clients_that_come_and_leave_as_they_like(gateway: Gateway, seed: 
     async def one(number: int) -> None:
         body = {**chance.choice([ASK, STREAM, COUNTED]), "seed": number % 4}
         data = gateway.request_bytes(body, "x-simulate-ttft-ms: 20", "x-simulate-chunk-ms: 3")
-        patience = chance.choice([0, 0.01, 0.03, 0.06, 20, 20])
+        patience = chance.choice([0, 0.01, 0.03, 0.06, PATIENCE_SECONDS, PATIENCE_SECONDS])
         await asyncio.sleep(chance.random() / 10)
         async with gateway.connection() as (_, writer):
             writer.write(data)
@@ -330,6 +349,7 @@ async def test_clients_that_come_and_leave_as_they_like(gateway: Gateway, seed: 
                 pass
 
     await asyncio.gather(*(one(number) for number in range(60)))
+    await gateway.noticed()
     events = await gateway.events()
     sent = [event for event in events if event["outcome"] != "cached"]
     outcomes = await ties_out(gateway, len(sent))
@@ -346,9 +366,11 @@ async def test_clients_that_come_and_leave_as_they_like(gateway: Gateway, seed: 
 
 
 async def test_an_error_says_what_the_cache_did_before_it(open_gateway: Open) -> None:
-    async with held(asyncio.Event(), b"") as base_url:
-        pass  # nobody listens there any more
-    gateway = await open_gateway(**{"upstream.base_url": base_url, "upstream.max_attempts": 1})
+    with nobody() as base_url:
+        await errors_say(await open_gateway(**{"upstream.base_url": base_url, "upstream.max_attempts": 1}))
+
+
+async def errors_say(gateway: Gateway) -> None:
     other = {**ASK, "temperature": 1}
     for body, expected in ((ASK, "tollgate; fwd=uri-miss"), (other, "tollgate; fwd=bypass; detail=temperature")):
         status, headers, _ = await asked(gateway, body)
@@ -362,22 +384,22 @@ async def test_an_error_says_what_the_cache_did_before_it(open_gateway: Open) ->
     assert "Cache-Status" not in headers, "the cache was not asked"
 
 
-async def test_what_was_shared_saved_what_it_cost_though_its_tokens_are_counted_later(gateway: Gateway) -> None:
+async def test_what_was_shared_saved_what_it_cost_though_its_tokens_are_counted_later(open_gateway: Open) -> None:
     """Upstream told no usage, and what was asked is too long to be counted at once."""
     long = {**ASK, "messages": [{"role": "user", "content": "word " * 15_000}]}
-
-    async def asked() -> str | None:
-        async with gateway.post(long, delay_ms=300, no_usage=1) as response:
-            await response.read()
-            assert response.status == 200
-            return response.headers.get("x-tollgate-saved-usd")
-
-    told = await asyncio.gather(asked(), asked())
-    leader, follower = sorted(await gateway.events(), key=lambda event: event["outcome"], reverse=True)
-    assert (leader["outcome"], follower["outcome"]) == ("ok", "cached")
-    assert leader["input_tokens"] == 15_008
-    assert follower["saved_pico_usd"] == leader["cost_pico_usd"] > 0
-    assert follower["input_tokens"] == leader["input_tokens"]
-    assert told == [None, None], "nothing that may yet change"
-    assert gateway.total("tollgate_saved_usd_total") == pytest.approx(leader["cost_pico_usd"] / 1e12)
-    assert await gateway.mismatches() == []
+    signal = asyncio.Event()
+    async with held(signal, plain_answer({name: WHOLE[name] for name in WHOLE if name != "usage"})) as base_url:
+        gateway = await open_gateway(**{"upstream.base_url": base_url})
+        asking = [asyncio.ensure_future(asked(gateway, long)) for _ in range(2)]
+        await heard_by(gateway, 2)
+        signal.set()
+        told = await asyncio.gather(*asking)
+        assert [status for status, _, _ in told] == [200, 200]
+        leader, follower = sorted(await gateway.events(), key=lambda event: event["outcome"], reverse=True)
+        assert (leader["outcome"], follower["outcome"]) == ("ok", "cached")
+        assert leader["input_tokens"] == 15_008
+        assert follower["saved_pico_usd"] == leader["cost_pico_usd"] > 0
+        assert follower["input_tokens"] == leader["input_tokens"]
+        assert not any("x-tollgate-saved-usd" in headers for _, headers, _ in told), "nothing that may yet change"
+        assert gateway.total("tollgate_saved_usd_total") == pytest.approx(leader["cost_pico_usd"] / 1e12)
+        assert await gateway.mismatches() == []
