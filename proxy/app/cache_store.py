@@ -36,11 +36,12 @@ def _asked(url: str) -> tuple[CacheServer, ...] | None:
 
 
 async def _ask(url: str) -> tuple[CacheServer, ...]:
+    from proxy.adapters.redis.multiplexer import MultiplexerOptions  # noqa: PLC0415 - as said
     from proxy.adapters.redis.topology import route_for  # noqa: PLC0415 - as said
     from proxy.app.background import in_background  # noqa: PLC0415 - as said
 
     async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
-        route = route_for(url, spawn)
+        route = route_for(url, spawn, MultiplexerOptions.for_one_look(_PATIENCE_SECONDS))
         try:
             await route.open()
             facts = await route.facts()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.adapters.redis.route import RedisRoute
 from proxy.adapters.redis.subscriber import subscribe
@@ -46,7 +47,7 @@ def hear(
 
 async def _publish(redis_url: str, message: bytes) -> None:
     async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
-        route = route_for(redis_url, spawn)
+        route = route_for(redis_url, spawn, MultiplexerOptions.for_one_look(_PATIENCE_SECONDS))
         try:
             await route.open()
             await route.execute(CHANNEL, "PUBLISH", CHANNEL, message)

@@ -147,7 +147,7 @@ def probe(url: str, warnings: Callable[[tuple[Facts, ...]], list[str]] | None = 
 
     async def look() -> list[str]:
         async with asyncio.timeout(_PATIENCE_SECONDS), in_background() as spawn:
-            route = route_for(url, spawn)
+            route = route_for(url, spawn, MultiplexerOptions.for_one_look(_PATIENCE_SECONDS))
             try:
                 await route.open()
                 return (warnings or redis_warnings)(await route.facts())

@@ -17,7 +17,7 @@ from proxy.adapters.layered_cache import LayeredCache
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.cache import RedisCache, place_of
 from proxy.adapters.redis.route import Facts
-from proxy.app import caching, limiting
+from proxy.app import cache_store, caching, limiting
 from proxy.app.background import in_background
 from proxy.core.bucket import Admitted, Cost, Scope
 from proxy.core.tiers import Limits, Schedule
@@ -233,6 +233,15 @@ async def test_answers_do_not_fill_a_redis_that_holds_limits(tmp_path):
             assert made.figure("tollgate_cache_failures_total", operation="store", reason="out_of_memory") == 1
             # The limits have what is left.
             redis.ask("SET", "limit", 1)
+
+
+async def test_one_that_takes_its_time_is_asked_what_it_holds(redis, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_store, "_PATIENCE_SECONDS", 30.0)
+    async with run_tcp_proxy(("127.0.0.1", redis.port)) as gate:
+        gate.delay_seconds = 0.3
+        settings = settings_of(tmp_path, cache_redis_url=f"redis://127.0.0.1:{gate.port}")
+        (server,) = (await asyncio.to_thread(cache_store.look_at_cache, settings)).servers
+    assert server.policy == "allkeys-lru"
 
 
 # What can be said of it

@@ -5,25 +5,42 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.fallback import Closed
+from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.policies import Open
 from proxy.adapters.redis.route import Facts
 from proxy.adapters.redis.share import Share
+from proxy.adapters.redis.wire import Bounds
 from proxy.app import limiting
 from proxy.app.background import in_background
 from proxy.core.bucket import Admitted, Cost, Scope
 from proxy.core.tiers import Limits, Schedule
 from proxy.settings import WhenRedisIsAway, load
+from tests.faults.tcp_proxy import run_tcp_proxy
 from tests.support.redis_route import until_true
 from tests.support.redis_server import RedisServer, eventually, free_port
 
 LIMITS = Limits(1, None, 100)
 SCOPES = (Scope("team", Schedule(LIMITS, LIMITS)),)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Have nobody given up on who is there and stands still for a moment, as everybody does on a busy machine."""
+
+    class Patient(MultiplexerOptions):
+        def __init__(self, bounds, *more, connect_seconds, **other):
+            super().__init__(bounds, *more, connect_seconds=30 * connect_seconds, **other)
+
+    monkeypatch.setattr(limiting, "MultiplexerOptions", Patient)
+    monkeypatch.setattr(limiting, "Bounds", partial(Bounds, silence_seconds=60.0))
+    monkeypatch.setattr(limiting, "_PATIENCE_SECONDS", 30.0)
 
 
 class HandClock:
@@ -87,11 +104,18 @@ def test_a_server_that_accepts_and_says_nothing_is_a_timeout(monkeypatch):
         limiting.probe(redis.url)
 
 
+async def test_a_server_that_takes_its_time_is_there():
+    with RedisServer() as redis:
+        async with run_tcp_proxy(("127.0.0.1", redis.port)) as gate:
+            gate.delay_seconds = 0.3
+            assert await asyncio.to_thread(limiting.probe, f"redis://127.0.0.1:{gate.port}") == []
+
+
 @asynccontextmanager
-async def shared(url, policy=WhenRedisIsAway.SHARE):
+async def shared(url, policy=WhenRedisIsAway.SHARE, deadline_ms=10_000):
     settings = load(
         environ={"OPENAI_API_KEY": "sk-upstream", "TOLLGATE_REDIS_URL": url},
-        overrides={"limits.when_redis_is_away": policy.value},
+        overrides={"limits.when_redis_is_away": policy.value, "limits.redis_deadline_ms": deadline_ms},
     )
     metrics = Metrics(lambda _: True)
     async with in_background() as spawn, AsyncExitStack() as stack:
@@ -160,7 +184,7 @@ async def test_a_replica_is_warned_of_at_the_start(caplog):
 
 async def test_a_redis_that_comes_and_goes_is_told_each_time_and_no_share_is_given_twice():
     with RedisServer() as redis:
-        async with shared(redis.url) as (limiter, degraded):
+        async with shared(redis.url, deadline_ms=500) as (limiter, degraded):
 
             async def admits():
                 return isinstance(await limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
@@ -199,15 +223,14 @@ def test_a_store_that_is_away_in_part_is_told_of_once(caplog):
 async def test_workers_of_one_host_and_number_are_two():
     with RedisServer() as redis:
         async with shared(redis.url), shared(redis.url):
-            await asyncio.sleep(0)
-            assert redis.ask("ZCARD", "tollgate:workers") == 2
+            await until_true(lambda: redis.ask("ZCARD", "tollgate:workers") == 2, "both have told that they are there")
 
 
 async def test_what_becomes_of_connections_and_posts_is_counted_and_so_is_what_the_store_loses():
     with RedisServer() as redis:
         settings = load(
             environ={"OPENAI_API_KEY": "sk-upstream", "TOLLGATE_REDIS_URL": redis.url},
-            overrides={"limits.redis_deadline_ms": 400},
+            overrides={"limits.redis_deadline_ms": 10_000},
         )
         metrics = Metrics(lambda _: True)
         async with in_background() as spawn, AsyncExitStack() as stack:
@@ -242,8 +265,10 @@ async def test_what_becomes_of_connections_and_posts_is_counted_and_so_is_what_t
             assert figures() == ([1, 0, 0, 2, 0, 0], 1, 3)
             assert figures() == ([1, 0, 0, 2, 0, 0], 1, 3)
             with redis.frozen():
+                primary._wire.hold_to(0.1)
                 limiter.charge("a", SCOPES, Cost(1, 0))
                 await until_true(lambda: primary.counts.posts_lost, "its fate is unknown")
+                primary._wire.hold_to(10.0)
             assert figures()[0] == [1, 0, 1, 2, 0, 1]
             redis.kill()
             await until_true(lambda: not primary.is_up, "the loss is noticed")

@@ -15,6 +15,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 from proxy.adapters.redis.absence import NEVER_HEARD, Absences
 from proxy.adapters.redis.address import Address
@@ -48,6 +49,11 @@ class MultiplexerOptions:
     max_backoff_seconds: float = 2.0
     primary_only: bool = False
     """Refuse to connect to a replica."""
+
+    @classmethod
+    def for_one_look(cls, seconds: float) -> Self:
+        """Of who asks once and has so long for all of it: one answer may take half of that, as nobody waits behind."""
+        return cls(Bounds(deadline_seconds=seconds / 2, silence_seconds=seconds), connect_seconds=seconds)
 
 
 @dataclass(slots=True)
