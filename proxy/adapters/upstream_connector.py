@@ -80,7 +80,7 @@ class Received:
             return
         protocol = connection.protocol
         if isinstance(protocol, _Connection) and protocol.is_writing:
-            _cut(connection)  # what it is still to take is no part of the next request
+            connection.close()  # what it is still to take is no part of the next request
         else:
             connection.release()
 
@@ -88,7 +88,7 @@ class Received:
         """Cut the connection, unless all has come. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            _cut(connection)
+            connection.close()
             if self.content.exception() is None:
                 self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
 
@@ -158,15 +158,15 @@ class UpstreamConnector(aiohttp.TCPConnector):
                 if message.code < FINAL:
                     raise aiohttp.ClientPayloadError("upstream answers with what is no answer")
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-                _cut(connection)
+                connection.close()
                 if not is_idempotent:
                     raise
                 is_idempotent = False
             except HttpProcessingError as error:
-                _cut(connection)
+                connection.close()
                 raise aiohttp.ClientPayloadError("the head of the answer cannot be read") from error
             except BaseException:
-                _cut(connection)
+                connection.close()
                 raise
             else:
                 return Received(connection, message, content)
@@ -186,15 +186,6 @@ class UpstreamConnector(aiohttp.TCPConnector):
 def _goes_on(status: int) -> bool:
     """Whether a head announces another one. The parser takes any three digits for a status."""
     return _CONTINUE <= status < FINAL and status != _SWITCHING
-
-
-def _cut(connection: Connection) -> None:
-    """End a connection now: one that takes nothing would not end before it has taken all."""
-    protocol = connection.protocol
-    transport = protocol.transport if protocol is not None else None
-    if transport is not None and transport.get_write_buffer_size():
-        transport.abort()
-    connection.close()
 
 
 class _Connection(ResponseHandler):
@@ -279,6 +270,12 @@ class _Connection(ResponseHandler):
         super().set_exception(exc, *cause)
         if isinstance(exc, HttpProcessingError) and body is not None and body.exception() is None and not body.is_eof():
             body.set_exception(aiohttp.ClientPayloadError("the framing of the body is broken"))
+
+    def close(self) -> None:
+        """End now: a connection that takes nothing would not end before it has taken all."""
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End. A body whose end is that of its connection has not come whole where that broke."""

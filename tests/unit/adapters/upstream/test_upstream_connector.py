@@ -214,7 +214,7 @@ def test_aiohttp_is_still_what_this_was_written_for():
     of_protocol = client_proto.ResponseHandler
     for name in [
         "set_response_params", "read", "start_timeout", "data_received", "feed_data", "set_exception", "force_close",
-        "connection_lost", "resume_reading", "resume_writing", "writing_paused", "_reschedule_timeout",
+        "connection_lost", "close", "resume_reading", "resume_writing", "writing_paused", "_reschedule_timeout",
         "_drop_timeout", "_on_read_timeout",
     ]:  # fmt: skip
         assert hasattr(of_protocol, name), name
@@ -501,6 +501,44 @@ async def test_a_call_ends_for_an_upstream_that_takes_nothing_at_all(upstream, p
     async with asyncio.timeout(LONG_SECONDS):
         await asyncio.wait([lost])
     over.set()
+
+
+async def test_an_upload_ends_of_which_nothing_is_taken(peer):
+    """The session writes it, and would have the connection closed once the rest was taken."""
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    class Endless:
+        length, replayable = None, False
+
+        async def chunks(self) -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 100_000
+
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await over.wait()
+
+    peer.script = script
+    async with (
+        served(peer) as url,
+        open_session(max_connections=4, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
+        upstream = OpenAIUpstream("openai", url, KEY, session)
+        assert await whole(upstream, POST) == b"{}"
+        ((protocol, _),) = next(iter(session.connector._conns.values()))
+        # More than the system takes, whatever that is.
+        protocol.transport.set_write_buffer_limits(high=30_000_000)
+        call = asyncio.create_task(upstream.send(UpstreamRequest("POST", "/files", (), Endless())))
+        await arrived.wait()
+        lost = protocol.closed
+        await until(lambda: protocol.writing_paused)
+        call.cancel()
+        async with asyncio.timeout(LONG_SECONDS):
+            await asyncio.wait([lost])
+        over.set()
 
 
 async def test_a_call_ends_whose_last_bytes_are_not_taken(upstream, peer):
