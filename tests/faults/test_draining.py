@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.faults.conftest import CHAT, Gateway, Open, ScriptedUpstream, read_answer, until
+from tests.faults.conftest import CHAT, Gateway, HeldTime, Open, ScriptedUpstream, at_rest, read_answer, until
 
 SHARED = {**CHAT, "temperature": 0}
 BODIES = {"plain": CHAT, "stream": {**CHAT, "stream": True}, "shared plain": SHARED,
@@ -17,8 +17,8 @@ RESERVED = 7 + 1_024
 by_body = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 
 
-async def opened(open_gateway: Open, **changes: object) -> Gateway:
-    return await open_gateway(**{"streams.on_disconnect": "drain", **changes})
+async def opened(open_gateway: Open, *, time: HeldTime | None = None, **changes: object) -> Gateway:
+    return await open_gateway(time=time, **{"streams.on_disconnect": "drain", **changes})
 
 
 async def leave(gateway: Gateway, body: dict, *wishes: str, after: bytes = b"") -> None:
@@ -61,10 +61,12 @@ async def exact(gateway: Gateway) -> dict:
 
 @by_body
 async def test_before_the_head(open_gateway: Open, body: dict) -> None:
-    gateway = await opened(open_gateway)
-    await leave(gateway, body, "x-simulate-delay-ms: 400")
+    time = HeldTime()
+    gateway = await opened(open_gateway, time=time)
+    await leave(gateway, body, "x-simulate-delay-ms: 1")
     await until(lambda: drained(gateway) == 1)
     assert (gateway.in_flight, gateway.records()) == (1, []), "it is told of at its end"
+    time.release()
     await exact(gateway)
     await gateway.works()
 
@@ -72,16 +74,21 @@ async def test_before_the_head(open_gateway: Open, body: dict) -> None:
 @pytest.mark.parametrize("body", [BODIES["stream"], BODIES["shared stream"]], ids=["alone", "shared"])
 @pytest.mark.parametrize("usage", [False, True], ids=["bare", "usage"])
 async def test_in_mid_stream(open_gateway: Open, body: dict, usage: bool) -> None:
-    gateway = await opened(open_gateway)
+    time = HeldTime()
+    gateway = await opened(open_gateway, time=time)
     body = {**body, "stream_options": {"include_usage": True}} if usage else body
-    await leave(gateway, body, "x-simulate-chunk-ms: 20", after=b"\n\n")
+    await leave(gateway, body, "x-simulate-chunk-ms: 1", after=b"\n\n")
     await until(lambda: drained(gateway) == 1)
+    time.release()
     await exact(gateway)
 
 
 async def test_what_was_drained_is_in_the_cache(open_gateway: Open) -> None:
-    gateway = await opened(open_gateway)
+    time = HeldTime()
+    gateway = await opened(open_gateway, time=time)
     await leave(gateway, BODIES["shared stream"], "x-simulate-chunk-ms: 10", after=b"\n\n")
+    await until(lambda: drained(gateway) == 1)
+    time.release()
     await gateway.settled()
     async with gateway.post(SHARED, chunk_ms=10) as response:
         assert response.headers["Cache-Status"].startswith("tollgate; hit")
@@ -89,11 +96,13 @@ async def test_what_was_drained_is_in_the_cache(open_gateway: Open) -> None:
 
 
 async def test_no_more_at_once_than_the_operator_lets(open_gateway: Open) -> None:
-    gateway = await opened(open_gateway, **{"streams.max_draining": 2})
+    time = HeldTime()
+    gateway = await opened(open_gateway, time=time, **{"streams.max_draining": 2})
     for number in range(3):
-        await leave(gateway, {**CHAT, "seed": number}, "x-simulate-delay-ms: 1500")
+        await leave(gateway, {**CHAT, "seed": number}, "x-simulate-delay-ms: 1")
         await until(lambda number=number: drained(gateway) + gateway.stats.cut_by_client == number + 1)
     assert (drained(gateway), gateway.stats.cut_by_client) == (2, 1)
+    time.release()
     events = await gateway.events()
     assert [event["estimated"] for event in events] == [False, False, True]
     assert {event["outcome"] for event in events} == {"client_gone"}
@@ -104,7 +113,7 @@ async def test_no_more_at_once_than_the_operator_lets(open_gateway: Open) -> Non
 
 @pytest.mark.parametrize("body", [BODIES["stream"], BODIES["shared stream"]], ids=["alone", "shared"])
 async def test_no_longer_than_an_exchange_may_last(open_gateway: Open, body: dict) -> None:
-    gateway = await opened(open_gateway, **{"upstream.total_timeout_seconds": 0.6})
+    gateway = await opened(open_gateway, **{"upstream.total_timeout_seconds": 1.5})
     await leave(gateway, body, "x-simulate-chunk-ms: 600000", after=b"\n\n")
     await until(lambda: gateway.stats.cut_by_client == 1)
     (event,) = await gateway.events()
@@ -138,11 +147,7 @@ async def test_one_that_did_not_read_holds_up_upstream_no_more_once_it_has_left(
         async with gateway.connection() as (reader, writer):
             reader._transport.pause_reading()
             writer.write(gateway.request_bytes(BODIES["stream"]))
-            before = -1
-            while sent != before:
-                before = sent
-                await asyncio.sleep(0.3)
-            assert 0 < sent < 40_000_000, "buffers are full, and upstream waits"
+            assert await at_rest(lambda: sent) < 40_000_000, "buffers are full, and upstream waits"
         await until(lambda: drained(gateway) == 1)
         (flight,) = gateway.worker.services.flights.draining
         await until(lambda: gateway.in_flight == 0)
@@ -207,14 +212,19 @@ async def test_between_two_calls_none_is_made_for_nobody(open_gateway: Open) -> 
     assert await gateway.charged() == (1, 0)
 
 
+OF_A_CALL = {"forward", "relay"}
+
+
 def waiting_in() -> set[str]:
-    """Functions of the call upstream that some task is in."""
+    """Functions that a task is in which is at a call upstream, or at its answer."""
     names = set()
     for task in asyncio.all_tasks():
+        of_task = set()
         coroutine = task.get_coro()
         while coroutine is not None:
-            names.add(getattr(coroutine, "__name__", ""))
+            of_task.add(getattr(coroutine, "__name__", ""))
             coroutine = getattr(coroutine, "cr_await", None)
+        names |= of_task if of_task & OF_A_CALL else set()
     return names
 
 
@@ -222,11 +232,20 @@ def waiting_in() -> set[str]:
 async def test_shutdown_waits_for_what_is_drained_and_no_longer_than_for_others(
     open_gateway: Open, outcome: str
 ) -> None:
-    gateway = await opened(open_gateway, **{"server.drain_seconds": 20.0 if outcome == "drained" else 0.2})
-    wait_ms = 700 if outcome == "drained" else 600_000
-    await leave(gateway, CHAT, f"x-simulate-delay-ms: {wait_ms}")
+    time = HeldTime()
+    drain_seconds = 60.0 if outcome == "drained" else 0.2
+    gateway = await opened(open_gateway, time=time, **{"server.drain_seconds": drain_seconds})
+    await leave(gateway, CHAT, "x-simulate-delay-ms: 1")
     await until(lambda: drained(gateway) == 1)
-    await gateway.stop()
+    stopping = asyncio.ensure_future(gateway.stop())
+    if outcome == "drained":
+        await until(lambda: gateway.worker.listener.draining)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert not stopping.done()
+        time.release()
+    await stopping
+    await until(lambda: gateway.stats.in_flight == 0)
     assert gateway.stats.cut_by_client == (outcome == "cut")
     (event,) = await asyncio.to_thread(gateway._events)
     assert (event["outcome"], event["estimated"]) == ("client_gone", outcome == "cut")
@@ -246,6 +265,7 @@ async def test_while_an_answer_is_made_ready_for_the_cache_in_a_thread(open_gate
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        await taken.wait()
         writer.write(b"".join(events))
         await writer.drain()
         # It has said all, and does not hang up.
@@ -253,7 +273,7 @@ async def test_while_an_answer_is_made_ready_for_the_cache_in_a_thread(open_gate
         raise ConnectionResetError
 
     upstream = ScriptedUpstream(script)
-    held = threading.Event()
+    taken, held = asyncio.Event(), threading.Event()
     async with upstream as base_url, AsyncExitStack() as stack:
         gateway = await open_gateway(
             **{"upstream.base_url": base_url, "streams.on_disconnect": how, "upstream.total_timeout_seconds": 3.0}
@@ -265,6 +285,7 @@ async def test_while_an_answer_is_made_ready_for_the_cache_in_a_thread(open_gate
             # Every thread is taken: whoever needs one waits.
             for _ in range(64):
                 asyncio.get_running_loop().run_in_executor(None, held.wait)
+            taken.set()
             await reader.readuntil(text)
             await until(lambda: "to_thread" in waiting_in())
         if how == "cancel":
