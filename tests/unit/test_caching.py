@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -16,7 +17,9 @@ from proxy.adapters.clock import SystemClock
 from proxy.adapters.layered_cache import LayeredCache
 from proxy.adapters.prometheus import Metrics
 from proxy.adapters.redis.cache import RedisCache, place_of
+from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.route import Facts
+from proxy.adapters.redis.wire import Bounds
 from proxy.app import cache_store, caching, limiting
 from proxy.app.background import in_background
 from proxy.core.bucket import Admitted, Cost, Scope
@@ -33,6 +36,15 @@ EVICTING = ("maxmemory 50mb", "maxmemory-policy allkeys-lru")
 SCOPES = (Scope("team", Schedule(Limits(1_000), Limits(1_000))),)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A server may stand still for a moment, as on a busy machine."""
+    monkeypatch.setattr(limiting, "_CONNECT_SECONDS", 30.0)
+    for module in (limiting, caching):
+        monkeypatch.setattr(module, "Bounds", partial(Bounds, silence_seconds=60.0))
+    monkeypatch.setattr(caching, "MultiplexerOptions", partial(MultiplexerOptions, connect_seconds=30.0))
+
+
 @pytest.fixture(scope="module")
 def redis():
     with RedisServer(*EVICTING) as running:
@@ -46,7 +58,8 @@ def empty(request):
 
 
 def settings_of(data_dir, **environment):
-    told = {name.upper(): value for name, value in environment.items()}
+    patience = dict.fromkeys(("CACHE_REDIS_DEADLINE_MS", "LIMITS_REDIS_DEADLINE_MS"), "20000")
+    told = patience | {name.upper(): value for name, value in environment.items()}
     return load(None, {"TOLLGATE_DATA_DIR": str(data_dir)} | {f"TOLLGATE_{name}": each for name, each in told.items()})
 
 
@@ -70,7 +83,7 @@ class Made:
 
 @asynccontextmanager
 async def shared(data_dir, **environment):
-    settings = settings_of(data_dir, **{"cache_redis_deadline_ms": "5000"} | environment)
+    settings = settings_of(data_dir, **environment)
     metrics = Metrics(lambda _: True)
     async with in_background() as spawn, AsyncExitStack() as stack:
         made = await caching.shared_cache(settings, SystemClock(), metrics, spawn, stack)
@@ -183,15 +196,14 @@ async def test_a_cache_that_does_not_answer_is_no_matter_for_the_limits(tmp_path
     with RedisServer() as redis:
         async with run_tcp_proxy(("127.0.0.1", redis.port)) as gate:
             urls = {"redis_url": redis.url, "cache_redis_url": f"redis://127.0.0.1:{gate.port}"}
-            more = {"cache_redis_deadline_ms": "50", "limits_redis_deadline_ms": "5000"}
-            settings = settings_of(tmp_path, **urls, **more)
+            settings = settings_of(tmp_path, **urls, cache_redis_deadline_ms="50")
             metrics = Metrics(lambda _: True)
             async with in_background() as spawn, AsyncExitStack() as stack:
                 clock = SystemClock()
                 limits = await limiting.shared_limits(settings, redis.url, clock, metrics, spawn, stack)
                 answers = await caching.shared_cache(settings, clock, metrics, spawn, stack)
                 gate.drops_replies = True
-                async with asyncio.timeout(9):
+                async with asyncio.timeout(60):
                     for _ in range(12):
                         assert await answers.cache.get(at()) is None
                         assert isinstance(await limits.limiter.reserve("a", SCOPES, Cost(1, 0)), Admitted)
@@ -223,13 +235,9 @@ async def test_answers_do_not_fill_a_redis_that_holds_limits(tmp_path):
             assert await put(made.cache, at(), an_answer())
             redis.ask("SETRANGE", "filling", 16_000_000, "x")
 
-            async def kept():
-                return await put(made.cache, at(), an_answer())
-
-            for _ in range(1_000):
-                if not await kept():
-                    break
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while await put(made.cache, at(), an_answer()):
+                    await asyncio.sleep(0.01)
             assert made.figure("tollgate_cache_failures_total", operation="store", reason="out_of_memory") == 1
             # The limits have what is left.
             redis.ask("SET", "limit", 1)

@@ -35,6 +35,6 @@ def test_a_server_that_was_killed_holds_nothing(tmp_path):
         with pytest.raises(DataUnusable), alone_in(tmp_path):
             pass
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
     with alone_in(tmp_path):
         pass
