@@ -126,11 +126,19 @@ def program(name: str) -> str | None:
 
 
 def free_ports() -> tuple[int, int]:
-    """Two loopback ports that nothing listens on."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    """Two loopback ports that nothing listens on, kept for what this process starts: nobody else is given them."""
+    return _kept_port(), _kept_port()
+
+
+def _kept_port() -> int:
+    kept = socket.socket()
+    # A server that may use an address again listens where this one is bound and does not listen.
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    port: int = kept.getsockname()[1]
+    # Open until this process ends.
+    kept.detach()
+    return port
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], begun: float | None = None) -> None:

@@ -187,5 +187,6 @@ def test_a_server_that_leaves_or_refuses_is_no_measurement(tmp_path):
             closed_loop(server, load, 0.1, "own")
         with pytest.raises(SystemExit, match="requests refused"):
             open_loop(server, load, 50, 0.1)
+    # Its port is kept until this process ends: nobody else listens there now.
     with pytest.raises(SystemExit, match="gateway: ConnectionRefusedError"):
         run_precisely(ClosedLoop(server, load).run(0.1))

@@ -102,7 +102,7 @@ def test_nothing_is_left_behind_when_it_is_ended_early(signum, tmp_path):
         assert len(started) >= 5
         child.send_signal(signum)
         assert child.wait(timeout=WITHIN_SECONDS) != 0
-        assert psutil.wait_procs(started, timeout=5)[1] == []
+        assert psutil.wait_procs(started, timeout=WITHIN_SECONDS)[1] == []
     finally:
         child.kill()
         child.wait()
