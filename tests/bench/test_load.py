@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from load import QUESTION, Load, closed_loop, open_loop
 from loops import ClosedLoop, OpenLoop, run_precisely
-from servers import ANSWER, LOG, REFUSED, Server, gateway, keeps, static, upstream
+from processes import free_ports
+from servers import ANSWER, LOG, REFUSED, UNLIMITED, Server, gateway, keeps, static, upstream
 
 PORT = 80
 EVERY_MS = 10
@@ -123,29 +124,37 @@ def test_both_loops_drive_a_bare_server():
 WRK = pytest.param("wrk", marks=pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH"))
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A gateway with a team that has no limits to speak of, and one that is refused."""
+    place = tmp_path_factory.mktemp("served")
+    teams = {"bench": UNLIMITED, "refused": REFUSED}
+    with upstream(place) as above, gateway(place / "gateway", "gateway", above.base_url, teams=teams) as server:
+        yield server
+
+
+def looked_up(server):
+    """How many look-ups found something, and how many did not."""
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.admin_port}/metrics").read().decode()
+    found = re.findall(r'(?m)^tollgate_cache_requests_total{.*result="(hit|miss)".*} (.+)$', page)
+    return {result: sum(float(value) for which, value in found if which == result) for result in ("hit", "miss")}
+
+
 @pytest.mark.parametrize("client", ["own", WRK])
-def test_fresh_requests_miss_the_cache_and_others_hit_it(client, tmp_path):
-    with ExitStack() as stack:
-        above = stack.enter_context(upstream(tmp_path))
-        server = stack.enter_context(gateway(tmp_path / "gateway", "gateway", above.base_url))
-
-        def looked_up():
-            page = urllib.request.urlopen(f"http://127.0.0.1:{server.admin_port}/metrics").read().decode()
-            found = re.findall(r'(?m)^tollgate_cache_requests_total{.*result="(hit|miss)".*} (.+)$', page)
-            return {
-                result: sum(float(value) for which, value in found if which == result) for result in ("hit", "miss")
-            }
-
-        for _ in range(2):
-            closed_loop(server, Load(connections=2), 0.1, client)
-        fresh = looked_up()
-        assert fresh["hit"] == 0 < fresh["miss"]
-        assert keeps(server, QUESTION.encode())
-        before = looked_up()
-        closed_loop(server, Load(connections=2, fresh=False), 0.1, client)
-        after = looked_up()
-        assert after["hit"] > before["hit"]
-        assert after["miss"] == before["miss"]
+def test_fresh_requests_miss_the_cache_and_others_hit_it(client, served):
+    body = QUESTION.replace("overdue", client)
+    before = looked_up(served)
+    for _ in range(2):
+        closed_loop(served, Load(body=body, connections=2), 0.1, client)
+    fresh = looked_up(served)
+    assert fresh["hit"] == before["hit"]
+    assert fresh["miss"] > before["miss"]
+    assert keeps(served, body.encode())
+    before = looked_up(served)
+    closed_loop(served, Load(body=body, connections=2, fresh=False), 0.1, client)
+    after = looked_up(served)
+    assert after["hit"] > before["hit"]
+    assert after["miss"] == before["miss"]
 
 
 def test_what_is_driven_is_accounted_for_and_logged(tmp_path):
@@ -176,17 +185,14 @@ def test_numbers_in_turn_are_the_same_in_every_drive_and_begin_elsewhere():
     assert drives[0][0] not in {*drives[1][:100], *drives[1][-100:]}
 
 
-def test_a_server_that_leaves_or_refuses_is_no_measurement(tmp_path):
-    teams = {"refused": REFUSED}
-    with ExitStack() as stack:
-        above = stack.enter_context(upstream(tmp_path))
-        server = stack.enter_context(gateway(tmp_path / "gateway", "gateway", above.base_url, teams=teams))
-        load = Load(connections=2)
-        assert closed_loop(server, dataclasses.replace(load, refused=True), 0.1, "own").per_second > 0
-        with pytest.raises(SystemExit, match="requests refused"):
-            closed_loop(server, load, 0.1, "own")
-        with pytest.raises(SystemExit, match="requests refused"):
-            open_loop(server, load, 50, 0.1)
-    # Its port is kept until this process ends: nobody else listens there now.
+def test_a_server_that_leaves_or_refuses_is_no_measurement(served):
+    server, load = served.as_team("refused"), Load(connections=2)
+    assert closed_loop(server, dataclasses.replace(load, refused=True), 0.1, "own").per_second > 0
+    with pytest.raises(SystemExit, match="requests refused"):
+        closed_loop(server, load, 0.1, "own")
+    with pytest.raises(SystemExit, match="requests refused"):
+        open_loop(server, load, 50, 0.1)
+    # A port that is kept until this process ends, and on which nobody listens.
+    gone = dataclasses.replace(served, port=free_ports()[0])
     with pytest.raises(SystemExit, match="gateway: ConnectionRefusedError"):
-        run_precisely(ClosedLoop(server, load).run(0.1))
+        run_precisely(ClosedLoop(gone, load).run(0.1))
