@@ -26,7 +26,7 @@ from tests.support.workers import figure, standing_in_redis, until_all_serve, wo
 CALLERS = 100
 PROCESSES = 4
 # Deadlines that a loaded machine keeps: what is shown is how many calls are made, not how soon a store is given up.
-SETTINGS = "[server]\nworkers = 4\n[limits]\nredis_deadline_ms = 5000\n[cache]\nredis_deadline_ms = 5000\n"
+SETTINGS = "[server]\nworkers = 4\n[limits]\nredis_deadline_ms = 10000\n[cache]\nredis_deadline_ms = 10000\n"
 CAPACITY = 1_000_000
 # Hardly refill: what the bucket lacks is what was taken.
 LIMITS = Limits(requests_per_minute=1, tokens_per_minute=1, request_capacity=CAPACITY, token_capacity=CAPACITY)

@@ -14,7 +14,7 @@ from tests.support.tollgate_process import eventually, run_tollgate
 from tests.support.workers import figure, until_all_serve, workers_of
 
 SAME = {"model": "gpt-4o-mini", "temperature": 0, "max_tokens": 8}
-SETTINGS = "[server]\nworkers = 2\n[limits]\nredis_deadline_ms = 2000\n[cache]\nredis_deadline_ms = 2000\n"
+SETTINGS = "[server]\nworkers = 2\n[limits]\nredis_deadline_ms = 10000\n[cache]\nredis_deadline_ms = 10000\n"
 
 
 @pytest.fixture(scope="module")

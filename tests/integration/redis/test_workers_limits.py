@@ -12,6 +12,8 @@ from tests.support.tollgate_process import COMMAND, clean_environment, eventuall
 from tests.support.workers import ask, burst, figure, until_all_serve
 
 FREE = 20
+# One that a busy machine keeps: who does not hear of Redis in time would decide by itself.
+PATIENT = "[limits]\nredis_deadline_ms = 10000\n"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def redis():
 def pair(simulator, redis, tmp_path_factory):
     """Two servers of two workers each on one data directory; its settings name Redis, as `tollgate keys` needs."""
     place = tmp_path_factory.mktemp("pair")
-    settings = f'redis_url = "{redis.url}"\n[server]\nworkers = 2\nreplicas = 2\n'
+    settings = f'redis_url = "{redis.url}"\n[server]\nworkers = 2\nreplicas = 2\n{PATIENT}'
     with (
         run_tollgate(place, simulator.base_url, simulator.key, settings=settings) as first,
         run_tollgate(place, simulator.base_url, simulator.key, settings=settings) as second,
@@ -44,20 +46,26 @@ def admits_what_one_would(gateways, team):
 
 def test_four_workers_admit_what_one_would(simulator, redis, tmp_path):
     options = ("--workers", "4", "--redis-url", redis.url)
-    with run_tollgate(tmp_path, simulator.base_url, simulator.key, options=options) as gateway:
+    with run_tollgate(tmp_path, simulator.base_url, simulator.key, settings=PATIENT, options=options) as gateway:
         until_all_serve(gateway, 4)
         team = gateway.add_team("four", "free")
         admits_what_one_would([gateway], team)
-        assert figure(gateway, "tollgate_requests_total", team="four", outcome="ok") >= FREE
+        # A request is counted a moment after it is answered.
+        eventually(lambda: figure(gateway, "tollgate_requests_total", team="four", outcome="ok") >= FREE)
         assert figure(gateway, "tollgate_degraded_decisions_total") == 0
 
 
 def test_two_servers_admit_what_one_would_and_keep_one_ledger(pair):
     team = pair[0].add_team("two", "free")
     admits_what_one_would(pair, team)
-    told = [figure(each, "tollgate_requests_total", team="two") for each in pair]
+    told = []
+
+    def all_are_counted():
+        told[:] = [figure(each, "tollgate_requests_total", team="two") for each in pair]
+        return sum(told) == 60
+
+    eventually(all_are_counted, what="60 requests counted")
     assert min(told) > 0, "each speaks for its own workers"
-    assert sum(told) == 60
     admitted = sum(figure(each, "tollgate_requests_total", team="two", outcome="ok") for each in pair)
     events = pair[1].events("two", int(admitted))
     assert len(events) == admitted
@@ -69,16 +77,16 @@ def until_no_worker_takes(gateways, team):
         return all(ask(gateway, team).status_code == 401 for gateway in gateways for _ in range(6))
 
     # What workers know of a key they trust for ten seconds when nobody tells them.
-    eventually(refused, seconds=3, what="a key revoked everywhere")
+    eventually(refused, seconds=7, what="a key revoked everywhere")
 
 
 def test_a_revocation_is_announced_to_every_worker(pair, redis):
     team = pair[0].add_team("announced")
     assert burst(pair, team, 16) == {200: 16}
+    eventually(lambda: redis.ask("PUBSUB", "NUMSUB", "tollgate:changes") == ["tollgate:changes", 4])
     before = redis.calls("publish")
     pair[0].cli("keys", "revoke", team.kid)
     assert redis.calls("publish") == before + 1
-    assert redis.ask("PUBSUB", "NUMSUB", "tollgate:changes") == ["tollgate:changes", 4]
     until_no_worker_takes(pair, team)
 
 
@@ -107,7 +115,7 @@ def test_a_change_of_tier_or_limits_is_announced_and_holds_in_every_worker(pair,
         before = redis.calls("publish")
         pair[0].cli("teams", "set", "changed", change)
         assert redis.calls("publish") == before + 1
-        eventually(lambda limit=limit: limits_told() == {limit}, seconds=3, what=f"{limit} everywhere")
+        eventually(lambda limit=limit: limits_told() == {limit}, seconds=7, what=f"{limit} everywhere")
 
 
 @pytest.mark.parametrize(
