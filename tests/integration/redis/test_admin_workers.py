@@ -19,9 +19,11 @@ DEALT = 12
 @pytest.fixture(scope="module")
 def gateway(simulator, tmp_path_factory):
     with RedisServer() as redis:
+        # Deadlines that a busy machine keeps: every limit is Redis's to hold.
+        settings = "[limits]\nredis_deadline_ms = 10000\n"
         options = ("--workers", str(WORKERS), "--redis-url", redis.url)
         place = tmp_path_factory.mktemp("admin-workers")
-        with run_tollgate(place, simulator.base_url, simulator.key, options=options) as running:
+        with run_tollgate(place, simulator.base_url, simulator.key, settings=settings, options=options) as running:
             until_all_serve(running, WORKERS)
             yield running
 
@@ -45,6 +47,10 @@ def answers(gateway, team):
 
 
 def test_every_worker_goes_by_a_change(gateway, admin):
+    def audited():
+        return [line["actor"] for line in admin("GET", "/audit").json()["data"]]
+
+    before = len(audited())
     assert admin("POST", "/teams", {"name": "growth", "tier": "unlimited"}).status_code == 201
     issued = admin("POST", "/keys", {"team": "growth"}).json()
     team = Team("growth", issued["key"], issued["id"])
@@ -55,7 +61,7 @@ def test_every_worker_goes_by_a_change(gateway, admin):
     eventually(lambda: answers(gateway, team) == {200}, what="all models everywhere")
     assert admin("POST", f"/keys/{team.kid}/revoke").json()["state"] == "revoked"
     eventually(lambda: answers(gateway, team) == {401}, what="the revocation everywhere")
-    assert [line["actor"] for line in admin("GET", "/audit").json()["data"]] == ["admin-api"] * 5
+    assert audited()[before:] == ["admin-api"] * 5
 
 
 def test_the_supervisor_alone_has_the_listener_and_follows_the_token(gateway, admin):
