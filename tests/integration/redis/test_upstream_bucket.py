@@ -15,6 +15,8 @@ from tests.support.workers import figure, until_all_serve
 
 KEY = "sk-upstream-limited"
 TOKENS = 100
+# One that a busy machine keeps: what is shown is how far two workers keep to what Redis tells them.
+PATIENT = "[limits]\nredis_deadline_ms = 10000\n"
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,13 @@ def test_requests_of_two_workers_are_within_the_limit_of_their_key(redis, tmp_pa
 redis_url = "{redis.url}"
 [server]
 workers = 2
+{PATIENT}
 [upstream]
-requests_per_minute = 30
-pacing_deadline_seconds = 9
+requests_per_minute = 120
+pacing_deadline_seconds = 4
 max_attempts = 1
 """
-    with run_simulator(tmp_path / "simulator", KEY, "--rpm", "30") as upstream:
+    with run_simulator(tmp_path / "simulator", KEY, "--rpm", "120") as upstream:
         place = tmp_path / "gateway"
         with run_tollgate(place, upstream.base_url, KEY, settings=settings) as gateway:
             until_all_serve(gateway, 2)
@@ -62,7 +65,7 @@ max_attempts = 1
             seconds = time.monotonic() - begun
         assert set(ended) == {200, 503}, "60 at once are twice of what upstream takes, which nobody was told"
         assert set(passed["by_status"]) == {"200"}
-        assert passed["requests"] == ended[200] <= 2 + 1 + seconds * 0.5, "two bursts of one, and one in two seconds"
+        assert passed["requests"] == ended[200] <= 2 + 1 + seconds * 2, "two bursts of one, and two a second"
         assert ended[200] >= 4
 
 
@@ -72,6 +75,7 @@ def test_tokens_of_two_workers_come_out_of_one_bucket(redis, tmp_path):
 redis_url = "{redis.url}"
 [server]
 workers = 2
+{PATIENT}
 [upstream]
 tokens_per_minute = 6_000
 pacing_deadline_seconds = 6
@@ -102,7 +106,7 @@ def test_while_redis_is_away_the_limiters_policy_decides(tmp_path):
 workers = 2
 [limits]
 when_redis_is_away = "{policy}"
-redis_deadline_ms = 50
+redis_deadline_ms = 10_000
 [upstream]
 requests_per_minute = 6_000
 max_attempts = 1
