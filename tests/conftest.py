@@ -23,6 +23,19 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+_LONGEST = (
+    "bench/test_sections.py",
+    "deploy/test_compose_natively.py",
+    "integration/test_make_run.py",
+    "monitoring/test_live.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest: the last test of all keeps the other cores waiting for it."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One server for all tests of a process, started when it is first asked for."""
