@@ -236,7 +236,7 @@ async def test_answers_do_not_fill_a_redis_that_holds_limits(tmp_path):
             redis.ask("SETRANGE", "filling", 16_000_000, "x")
 
             async with asyncio.timeout(60):
-                while await put(made.cache, at(), an_answer()):
+                while await put(made.cache, at(), an_answer()):  # noqa: ASYNC110 - room is looked at now and then
                     await asyncio.sleep(0.01)
             assert made.figure("tollgate_cache_failures_total", operation="store", reason="out_of_memory") == 1
             # The limits have what is left.

@@ -43,7 +43,7 @@ async def test_a_worker_tells_as_soon_as_it_begins(tmp_path):
     kept = refused("a", 1)
     sharing = asyncio.create_task(share_refusals(kept, tmp_path, 3))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while read_refusals(tmp_path) != kept.latest():  # noqa: ASYNC110 - a file tells of nothing
                 await asyncio.sleep(0.01)
     finally:
@@ -57,7 +57,7 @@ async def test_what_a_worker_refused_outlives_it(tmp_path):
     sharing = asyncio.create_task(share_refusals(kept, tmp_path, 3))
     try:
         kept.note(record("a", 2))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(found := read_refusals(tmp_path, 3)) != 1 or found[0].count != 2:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
     finally:

@@ -287,7 +287,7 @@ async def test_all_in_line_follow_one_that_came_and_was_admitted_in_between():
     flights.end(lead, Landing())
     newcomer, _ = await flights.board(exchange(), ADDRESS, 1, join=True)
     newcomer.depart()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert {id(found) for found, _ in await asyncio.gather(*waiting)} == {id(newcomer)}
 
 

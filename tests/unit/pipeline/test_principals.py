@@ -131,7 +131,7 @@ class Gate:
     def _wait(self, _connection, _cursor, statement, *_) -> None:
         if "FROM api_keys" in statement and threading.current_thread() is not threading.main_thread():
             self._loop.call_soon_threadsafe(self.reached.set)
-            assert self._open.wait(10)
+            assert self._open.wait(60)
 
     def open(self) -> None:
         self._open.set()
@@ -298,7 +298,7 @@ class Doors:
             with self._lock:
                 self.waiting += 1
                 self.most = max(self.most, self.waiting)
-            assert self._open.wait(10)
+            assert self._open.wait(60)
             with self._lock:
                 self.waiting -= 1
 
@@ -307,7 +307,7 @@ class Doors:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in threads
             await asyncio.sleep(0.001)
 

@@ -55,7 +55,7 @@ class Harness:
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait for a condition of the server's."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not met():  # noqa: ASYNC110 - the server's counts have no event
                 await asyncio.sleep(0.005)
 

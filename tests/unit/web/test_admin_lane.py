@@ -24,7 +24,7 @@ class Gate:
             self.entered += 1
             self._inside += 1
             self.most = max(self.most, self._inside)
-        assert self.open.wait(20)
+        assert self.open.wait(60)
         with self._lock:
             self._inside -= 1
         return threading.current_thread()
@@ -38,7 +38,7 @@ def gate():
 
 
 async def until(met):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not met():  # noqa: ASYNC110 - a thread's doings have no event here
             await asyncio.sleep(0.005)
 
