@@ -17,6 +17,7 @@ import requests
 
 from proxy.web.admin.operation import PREFIX
 from proxy.web.admin.table import OPERATIONS
+from tests.support.days import day_that_lasts
 from tests.support.secret_search import files_in, leaks
 from tests.support.tollgate_process import Tollgate, eventually, run_tollgate
 
@@ -155,6 +156,7 @@ def test_keys_are_the_same_on_both_sides_and_open_what_they_say(gateway, admin):
 
 
 def test_accounts_are_the_same_on_both_sides(gateway, admin):
+    day_that_lasts()
     admin.told("POST", "/teams", {"name": "spender", "tier": "unlimited"}, 201)
     key = admin.told("POST", "/keys", {"team": "spender"}, 201)["key"]
     assert [status_of(gateway, key) for _ in range(3)] == [200, 200, 200]

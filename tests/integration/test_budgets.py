@@ -19,10 +19,13 @@ from openai import OpenAI
 
 from proxy.core.budget import Period, nano_usd
 from proxy.core.caps import usd_of
+from tests.support.days import day_that_lasts
 from tests.support.tollgate_process import eventually, run_tollgate
 
 MODEL = "gpt-4o-mini"
 SECRET = "a-shared-secret-0123456789"
+SOON_SECONDS = 8.0
+"""Less than the ten for which what is known of a key is trusted when nobody tells of a change."""
 
 
 def asked(text="echo:x", **more):
@@ -67,20 +70,24 @@ def test_the_sdk_is_told_at_once_and_does_not_come_back(gateway, new_team, upstr
 def test_a_budget_that_is_set_while_all_runs_holds_within_a_second(gateway, call, team):
     assert call(asked()).status_code == 200
     gateway.cli("teams", "set", team.name, "--budget", "0usd/month")
-    begun = time.monotonic()
-    while call(asked(f"echo:{random.random()}")).status_code == 200:
-        assert time.monotonic() - begun < 5
+    eventually(
+        lambda: call(asked(f"echo:{random.random()}")).status_code == 429, seconds=SOON_SECONDS, what="the budget"
+    )
     assert call(asked("echo:another")).json()["error"]["code"] == "insufficient_quota"
     gateway.cli("teams", "set", team.name, "--budget", "none/month")
-    eventually(lambda: call(asked("echo:a third")).status_code == 200, seconds=5)
+    eventually(lambda: call(asked("echo:a third")).status_code == 200, seconds=SOON_SECONDS)
 
 
 def test_what_was_kept_is_answered_though_nothing_is_left(gateway, call, new_team):
+    day_that_lasts()
     team = new_team(budgets=monthly(10**9), cache_mode="all")
     first = call(asked(temperature=0), by=team)
     assert first.status_code == 200
     gateway.cli("teams", "set", team.name, "--budget", "0usd/month")
-    eventually(lambda: call(asked(temperature=0, seed=random.randrange(10**9)), by=team).status_code == 429, seconds=5)
+    eventually(
+        lambda: call(asked(temperature=0, seed=random.randrange(10**9)), by=team).status_code == 429,
+        seconds=SOON_SECONDS,
+    )
     again = call(asked(temperature=0), by=team)
     assert (again.status_code, again.json()) == (200, first.json())
 
@@ -88,6 +95,7 @@ def test_what_was_kept_is_answered_though_nothing_is_left(gateway, call, new_tea
 def test_after_all_sorts_of_requests_the_budget_has_what_the_ledger_has_to_the_nano_dollar(
     gateway, call, new_team, upstream
 ):
+    day_that_lasts()
     team = new_team(budgets=monthly(10**12))
     dice, sent = random.Random(3), 24
     for number in range(sent):
@@ -127,7 +135,7 @@ def test_after_all_sorts_of_requests_the_budget_has_what_the_ledger_has_to_the_n
             return None
         return re.search(r"has used (\S+) USD", answer.json()["error"]["message"])[1]
 
-    told = eventually(used, seconds=5)
+    told = eventually(used, seconds=SOON_SECONDS)
     # What passed before the change was heard of is in the ledger too.
     events = eventually(lambda: _settled(gateway, team, told), what="the same sum")
     (row,) = [row for row in json.loads(gateway.cli("teams", "list", "--json")) if row["name"] == team.name]
@@ -166,6 +174,7 @@ def receiver():
 
 
 def test_a_warning_is_posted_once_signed_and_not_again_after_a_restart(tmp_path, simulator, session):
+    day_that_lasts()
     secret = tmp_path / "webhook.secret"
     secret.write_text(SECRET)
     with receiver() as (url, got):

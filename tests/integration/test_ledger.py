@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.days import day_that_lasts
 from tests.support.tollgate_process import eventually, run_tollgate
 
 MODEL = "gpt-4o-mini"
@@ -130,6 +131,7 @@ def test_a_plain_request_that_is_left_has_one_event(gateway, team, upstream):
 
 
 def test_a_restart_keeps_teams_keys_and_ledger(simulator, tmp_path, session):
+    day_that_lasts()
     place = (tmp_path, simulator.base_url, simulator.key)
     with run_tollgate(*place) as before:
         team = before.add_team("growth", requests_per_minute=1_000)

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.tables import usage_events
+from tests.support.days import day_that_lasts
 from tests.support.postgres_server import PASSWORD
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import COMMAND, Team, clean_environment, eventually, run_tollgate
@@ -68,7 +69,7 @@ def test_a_key_revoked_on_one_is_refused_by_the_other(machines):
     # What workers know of a key they trust for ten seconds when nobody tells them.
     eventually(
         lambda: all(ask(each, team).status_code == 401 for each in machines for _ in range(6)),
-        seconds=5,
+        seconds=9,
         what="a key revoked everywhere",
     )
 
@@ -80,16 +81,18 @@ def test_a_team_changed_on_one_is_held_to_it_by_the_other(machines):
     one.cli("teams", "set", "changed", "--rpm", "7")
     eventually(
         lambda: all(ask(two, team).headers.get("x-ratelimit-limit-requests") == "7" for _ in range(6)),
-        seconds=5,
+        seconds=9,
         what="the limit on the other machine",
     )
 
 
 def test_one_limit_and_one_ledger_for_both(machines, database):
+    day_that_lasts()
     team = machines[0].add_team("shared", requests_per_minute=1, request_capacity=FREE)
     ended = burst(machines, team, 60)
     assert FREE <= ended[200] <= FREE + 1
-    assert min(figure(each, "tollgate_requests_total", team="shared") for each in machines) > 0
+    for each in machines:
+        eventually(lambda each=each: figure(each, "tollgate_requests_total", team="shared"), what="requests on each")
     eventually(lambda: len(events_of(database, "shared")) == ended[200], what="an event for each request sent on")
     for each in machines:
         (row,) = json.loads(each.cli("usage", "--team", "shared", "--json"))
