@@ -310,7 +310,9 @@ class Tollgate(Child):
             sqlite3.connect(f"file:{self.data_dir}/tollgate.sqlite3?mode=ro", uri=True, timeout=30)
         ) as database:
             database.row_factory = sqlite3.Row
-            rows = database.execute("SELECT * FROM usage_events WHERE team = ? ORDER BY event_id", (team,)).fetchall()
+            # By the millisecond in which they began; of two of one millisecond the first to be written was first.
+            order = "substr(event_id, 1, 13), rowid"
+            rows = database.execute(f"SELECT * FROM usage_events WHERE team = ? ORDER BY {order}", (team,)).fetchall()
         return [dict(row) for row in rows] if len(rows) >= count else None
 
 
