@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -59,12 +60,18 @@ def test_the_drill_that_is_shown_is_the_one_that_is_performed():
     assert TEXT.index("backup.py /var/lib/tollgate > tollgate.tar") < TEXT.index("pg_dump --format=custom")
 
 
-@pytest.fixture
-def used(tmp_path, simulator):
+@pytest.fixture(scope="module")
+def left(tmp_path_factory, simulator):
     """The data of a server that was there."""
-    with run_tollgate(tmp_path, simulator.base_url, simulator.key) as gateway:
+    with run_tollgate(tmp_path_factory.mktemp("left"), simulator.base_url, simulator.key) as gateway:
         gateway.add_team("growth")
     return gateway.data_dir
+
+
+@pytest.fixture
+def used(tmp_path, left):
+    """The same, to be damaged."""
+    return shutil.copytree(left, tmp_path / "data")
 
 
 def started(data_dir, simulator) -> subprocess.CompletedProcess[str]:
