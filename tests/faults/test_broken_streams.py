@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from openai import AsyncOpenAI, AsyncStream
 from proxy.simulator import Behaviour
 from proxy.simulator.endpoint import Stamp
 from proxy.simulator.responses import responses_endpoint
-from tests.faults.conftest import CHAT, Answer, Gateway, Open, ScriptedUpstream, read_answer, until
+from tests.faults.conftest import CHAT, PATIENCE_SECONDS, Answer, Gateway, Open, ScriptedUpstream, until
 
 TEXT = "žluť 🦔"
 HEDGEHOG = "🦔".encode()
@@ -91,33 +92,41 @@ PLACES: dict[str, Callable[[Endpoint], int]] = {
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
 
-async def ends_short(writer: asyncio.StreamWriter, data: bytes) -> None:
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Heard = Callable[[], Awaitable[None]]
+"""Returns when all who listen have heard what was sent: what comes in one piece with a fault would be lost with it."""
+
+
+async def ends_short(streams: Streams, data: bytes, heard: Heard) -> None:
+    _, writer = streams
     writer.write(HEAD + b"Content-Length: 1000000\r\n\r\n" + data)
     await writer.drain()
 
 
-async def breaks_the_framing(writer: asyncio.StreamWriter, data: bytes) -> None:
+async def breaks_the_framing(streams: Streams, data: bytes, heard: Heard) -> None:
+    _, writer = streams
     first = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
     writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + first)
     await writer.drain()
-    # What came in one piece with the fault would be lost with it.
-    await asyncio.sleep(0.2)
+    await heard()
     writer.write(b"no size at all\r\n")
     await writer.drain()
 
 
-async def resets(writer: asyncio.StreamWriter, data: bytes) -> None:
+async def resets(streams: Streams, data: bytes, heard: Heard) -> None:
+    _, writer = streams
     writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"%x\r\n%s\r\n" % (len(data), data) if data else b""))
     await writer.drain()
-    await asyncio.sleep(0.2)
+    await heard()
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
-async def falls_silent(writer: asyncio.StreamWriter, data: bytes) -> None:
+async def falls_silent(streams: Streams, data: bytes, heard: Heard) -> None:
+    reader, writer = streams
     writer.write(HEAD + b"Connection: close\r\n\r\n" + data)
     await writer.drain()
-    await asyncio.sleep(5)
+    await reader.read()
 
 
 BREAKS = {
@@ -129,8 +138,9 @@ BREAKS = {
 
 
 def unchunked(answer: Answer) -> bytes:
+    """The payload of a chunked answer, as far as it came."""
     data, rest = b"", answer.body
-    while rest:
+    while b"\r\n" in rest:
         size, _, rest = rest.partition(b"\r\n")
         data, rest = data + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
     return data
@@ -154,11 +164,27 @@ def error_at_the_end(path: str, data: bytes) -> str:
     return error["code"]
 
 
-async def heard(gateway: Gateway, request: bytes) -> Answer:
-    async with gateway.connection() as (reader, writer):
-        writer.write(request)
-        async with asyncio.timeout(20):
-            return await read_answer(reader)
+class Listener:
+    """A client, and what it has heard so far."""
+
+    def __init__(self) -> None:
+        self.answer = Answer(b"", clean=False)
+
+    @property
+    def data(self) -> bytes:
+        return unchunked(self.answer).replace(KEEP_ALIVE, b"")
+
+    async def listen(self, gateway: Gateway, request: bytes) -> Answer:
+        async with gateway.connection() as (reader, writer), asyncio.timeout(PATIENCE_SECONDS):
+            writer.write(request)
+            with contextlib.suppress(ConnectionResetError):
+                while not self.answer.clean and (more := await reader.read(65_536)):
+                    data = self.answer.data + more
+                    self.answer = Answer(data, clean=data.endswith(b"\r\n0\r\n\r\n"))
+        return self.answer
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 EVERYWHERE, HARDEST = tuple(PLACES), ("in a character", "between two events", "before the last")
@@ -177,19 +203,25 @@ async def test_wherever_and_however(open_gateway: Open, listeners: int, name: st
     at = PLACES[place](endpoint)
     broken, code = BREAKS[how]
     begin = asyncio.Event()
+    clients = [Listener() for _ in range(listeners)]
 
-    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def heard() -> None:
+        await until(lambda: all(len(client.data) >= at for client in clients))
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await begin.wait()
-        await broken(writer, endpoint.text[:at])
+        await broken((reader, writer), endpoint.text[:at], heard)
 
     upstream = ScriptedUpstream(script)
     async with upstream as base_url:
         gateway = await open_gateway(
-            **{"upstream.base_url": base_url, "upstream.read_timeout_seconds": 0.6, "streams.keep_alive_seconds": 0.25}
+            **{"upstream.base_url": base_url, "streams.keep_alive_seconds": 0.25}
+            # Upstream says nothing either until all listen.
+            | ({"upstream.read_timeout_seconds": 2.0} if how == "silence" else {})
         )
         ask = {**endpoint.ask, "temperature": 0 if listeners > 1 else 1}
         request = gateway.request_bytes(json.dumps(ask).encode(), path=endpoint.path)
-        listening = [asyncio.ensure_future(heard(gateway, request)) for _ in range(listeners)]
+        listening = [asyncio.ensure_future(client.listen(gateway, request)) for client in clients]
         await until(lambda: gateway.in_flight == listeners and upstream.calls == 1)
         if listeners > 1:
             (flight,) = gateway.worker.services.flights._under_way.values()
@@ -199,7 +231,7 @@ async def test_wherever_and_however(open_gateway: Open, listeners: int, name: st
         for answer in answers:
             assert (answer.status, answer.clean) == (200, False)
             assert not answer.data.endswith(b"0\r\n\r\n")
-            data = unchunked(answer).replace(b": keep-alive\n\n", b"")
+            data = unchunked(answer).replace(KEEP_ALIVE, b"")
             whole = b"".join(each for each in data.split(b"\n\n")[:-2])
             assert error_at_the_end(endpoint.path, data) == code
             if name == "chat, usage hidden":
@@ -280,7 +312,8 @@ async def test_the_official_sdk_raises(open_gateway: Open, endpoint: Endpoint, p
     at = PLACES[place](endpoint)
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await ends_short(writer, endpoint.text[:at])
+        writer.write(HEAD + b"Content-Length: 1000000\r\n\r\n" + endpoint.text[:at])
+        await writer.drain()
 
     async with ScriptedUpstream(script) as base_url:
         gateway = await open_gateway(**{"upstream.base_url": base_url})
