@@ -256,8 +256,8 @@ def _stand(level: State, figures: Figures, schedule: Schedule, now_ms: int) -> A
     reset_t = used_t // rate_t if rate_t else 0
     switch_ms = schedule.switch_at_ms
     if switch_ms is not None and at_ms < switch_ms <= at_ms + max(reset_r, reset_t):
-        reset_r = _until(used_r, None, schedule, 0, at_ms)
-        reset_t = _until(used_t, None, schedule, 1, at_ms)
+        reset_r = _until(used_r, None, figures, schedule, 0, at_ms)
+        reset_t = _until(used_t, None, figures, schedule, 1, at_ms)
     if at_ms > now_ms:
         reset_r += at_ms - now_ms if rate_r and used_r else 0
         reset_t += at_ms - now_ms if rate_t and used_t else 0
@@ -274,13 +274,17 @@ def _stand(level: State, figures: Figures, schedule: Schedule, now_ms: int) -> A
 def _refuse(levels: Sequence[_Level], scopes: Sequence[Scope], cost: Cost, now_ms: int) -> Answer:
     """The answer to a cost that has no room in at least one of `levels`."""
     stands = _stand(*levels[0], scopes[0].schedule, now_ms)
-    units = (max(0, cost.requests) * UNITS, max(0, cost.tokens) * UNITS)
-    for index, (_, figures) in enumerate(levels):
-        for which in (0, 1):
-            if figures[2 * which] and units[which] > figures[2 * which + 1]:
-                return (NEVER_FITS, *stands, index, which, figures[2 * which + 1] // UNITS)
+    units_r = cost.requests * UNITS if cost.requests > 0 else 0
+    units_t = cost.tokens * UNITS if cost.tokens > 0 else 0
+    for index, (_, (rate_r, capacity_r, rate_t, capacity_t)) in enumerate(levels):
+        if rate_r and units_r > capacity_r:
+            return (NEVER_FITS, *stands, index, 0, capacity_r // UNITS)
+        if rate_t and units_t > capacity_t:
+            return (NEVER_FITS, *stands, index, 1, capacity_t // UNITS)
+    units = (units_r, units_t)
     wait_ms, binding, dimension = _longest(levels, scopes, units, now_ms)
-    used, limit = levels[binding][0][2 + 2 * dimension], levels[binding][1][2 * dimension]
+    level, figures = levels[binding]
+    used, limit = level[2 + 2 * dimension], figures[2 * dimension]
     total_ms, last, which = wait_ms, binding, dimension
     # What has room until then may lose it on the way, where a switch lowers a limit.
     while wait_ms > 0 and total_ms < _NEVER and _switches(scopes, now_ms, now_ms + total_ms):
@@ -303,8 +307,11 @@ def _without_place(levels: Sequence[_Level], scopes: Sequence[Scope], in_flight:
 
 
 def _switches(scopes: Sequence[Scope], after_ms: int, until_ms: int) -> bool:
-    switches = (scope.schedule.switch_at_ms for scope in scopes)
-    return any(switch is not None and after_ms < switch <= until_ms for switch in switches)
+    for scope in scopes:
+        switch_ms = scope.schedule.switch_at_ms
+        if switch_ms is not None and after_ms < switch_ms <= until_ms:
+            return True
+    return False
 
 
 def _longest(
@@ -312,34 +319,29 @@ def _longest(
 ) -> tuple[int, int, int]:
     """The longest wait of all scopes and dimensions, with its scope's index and its dimension; the first of equals."""
     longest, binding, dimension = 0, 0, 0
-    for index, (level, _) in enumerate(levels):
+    for index, (level, figures) in enumerate(levels):
+        at_ms = level[1]
         for which in (0, 1):
-            wait_ms = _until(level[2 + 2 * which], units[which], scopes[index].schedule, which, level[1])
-            if wait_ms:
-                wait_ms += level[1] - now_ms
-            if wait_ms > longest:
-                longest, binding, dimension = wait_ms, index, which
+            wait_ms = _until(level[2 + 2 * which], units[which], figures, scopes[index].schedule, which, at_ms)
+            if wait_ms and wait_ms + at_ms - now_ms > longest:
+                longest, binding, dimension = wait_ms + at_ms - now_ms, index, which
     return longest, binding, dimension
 
 
-def _until(used: int, cost: int | None, schedule: Schedule, which: int, at_ms: int) -> int:
+def _until(used: int, cost: int | None, figures: Figures, schedule: Schedule, which: int, at_ms: int) -> int:
     """Milliseconds from `at_ms` until a dimension has room for `cost` units, or until it is full for None.
 
-    A wait is rounded up: not one earlier has room. The time until it is full is cut, as it is told. At least `_NEVER`
-    when a full bucket would have no room either.
+    `figures` are those that hold at `at_ms`. A wait is rounded up: not one earlier has room. The time until it is full
+    is cut, as it is told. At least `_NEVER` when a full bucket would have no room either.
     """
+    rate = figures[2 * which]
+    wait_ms = _wait(used, cost, rate, figures[2 * which + 1])
     switch_ms = schedule.switch_at_ms
-    rate, capacity = schedule.before.figures[2 * which : 2 * which + 2]
-    until_switch_ms = 0
-    if switch_ms is not None:
-        if at_ms < switch_ms:
-            wait_ms = _wait(used, cost, rate, capacity)
-            until_switch_ms = switch_ms - at_ms
-            if wait_ms < until_switch_ms:
-                return wait_ms
-            used = max(0, used - until_switch_ms * rate)
-        rate, capacity = schedule.after.figures[2 * which : 2 * which + 2]
-    return until_switch_ms + _wait(used, cost, rate, capacity)
+    if switch_ms is None or switch_ms <= at_ms or wait_ms < switch_ms - at_ms:
+        return wait_ms
+    until_switch_ms = switch_ms - at_ms
+    rate_after, capacity_after = schedule.after.figures[2 * which : 2 * which + 2]
+    return until_switch_ms + _wait(max(0, used - until_switch_ms * rate), cost, rate_after, capacity_after)
 
 
 def _wait(used: int, cost: int | None, rate: int, capacity: int) -> int:
@@ -349,4 +351,5 @@ def _wait(used: int, cost: int | None, rate: int, capacity: int) -> int:
         return used // rate
     if cost > capacity:
         return _NEVER
-    return max(0, -(-(used + cost - capacity) // rate))
+    lacking = used + cost - capacity
+    return -(-lacking // rate) if lacking > 0 else 0
