@@ -6,7 +6,7 @@ Cost is counted in steps of SQLite's virtual machine and in rows that are fetche
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -37,6 +37,8 @@ from tests.support.worlds import World, fill, kid_of, team_name
 SMALL = World("small", teams=200, keys=400, events=40_000, label_sets=1_000)
 """As much as is looked at of anything that has no end."""
 LARGE = World("large", teams=2_000, keys=8_000, events=160_000, label_sets=4_000)
+NOW_MS = 1_781_697_600_000
+"""2026-06-17, 12:00 UTC: in the midst of a month, a day and a minute."""
 _FRAME_BYTES = 4_096 + 24
 _STEPS = 10
 """Of the virtual machine, between two that are counted."""
@@ -61,7 +63,7 @@ class Place:
 
 def place(world: World, directory: Path) -> Place:
     directory.mkdir()
-    keys = fill(world, directory)
+    keys = fill(world, directory, NOW_MS)
     engine = open_engine(directory / SQLITE_FILE)
     made = Place(engine, directory, keys)
 
@@ -79,10 +81,6 @@ def worlds(tmp_path_factory):
     yield made
     for each in made:
         each.engine.dispose()
-
-
-def now_ms() -> int:
-    return SystemClock().now_ms()
 
 
 def registry(at: Place) -> SqlRegistry:
@@ -108,7 +106,7 @@ _numbers = iter(range(10**6, 10**7))
 
 
 def spent_of_a_month(at: Place) -> None:
-    SqlSpendLedger(at.engine).read(team_name(5), "team", span_of(Period.MONTH, now_ms()), minute_of(now_ms()))
+    SqlSpendLedger(at.engine).read(team_name(5), "team", span_of(Period.MONTH, NOW_MS), minute_of(NOW_MS))
 
 
 def usage_of_a_team(at: Place) -> None:
@@ -116,7 +114,7 @@ def usage_of_a_team(at: Place) -> None:
 
 
 def budgets_of_a_team(at: Place) -> None:
-    registry(at).budgets_spent(now_ms(), team_name(5))
+    registry(at).budgets_spent(NOW_MS, team_name(5))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def budgets_of_a_team(at: Place) -> None:
         usage_of_a_team,
         budgets_of_a_team,
         lambda at: asyncio.run(SqlKeyStore(at.engine).revision()),
-        lambda at: asyncio.run(SqlKeyStore(at.engine).note_uses({kid_of(1): now_ms()})),
+        lambda at: asyncio.run(SqlKeyStore(at.engine).note_uses({kid_of(1): NOW_MS})),
         lambda at: latest_uses(at.engine),
         lambda at: registry(at).team_names(100),
         lambda at: registry(at).team_budgets(),
@@ -168,9 +166,11 @@ def pages_written(at: Place, events: list[UsageEvent]) -> int:
 def test_events_of_many_teams_are_added_to_few_pages(worlds):
     """However many events there are: what they are added to begins with the day."""
 
+    chance = random.Random(1)
+
     def made(number: int) -> UsageEvent:
-        at_ms = now_ms()
-        team, event_id = team_name(number * 7), uuid7(at_ms, os.urandom(10))
+        at_ms = NOW_MS + number
+        team, event_id = team_name(number * 7), uuid7(at_ms, chance.randbytes(10))
         return replace(usage_event(1), team=team, key_id=kid_of(number * 7), event_id=event_id, at_ms=at_ms)
 
     *_, large = worlds

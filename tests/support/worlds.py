@@ -56,12 +56,16 @@ class World:
     """Pairs of a team and a model that have used anything."""
 
 
-def fill(world: World, data_dir: Path) -> list[str]:
-    """Make the world's database in a data directory; returns the keys: key `n` is one of team `n % teams`."""
+def fill(world: World, data_dir: Path, now_ms: int | None = None) -> list[str]:
+    """Make the world's database in a data directory; returns the keys: key `n` is one of team `n % teams`.
+
+    `now_ms`: when its last day is, if that is not today.
+    """
     engine = open_engine(data_dir / SQLITE_FILE)
     try:
         migrate(engine)
-        peppers, now_ms = load_or_create_pepper(data_dir).latest(), time.time_ns() // 1_000_000
+        peppers = load_or_create_pepper(data_dir).latest()
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         made = [make_key(number.to_bytes(48, "big"), kid_of(number)) for number in range(world.keys)]
         with engine.begin() as connection:
             _insert(connection, teams, (_team(number, now_ms) for number in range(world.teams)))
