@@ -32,7 +32,7 @@ def place():
 
 @pytest.fixture(scope="module")
 def simulator(place):
-    with run_simulator(place / "simulator", KEY, "--chunk-ms", "100", "--tokens", "30") as running:
+    with run_simulator(place / "simulator", KEY, "--tokens", "30") as running:
         yield running
 
 
@@ -140,15 +140,16 @@ def prometheus_has_scraped_them(services):
 
 
 def a_stop_lets_a_stream_end(services, base_url, headers):
-    """A stream of three seconds is under way when the signal comes."""
+    """A stream of two seconds is under way when the signal comes."""
     begun, told = threading.Event(), []
 
     def listen():
         body = {**HELLO, "temperature": 1, "stream": True}
+        slowly = {**headers, "x-simulate-chunk-ms": "60"}
         with requests.Session() as session:
             session.trust_env = False
             with session.post(
-                f"{base_url}/chat/completions", json=body, headers=headers, stream=True, timeout=30
+                f"{base_url}/chat/completions", json=body, headers=slowly, stream=True, timeout=30
             ) as answer:
                 for line in answer.iter_lines():
                     told.append(line)
