@@ -210,7 +210,8 @@ class Native:
         beside = [os.environ["PATH"], str(Path(server_binary()).parent), str(bin_dir())]
         environment = clean_environment(PATH=os.pathsep.join(beside))
         program(command[0], "wget", path=environment["PATH"])
-        within = seconds_of(COMPOSE["services"][service]["healthcheck"]["timeout"])
+        # As long as an engine would wait, and as much longer as this machine may have to do.
+        within = 10 * seconds_of(COMPOSE["services"][service]["healthcheck"]["timeout"])
         try:
             done = subprocess.run(command, capture_output=True, timeout=within, check=False, env=environment)
         except subprocess.TimeoutExpired:
