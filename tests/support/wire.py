@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from proxy.web.answer import Answer
-from proxy.web.bounds import Bounds
+from proxy.web.bounds import Bounds, Watcher
 from proxy.web.connection import Connection
 from proxy.web.protocol import Streamed
 from proxy.web.server import OpenAIServer
@@ -59,9 +59,11 @@ class Wire(asyncio.Transport):
 
 
 @contextlib.asynccontextmanager
-async def connected(handler: Handler, *, draining: bool = False) -> AsyncIterator[tuple[Connection, Wire]]:
+async def connected(
+    handler: Handler, *, draining: bool = False, watcher: Watcher | None = None
+) -> AsyncIterator[tuple[Connection, Wire]]:
     """A connection to a server that has no other."""
-    server = OpenAIServer(handler, max_body_bytes=1_000_000, bounds=Bounds())
+    server = OpenAIServer(handler, max_body_bytes=10_000_000, bounds=Bounds(), watcher=watcher)
     server.draining = draining
     connection, wire = Connection(server, Bounds()), Wire()
     connection.connection_made(wire)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from aiohttp import web
@@ -12,8 +12,10 @@ from aiohttp import web
 from proxy.core.errors import BodyTimedOut
 from proxy.core.misuse import Cut, Malformed
 from proxy.web.bounds import Bounds
+from proxy.web.connection import Connection
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.server import OpenAIServer
+from tests.support.wire import connected, turns
 
 SHORT = 0.1
 BODY = b"x" * 10
@@ -62,27 +64,39 @@ async def whole(reader: asyncio.StreamReader) -> bytes:
         return await reader.read(-1)
 
 
+def looks(connection: Connection) -> Iterator[float]:
+    """Look at a connection as if more time had passed each time than anybody is given."""
+    now = asyncio.get_running_loop().time()
+    while True:
+        now += 1_000
+        connection.look(now)
+        yield now
+
+
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_client_that_waits_to_be_asked_for_its_body_is_not_slow(asks: bool) -> None:
     """Whoever sends `Expect: 100-continue` is silent because of us, until it is asked."""
-    asked, noted = asyncio.Event(), Noted()
+    asks_now, noted = asyncio.Event(), Noted()
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        await asyncio.sleep(5 * SHORT)
-        asked.set()
+        await asks_now.wait()
         return await received(request)
 
-    async with talking(handler, noted, body_timeout_seconds=SHORT) as (reader, writer):
+    async with connected(handler, watcher=noted) as (connection, wire):
         expect = b"Expect: 100-continue\r\n" if asks else b""
-        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nConnection: close\r\n%s\r\n" % expect)
-        await asked.wait()
+        connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n%s\r\n" % expect)
+        await turns()
+        next(looks(connection))
+        asks_now.set()
+        await turns()
         if asks:
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(BODY)
-            assert (await whole(reader)).endswith(b"\r\n\r\n10")
+            assert b"".join(wire.pieces) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.data_received(BODY)
+            await turns()
+            assert b"".join(wire.pieces).endswith(b"\r\n\r\n10")
             assert noted.seen == []
         else:
-            assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 408 Request Timeout\r\n"
+            assert b"".join(wire.pieces).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             assert noted.seen == [Cut.BODY_TIMEOUT]
 
 
@@ -105,18 +119,25 @@ async def test_before_http_1_1_nobody_waits_to_be_asked() -> None:
 
 async def test_a_body_that_nobody_takes_is_not_slow() -> None:
     """A handler that passes it on to somebody slow has the server stop reading, and its client wait."""
-    noted = Noted()
-    body = b"x" * 5_000_000
+    takes_now, noted = asyncio.Event(), Noted()
+    piece = b"x" * 1_000_000
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        await asyncio.sleep(5 * SHORT)
+        await takes_now.wait()
         return await received(request)
 
-    async with talking(handler, noted, body_timeout_seconds=SHORT) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
-        writer.write(body)
-        assert (await whole(reader)).endswith(b"\r\n\r\n5000000")
-    assert noted.seen == []
+    async with connected(handler, watcher=noted) as (connection, wire):
+        connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n")
+        connection.data_received(piece)
+        await turns()
+        next(looks(connection))
+        takes_now.set()
+        for _ in range(4):
+            await turns()
+            connection.data_received(piece)
+        await turns()
+        assert b"".join(wire.pieces).endswith(b"\r\n\r\n5000000")
+        assert noted.seen == []
 
 
 async def streaming(
@@ -154,18 +175,34 @@ async def test_a_stream_of_which_nothing_is_taken_is_cut_though_it_goes_on() -> 
 
 
 async def test_a_stream_that_is_taken_bit_by_bit_is_not_cut() -> None:
-    noted = Noted()
-    done = asyncio.Event()
+    noted, begun = Noted(), asyncio.Event()
+    requests: list[web.BaseRequest] = []
 
     async def flow(response: web.StreamResponse, _: asyncio.Transport) -> None:
-        for _ in range(100):
+        begun.set()
+        for _ in range(300):
             await response.write(b"x" * 100_000)
-        done.set()
 
-    async with talking(lambda request: streaming(request, flow), noted, write_timeout_seconds=1.0) as (reader, writer):
-        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(60):
-            while await reader.read(500_000):  # noqa: ASYNC110 - the client is slow of its own
-                await asyncio.sleep(0.1)
-    assert done.is_set()
-    assert noted.seen == []
+    def handler(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        requests.append(request)
+        return streaming(request, flow)
+
+    def taken() -> int:
+        return requests[0].writer.output_size - requests[0].transport.get_write_buffer_size()
+
+    async with talking(handler, noted) as (reader, writer), asyncio.timeout(60):
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await begun.wait()
+        looking, rounds = looks(requests[0].protocol), 0
+        while taken() < 25_000_000:
+            before = taken()
+            next(looking)
+            while taken() == before:
+                assert await reader.read(500_000)
+            rounds += 1
+        assert rounds > 5
+        assert noted.seen == []
+        # And when nothing more is taken it is.
+        for _ in range(2):
+            next(looking)
+        assert noted.seen == [Cut.WRITE_TIMEOUT]
