@@ -23,8 +23,8 @@ def behaviour():
 
 
 @pytest_asyncio.fixture
-async def harness(simulate, behaviour):
-    return await simulate(**behaviour)
+async def harness(simulate, manual_time, behaviour):
+    return await simulate(manual_time, **behaviour)
 
 
 @pytest.fixture

@@ -205,8 +205,8 @@ async def test_stats_tell_what_was_seen(simulate, chat):
     assert harness.stats.requests == 0
 
 
-async def test_a_reset_empties_buckets_and_forgets_attempts(simulate):
-    harness = await simulate(requests_per_minute=1)
+async def test_a_reset_empties_buckets_and_forgets_attempts(simulate, manual_time):
+    harness = await simulate(manual_time, requests_per_minute=1)
 
     async def statuses():
         return [(await harness.post(**fault)).status for fault in ({"status": 503, "times": 1, "id": "a"}, {}, {})]
