@@ -47,7 +47,7 @@ def run(arguments, text, server, team, *, cwd=ROOT):
     )
     filled_in = text.replace(BASE_URL, server.base_url).replace(KEY, team.key)
     done = subprocess.run(
-        arguments, input=filled_in, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+        arguments, input=filled_in, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=100
     )
     assert done.returncode == 0, f"{text}\n{done.stderr}"
     return done.stdout
@@ -160,7 +160,12 @@ def meet_the_refusal(text, server, team, node):
     limited = server.add_team(f"{name}-limited", "free")
     body = f'{{"model": "{shown["error"]["message"].split()[4]}", "messages": [{{"role": "user", "content": "x"}}]}}'
     curl = f"curl --silent {BASE_URL}/chat/completions -H 'Authorization: Bearer {KEY}' --data '{body}'"
-    told = run(["bash"], f"for each in $(seq 40); do {curl}; echo; done", server, limited)
+    # Something comes back every three seconds: it is asked until nothing has.
+    loop = f"""for each in $(seq 200); do
+        told=$({curl}); echo "$told"
+        case $told in *'"error"'*) break; esac
+    done"""
+    told = run(["bash"], loop, server, limited)
     refusals = [line for line in map(json.loads, told.splitlines()) if "error" in line]
     assert refusals
 
