@@ -175,6 +175,8 @@ class Connection(Protocol):
             self._holds_back = hdrs.EXPECT in message.headers and message.version >= HttpVersion11
             return
         self._deaf = True
+        # What comes in one read with the end of a body does not break it.
+        in_body = in_body and not self._payload.is_eof()
         self._owner.watcher.malformed(Malformed.FRAMING if in_body else reason_of(message.exc))
         if in_body:
             self._end_body(web.RequestPayloadError("the framing is broken"))

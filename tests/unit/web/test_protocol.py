@@ -190,6 +190,16 @@ async def test_what_is_no_request_is_answered_in_its_turn() -> None:
     assert data.endswith(b"}")
 
 
+@pytest.mark.parametrize("at", [1, 8, 9])
+async def test_what_is_no_request_takes_nothing_from_the_one_before_it(at: int) -> None:
+    """Wherever in that one's body the read began in which it came."""
+    sent = post(b"whole body")
+    data, _ = await said(echo, sent[:-at], sent[-at:] + b"BREW / HTTP/1.1\r\n\r\n")
+    assert re.findall(rb"HTTP/1\.[01] (\d{3}) ", data) == [b"200", b"400"]
+    assert b"\r\n\r\nwhole body" in data
+    assert b"invalid_request_error" in data
+
+
 @pytest.mark.parametrize("body", [b"", b"Content-Length: 9\r\n"], ids=["none", "to come"])
 async def test_a_target_that_names_no_host_is_no_request(caplog: pytest.LogCaptureFixture, body: bytes) -> None:
     """It would end the task of its connection, which then is open for ever: nobody is there to tell how long it is."""
