@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from proxy.adapters.envelope import zstd
-from tests.faults.conftest import CHAT, TEAM, Answer, Gateway, Open, read_answer, until
+from tests.faults.conftest import CHAT, PATIENCE_SECONDS, TEAM, Answer, Gateway, Open, read_answer, until
 
 GOOD = json.dumps(CHAT).encode()
 NOT_HTTP = (400, "This is not a valid HTTP/1.1 request.")
@@ -331,7 +331,7 @@ async def test_chunks_that_break_later(gateway: Gateway, first: bytes) -> None:
         writer.write(head)
         await until(lambda: gateway.in_flight == 1)
         writer.write(first)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answer = await read_answer(reader)
         assert (answer.status, shaped(answer)["type"]) == (400, "invalid_request_error")
         assert await reader.read() == b"", "one answer, and the connection is closed"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.faults.conftest import CHAT, Gateway, Open, read_answer, until
+from tests.faults.conftest import CHAT, PATIENCE_SECONDS, Gateway, Open, read_answer, until
 from tests.support.raw_corpus import CHUNKED, LENGTH, ONE_CHUNK, post
 
 GOOD = json.dumps(CHAT).encode()
@@ -15,7 +15,7 @@ GOOD = json.dumps(CHAT).encode()
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """What still comes before the end; a connection that is closed already resets whoever still writes to it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         try:
             return await reader.read(-1)
         except ConnectionResetError:
@@ -201,7 +201,7 @@ async def test_a_hundred_requests_at_once_on_one_connection_are_answered_in_orde
     asked = [f"/v1/nothing/{number}" for number in range(100)]
     async with gateway.connection() as (reader, writer):
         writer.write(b"".join(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode() for path in asked))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for path in asked:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from tests.faults.conftest import Gateway, Open
+from tests.faults.conftest import PATIENCE_SECONDS, Gateway, Open
 from tests.support.raw_corpus import Case, Then, ask, corpus
 from tests.support.recording_upstream import Recorder
 
@@ -68,7 +68,7 @@ def responses(data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
 async def exchange(gateway: Gateway, case: Case) -> tuple[list[tuple[int, dict[str, str], bytes]], Then]:
     """Send a case; what was answered, and what became of the connection."""
     sentinel = b"GET /v1/sentinel HTTP/1.1\r\nHost: gateway\r\n\r\n"
-    async with gateway.connection() as (reader, writer), asyncio.timeout(5):
+    async with gateway.connection() as (reader, writer), asyncio.timeout(PATIENCE_SECONDS):
         writer.write(case.sent + case.behind)
         if case.then is Then.STAYS:
             data = await reader.readuntil(b"\r\n\r\n")

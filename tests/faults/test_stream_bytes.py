@@ -14,7 +14,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.conftest import CHAT, UPSTREAM_KEY, Answer, Gateway, Open, ScriptedUpstream
+from tests.faults.conftest import CHAT, PATIENCE_SECONDS, UPSTREAM_KEY, Answer, Gateway, Open, ScriptedUpstream
 
 FORM = "multipart/form-data; boundary=edge"
 
@@ -179,7 +179,7 @@ async def ask(gateway: Gateway, kind: Kind, *more: str) -> tuple[Answer, bytes |
         f"Content-Length: {len(kind.body)}",
         *more,
     ]
-    async with gateway.connection() as (reader, writer), asyncio.timeout(20):
+    async with gateway.connection() as (reader, writer), asyncio.timeout(PATIENCE_SECONDS):
         writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + kind.body)
         answer = Answer(await reader.read(), clean=True)
     assert "chunked" in answer.headers["transfer-encoding"], answer.body
@@ -207,7 +207,12 @@ async def canned(open_gateway: Open) -> AsyncIterator[tuple[Canned, Gateway]]:
         yield upstream, await open_gateway(**{"upstream.base_url": url})
 
 
-any_stream = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_stream = settings(
+    max_examples=30,
+    deadline=None,
+    # How long it takes to draw an example says more of the machine.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 async def passed(canned: tuple[Canned, Gateway], kind: Kind, body: bytes, cuts: Sequence[float]) -> bytes | None:
