@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from proxy.adapters.sql.engine import open_engine
 from proxy.adapters.sql.migrate import migrate
 from tests.support.postgres_server import PostgresServer
+from tests.support.schema import put_database
 
 # Some images forbid it, to be small; here hundreds of starts would each compile the whole package again.
 sys.dont_write_bytecode = False
@@ -65,11 +66,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """What `open_engine` takes: a database of the test's own with the schema, of each kind in turn."""
     if request.param == "postgres":
         return request.getfixturevalue("postgres_url")
-    path = tmp_path / "tollgate.db"
-    engine = open_engine(path)
-    migrate(engine)
-    engine.dispose()
-    return path
+    return put_database(tmp_path / "tollgate.db")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

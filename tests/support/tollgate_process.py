@@ -20,20 +20,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
 from click.testing import CliRunner
 
-from proxy.adapters.sql.engine import open_engine
-from proxy.adapters.sql.migrate import migrate
 from proxy.app import open_registry
 from proxy.app.database import SQLITE_FILE
 from proxy.cli import main
 from proxy.core.registry import TeamFields
 from proxy.settings import load
+from tests.support.schema import put_database
 
 __all__ = [
     "COMMAND",
@@ -230,8 +228,7 @@ class Tollgate(Child):
         self.data_dir = work_dir / "data"
         if not empty and not self.data_dir.exists() and "database_url" not in settings:
             self.data_dir.mkdir(mode=0o700)
-            (self.data_dir / SQLITE_FILE).touch(0o600)
-            (self.data_dir / SQLITE_FILE).write_bytes(_with_schema())
+            put_database(self.data_dir / SQLITE_FILE)
         config = work_dir / "tollgate.toml"
         config.write_text(settings)
         self._place = ("--config", str(config), "--data-dir", str(self.data_dir))
@@ -323,17 +320,6 @@ def run_tollgate(work_dir: Path, upstream: str, upstream_key: str, **more: Any) 
         yield running
     finally:
         running.end()
-
-
-@cache
-def _with_schema() -> bytes:
-    """An SQLite database with the schema and nothing else."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / SQLITE_FILE
-        engine = open_engine(path)
-        migrate(engine)
-        engine.dispose()
-        return path.read_bytes()
 
 
 _FREE_PORTS = ("--port", "0", "--admin-port", "0")

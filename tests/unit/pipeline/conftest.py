@@ -23,7 +23,6 @@ from proxy.adapters.secrets import load_or_create_pepper
 from proxy.adapters.sql.engine import open_engine, reading
 from proxy.adapters.sql.key_store import SqlKeyStore
 from proxy.adapters.sql.ledger_store import SqlLedgerStore
-from proxy.adapters.sql.migrate import migrate
 from proxy.adapters.sql.registry import SqlRegistry
 from proxy.adapters.sql.tables import usage_events
 from proxy.adapters.telemetry import Telemetry
@@ -39,6 +38,7 @@ from proxy.pipeline.principals import Principals
 from proxy.pipeline.services import Policy, Services
 from proxy.pipeline.upstreams import Upstreams
 from proxy.web.errors import status_of
+from tests.support.schema import put_database
 from tests.support.tasks import Tasks
 
 NOW_MS = 1_800_000_000_000
@@ -84,8 +84,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    engine = open_engine(tmp_path / "tollgate.sqlite3")
-    migrate(engine)
+    engine = open_engine(put_database(tmp_path / "tollgate.sqlite3"))
     yield Database(engine)
     engine.dispose()
 
