@@ -12,7 +12,19 @@ import pytest
 
 from proxy.adapters.memory.cache import MemoryFill
 from proxy.simulator import Behaviour
-from tests.faults.conftest import CHAT, TEAM, UPSTREAM_KEY, Answer, Gateway, Open, ScriptedUpstream
+from tests.faults.conftest import (
+    CHAT,
+    TEAM,
+    UPSTREAM_KEY,
+    Answer,
+    Gateway,
+    Open,
+    ScriptedUpstream,
+    at_rest,
+    nobody,
+    read_answer,
+    until,
+)
 
 STREAM = {**CHAT, "stream": True}
 RESERVED = (7, 1_024)
@@ -120,6 +132,8 @@ def broken_off(answer: Answer, code: str) -> list[bytes]:
     return events
 
 
+PATIENT_SECONDS = 0.8
+"""Of silence that is waited for. What comes before it is not silent for so long."""
 BOTH = pytest.mark.parametrize("body", [CHAT, STREAM], ids=["plain", "stream"])
 
 
@@ -142,21 +156,21 @@ async def test_a_quota_that_is_used_up_stays_used_up(open_gateway: Open) -> None
 @BOTH
 @pytest.mark.parametrize("setting", ["read_timeout_seconds", "total_timeout_seconds"])
 async def test_silence_before_the_head(open_gateway: Open, body: dict, setting: str) -> None:
-    gateway = await open_gateway(**{f"upstream.{setting}": 0.2})
+    gateway = await open_gateway(**{f"upstream.{setting}": PATIENT_SECONDS})
     answer = await told(gateway, body, "hang: 1")
     assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
+    await until(lambda: gateway.stats.cut_by_client == 1)
     await ended(gateway, Expected("upstream_error", 504, 1, RESERVED, estimated=True, errors={"timeout": 1}))
-    assert gateway.stats.cut_by_client == 1
 
 
 async def test_silence_in_a_stream(open_gateway: Open) -> None:
-    gateway = await open_gateway(**{"upstream.read_timeout_seconds": 0.2})
+    gateway = await open_gateway(**{"upstream.read_timeout_seconds": PATIENT_SECONDS})
     answer = await told(gateway, STREAM, "chunk-ms: 600000")
     events = broken_off(answer, "upstream_timeout")
     assert len(events) == 2
+    await until(lambda: gateway.stats.cut_by_client == 1)
     event = await ended_stream(gateway, "timeout")
     assert event["output_tokens"] in {1, 2}
-    assert gateway.stats.cut_by_client == 1
 
 
 async def ended_stream(gateway: Gateway, kind: str) -> dict:
@@ -185,7 +199,7 @@ async def test_silence_after_the_head_of_a_plain_answer(open_gateway: Open, sett
 
     upstream = ScriptedUpstream(script)
     async with upstream as url:
-        gateway = await open_gateway(**{"upstream.base_url": url, f"upstream.{setting}": 0.2})
+        gateway = await open_gateway(**{"upstream.base_url": url, f"upstream.{setting}": PATIENT_SECONDS})
         answer = await told(gateway, CHAT)
         assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
         await ended(gateway, Expected("upstream_error", 504, 1, RESERVED, estimated=True, errors={"timeout": 1}))
@@ -222,17 +236,23 @@ async def test_an_event_that_was_passed_in_half_is_not_glued_to_the_error(open_g
 
 
 async def test_a_stream_that_is_reset(open_gateway: Open) -> None:
+    heard = asyncio.Event()
+
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + chunk("deep"))
-        await asyncio.sleep(0.05)  # what was sent arrives, or the reset would overtake it
+        await heard.wait()  # or the reset would overtake it
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
 
     async with ScriptedUpstream(script) as url:
         gateway = await open_gateway(**{"upstream.base_url": url})
-        answer = await told(gateway, STREAM)
-        assert broken_off(answer, "upstream_broken") == [chunk("deep")[:-2]]
+        async with gateway.connection() as (reader, writer):
+            writer.write(gateway.request_bytes(STREAM))
+            data = await reader.readuntil(chunk("deep"))
+            heard.set()
+            data += (await read_answer(reader)).data
+        assert broken_off(Answer(data, clean=False), "upstream_broken") == [chunk("deep")[:-2]]
         await ended_stream(gateway, "broken")
 
 
@@ -247,19 +267,22 @@ async def test_a_stream_that_ends_in_order_and_is_not_whole(open_gateway: Open) 
 async def test_a_stream_that_breaks_while_the_client_is_behind(open_gateway: Open) -> None:
     """The end of the connection must not be mistaken for the end of the answer, though much waits to be sent."""
     piece = chunk("x" * 1_000)
+    sent = 0
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(8_000):
+        while sent < 8_000:
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        await writer.drain()
+            await writer.drain()
+            sent += 1
 
     async with ScriptedUpstream(script) as url:
         gateway = await open_gateway(**{"upstream.base_url": url})
         async with gateway.connection() as (reader, writer):
             reader._transport.pause_reading()
             writer.write(gateway.request_bytes(STREAM))
-            await asyncio.sleep(0.3)  # buffers fill
+            await at_rest(lambda: sent)  # buffers are full, or take all of it
             assert gateway.in_flight == 1
             reader._transport.resume_reading()
             data = await reader.read()
@@ -437,9 +460,8 @@ async def test_errors_in_no_known_shape(open_gateway: Open, content: bytes) -> N
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_nobody_listens(open_gateway: Open, scheme: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening
-        gateway = await open_gateway(**{"upstream.base_url": f"{scheme}://127.0.0.1:{taken.getsockname()[1]}/v1"})
+    with nobody() as url:
+        gateway = await open_gateway(**{"upstream.base_url": url.replace("http", scheme)})
         answer = await told(gateway, CHAT)
         assert (answer.status, answer.error["code"]) == (502, "upstream_unreachable")
         await ended(gateway, Expected("upstream_error", 502, 3, errors={"unreachable": 3}))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import CHAT, TEAM, UPSTREAM_KEY, Answer, Gateway, Open
+from tests.faults.conftest import CHAT, TEAM, UPSTREAM_KEY, Answer, Gateway, Open, nobody
 
 CERTIFICATE = Path(__file__).parents[1] / "support" / "tls" / "server.pem"
 INPUT = "How deep is the bucket?"
@@ -155,14 +154,13 @@ async def strange_certificate() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def nobody() -> AsyncIterator[str]:
-    """A port that is taken and at which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+async def away() -> AsyncIterator[str]:
+    with nobody() as url:
+        yield url
 
 
-SOON = {"upstream.read_timeout_seconds": 0.3}
+SOON = {"upstream.read_timeout_seconds": 0.8}
+"""And still later than a head comes."""
 MENDED = ("times: 2", "id: {form}")
 """The first two calls alone are disturbed."""
 
@@ -188,7 +186,7 @@ TABLE = {
     "504": error(504, None, 3, outage=True),
     "503 not to be tried again": error(503, "server_is_overloaded", 1, "should-retry: false", outage=True),
     "503 that passes": both("status: 503", *MENDED, end=fine(3, "status_503")),
-    "nobody listens": both(end=unreachable("unreachable"), elsewhere=nobody),
+    "nobody listens": both(end=unreachable("unreachable"), elsewhere=away),
     "a certificate of a stranger": both(end=unreachable("unreachable"), elsewhere=strange_certificate),
     "a reset": both("reset: 1", end=unreachable("broken")),
     "a reset that passes": both("reset: 1", *MENDED, end=fine(3, "broken")),

@@ -21,7 +21,7 @@ from tests.support.recording_upstream import Recorder
 
 PROXY_PASSWORD = "pr0xy-passw0rd"
 NETRC_PASSWORD = "netrc-passw0rd"
-ONCE = {"upstream.max_attempts": 1, "upstream.connect_timeout_seconds": 3.0, "cache.enabled": False}
+ONCE = {"upstream.max_attempts": 1, "upstream.connect_timeout_seconds": 20.0, "cache.enabled": False}
 
 
 async def asked(gateway: Gateway, **headers: str) -> tuple[int, Any]:
@@ -70,7 +70,8 @@ async def test_an_upstream_that_proves_nothing_is_not_spoken_to(open_gateway: Op
 
 async def test_https_is_not_spoken_in_the_clear(open_gateway: Open) -> None:
     async with Recorder() as upstream:
-        gateway = await open_gateway(**ONCE | {"upstream.base_url": upstream.url.replace("http://", "https://")})
+        soon = {"upstream.connect_timeout_seconds": 1.0}  # it says nothing to a handshake
+        gateway = await open_gateway(**ONCE | soon | {"upstream.base_url": upstream.url.replace("http://", "https://")})
         await unreachable(gateway)
         assert upstream.heads == []
         assert UPSTREAM_KEY.encode() not in upstream.strays
@@ -159,7 +160,7 @@ async def test_redirects_are_not_followed_and_cookies_not_kept(open_gateway: Ope
         async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(
                 b"HTTP/1.1 307 Elsewhere\r\nLocation: %s/chat/completions\r\nSet-Cookie: a=b; Path=/\r\n"
-                b"Content-Length: 0\r\n\r\n" % elsewhere.url.encode()
+                b"Content-Length: 0\r\nConnection: close\r\n\r\n" % elsewhere.url.encode()
             )
 
         upstream = ScriptedUpstream(script)
