@@ -27,6 +27,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import eventually, run_simulator, run_tollgate
 from tests.support.workers import figure, until_all_serve, workers_of
 
+pytestmark = pytest.mark.timeout(300)
+
 CALLERS = 6
 MOST_CALLS = 500
 """The upstream remembers a thousand."""
