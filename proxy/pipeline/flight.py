@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
+
+import msgspec
 
 from proxy.core.asked import Asked
 from proxy.pipeline.exchange import Exchange, Reply
@@ -40,8 +41,7 @@ class Wish(NamedTuple):
         return cls(asked.stream, asked.stream and asked.include_usage)
 
 
-@dataclass(frozen=True, slots=True)
-class Landing:
+class Landing(msgspec.Struct, frozen=True):
     """How a flight ended."""
 
     reply: Reply | None = None
@@ -84,7 +84,9 @@ class Flight:
     `room_bytes`: as much is held for who comes late. Past it nobody can join, and pieces all have read are dropped.
     """
 
-    def __init__(self, leader: Exchange, address: CacheAddress | None, room_bytes: int) -> None:
+    def __init__(
+        self, leader: Exchange, address: CacheAddress | None, room_bytes: int, line: Line | None = None
+    ) -> None:
         self.leader = leader
         """Whose request goes upstream, and whose account is charged."""
         self.address = address
@@ -116,7 +118,7 @@ class Flight:
         self._task: asyncio.Task[Any] | None = None
         self.waits = False
         """Its leader waits for limits to have room."""
-        self.line: Line = deque()
+        self.line: Line = deque() if line is None else line
         """Who waits for its departure."""
 
     @property
@@ -144,7 +146,7 @@ class Flight:
         if seat in self._seats:
             self._seats.discard(seat)
             self._waiting -= not seat.reads
-            self._most_read_bytes = max((each.read_bytes for each in self._seats), default=0)
+            self._most_read_bytes = max(each.read_bytes for each in self._seats) if self._seats else 0
             self._note_read()
 
     def is_read_up(self, seat: Seat) -> bool:

@@ -64,23 +64,22 @@ class Flights:
         Without `join` the request leads in any case, and so it does where that leader waits for limits to have room
         and it is not ready to wait as long itself: `patience_ms`.
         """
-        wish, until_ns = Wish.of(exchange.asked), exchange.queued_ns + patience_ms * 1_000_000
+        until_ns = exchange.queued_ns + patience_ms * 1_000_000
         behind: Line = deque()
         flight = self._under_way.get(address)
         while join and flight is not None and not flight.full:
             if flight.departed:
                 wake_all(behind)
-                return flight, flight.join(wish)
+                return flight, flight.join(Wish.of(exchange.asked))
             left_ms = (until_ns - exchange.queued_ns) // 1_000_000
             if flight.waits and left_ms <= 0:
                 break
             behind = await self._line_up(flight, behind, exchange, left_ms)
             flight = self._under_way.get(address)
-        own = Flight(exchange, address, room_bytes)
-        own.line = behind
+        own = Flight(exchange, address, room_bytes, behind)
         if flight is None or flight.full:
             self._under_way[address] = own
-        return own, own.join(wish)
+        return own, own.join(own.wish)
 
     def end(self, flight: Flight, landing: Landing) -> None:
         """Land a flight; who comes now starts anew."""
