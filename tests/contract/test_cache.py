@@ -50,6 +50,8 @@ async def cache(request, clock, redis_servers):
         url = server.url
     server.ask("FLUSHALL")
     async with open_cache(url, clock, max_payload_bytes=MAX_BYTES) as cache:
+        # What is posted is then carried out in its turn.
+        await cache.load()
         if "layered" in request.param:
             yield LayeredCache(cache, clock, front_seconds=2, max_bytes=MAX_BYTES)
         else:

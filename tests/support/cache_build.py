@@ -11,14 +11,16 @@ from proxy.adapters.cache_keys import MasterKeys
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.envelope import Envelope
 from proxy.adapters.redis.cache import RedisCache
+from proxy.adapters.redis.fills import FillScripts
 from proxy.adapters.redis.multiplexer import MultiplexerOptions
 from proxy.adapters.redis.outcomes import RedisFailure
 from proxy.adapters.redis.topology import route_for
 from proxy.ports import Cache, CacheAddress, CachedAnswer, Clock
 from tests.support.redis_route import PATIENT, until_true
+from tests.support.redis_server import RedisServer
 from tests.support.tasks import Tasks
 
-__all__ = ["KEYS", "MAX_PAYLOAD_BYTES", "CacheOnRedis", "an_answer", "at", "open_cache", "put"]
+__all__ = ["KEYS", "MAX_PAYLOAD_BYTES", "CacheOnRedis", "an_answer", "at", "open_cache", "put", "teach_scripts"]
 
 KEYS = MasterKeys.of(bytes(range(32)))
 MAX_PAYLOAD_BYTES = 1_200_000
@@ -43,6 +45,12 @@ async def put(cache: Cache, address: CacheAddress, answer: CachedAnswer) -> bool
     fill = await cache.claim(address)
     assert fill is not None, "somebody else fills it"
     return await fill.store(answer)
+
+
+def teach_scripts(server: RedisServer) -> None:
+    """Have a server know the scripts of fills: one that does not carries out what is posted a round trip later."""
+    for script in FillScripts().all():
+        server.ask("SCRIPT", "LOAD", script.text)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from proxy.adapters.redis.outcomes import TimedOut
 from proxy.core.names import checked_name
 from proxy.core.registry import BadName
 from tests.faults.tcp_proxy import run_tcp_proxy
-from tests.support.cache_build import an_answer, at, open_cache, put
+from tests.support.cache_build import an_answer, at, open_cache, put, teach_scripts
 from tests.support.redis_route import until_async, until_true
 from tests.support.redis_server import RedisServer, all_servers, run_redis_cluster
 from tests.support.tollgate_process import ROOT
@@ -34,6 +34,7 @@ PATIENCE_SECONDS = 60
 @pytest.fixture(scope="module", params=all_servers())
 def server(request):
     with RedisServer(binary=request.param) as running:
+        teach_scripts(running)
         yield running
 
 

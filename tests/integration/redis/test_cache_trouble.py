@@ -18,7 +18,7 @@ from proxy.adapters.redis.cache import NothingKept, place_of
 from proxy.adapters.redis.room import PART_FOR_ANSWERS, Room
 from proxy.core.breaker import BreakerPolicy
 from tests.faults.tcp_proxy import run_tcp_proxy
-from tests.support.cache_build import an_answer, at, open_cache, put
+from tests.support.cache_build import an_answer, at, open_cache, put, teach_scripts
 from tests.support.redis_route import PATIENT, in_haste, open_route, until_true
 from tests.support.redis_server import RedisServer, all_servers, free_port
 
@@ -32,6 +32,7 @@ TIRELESS = dataclasses.replace(PATIENT, breaker=BreakerPolicy(failures_to_open=1
 @pytest.fixture(scope="module", params=all_servers())
 def server(request):
     with RedisServer(binary=request.param) as running:
+        teach_scripts(running)
         yield running
 
 
