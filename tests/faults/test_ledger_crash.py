@@ -32,6 +32,20 @@ from proxy.core.pricing import PriceBook
 from tests.support.ledger_records import AT_MS, DAY_MS, SetClock, dispatch, event
 from tests.support.postgres_server import PostgresServer
 
+pytestmark = pytest.mark.timeout(600)
+PATIENCE_SECONDS = 60
+"""For a statement: none is late because of the machine."""
+
+
+def patient_engine(database):
+    if "://" in str(database):
+        database = f"{database}?connect_timeout={PATIENCE_SECONDS}"
+    engine = open_engine(database, patience_seconds=PATIENCE_SECONDS)
+    if engine.dialect.name == "sqlite":
+        pragma = f"PRAGMA busy_timeout={PATIENCE_SECONDS * 1_000}"
+        on.listen(engine, "connect", lambda connection, _: connection.execute(pragma).close())
+    return engine
+
 
 class Telemetry:
     """Keeps the counts and has no registry to show them in."""
@@ -45,7 +59,7 @@ class Telemetry:
 
 @pytest.fixture
 def engine(database):
-    engine = open_engine(database)
+    engine = patient_engine(database)
     yield engine
     engine.dispose()
 
@@ -111,7 +125,7 @@ class Stepper:
 
     def close(self):
         self._process.stdin.close()
-        assert self._process.wait(30) == 0
+        assert self._process.wait(PATIENCE_SECONDS) == 0
         self._process.stdout.close()
 
 
@@ -174,7 +188,7 @@ def test_a_shipper_that_is_killed_before_any_of_its_steps(mode, engine, stepper,
 
 
 async def test_two_that_recover_the_same_writer_take_turns(engine, tmp_path, database):
-    spool, other = tmp_path / "spool", open_engine(database)
+    spool, other = tmp_path / "spool", patient_engine(database)
     for round_ in range(10):
         leave_behind(spool, 100 * round_)
         one, two = ledger_on(engine, spool), ledger_on(other, spool)
@@ -192,7 +206,7 @@ def test_shippers_of_the_same_batch_at_one_time(engine, database, tmp_path):
     new, failed = [], []
 
     def ship(seed):
-        own = open_engine(database)
+        own = patient_engine(database)
         store = SqlLedgerStore(own)
         order = random.Random(seed).sample(batches, len(batches))
         try:
@@ -205,7 +219,7 @@ def test_shippers_of_the_same_batch_at_one_time(engine, database, tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join(300)
     assert not failed
     assert sum(new) == 640
     assert kept(engine) == ended(range(640))
@@ -283,7 +297,7 @@ async def test_an_hour_of_traffic_waits_for_the_database_and_arrives_whole(tmp_p
     """Ten thousand requests pile up in many segments while nobody listens; then they are brought, each once."""
     spool, count = tmp_path / "spool", 10_000
     with PostgresServer() as server:
-        engine = open_engine(server.url())
+        engine = patient_engine(server.url())
         migrate(engine)
         server.kill()
         ledger = ledger_on(engine, spool, segment_bytes=1 << 18)
@@ -313,7 +327,7 @@ async def test_postgres_killed_in_the_middle_of_a_batch(tmp_path, moment):
     """Also after it has committed and before it could say so: the batch is brought again and changes nothing."""
     spool = tmp_path / "spool"
     with PostgresServer() as server:
-        engine = open_engine(server.url())
+        engine = patient_engine(server.url())
         migrate(engine)
         ledger = ledger_on(engine, spool)
         killed = []
@@ -356,7 +370,7 @@ async def test_postgres_killed_in_the_middle_of_a_batch(tmp_path, moment):
 async def test_postgres_that_comes_and_goes_under_a_running_ledger(tmp_path):
     spool, rng = tmp_path / "spool", random.Random(11)
     with PostgresServer() as server:
-        engine = open_engine(server.url())
+        engine = patient_engine(server.url())
         migrate(engine)
         ledger = ledger_on(engine, spool, segment_bytes=1 << 16)
         number = 0
@@ -378,7 +392,7 @@ async def test_postgres_that_comes_and_goes_under_a_running_ledger(tmp_path):
                 await asyncio.to_thread(server.kill)
                 await serve(rng.randrange(200, 600))
                 await asyncio.to_thread(server.start)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(300):
                 # What was committed without being told so is there, and was never counted as new.
                 while len(await asyncio.to_thread(kept, engine)) < number:  # noqa: ASYNC110 - it is a database
                     await asyncio.sleep(0.02)

@@ -60,6 +60,9 @@ WORKER = """
 """
 
 
+pytestmark = pytest.mark.timeout(600)
+
+
 class Clock:
     def now_ms(self):
         return 0
@@ -86,7 +89,7 @@ def run_until_killed(data_dir, mode, lines):
         finally:
             worker.send_signal(signal.SIGKILL)
         said += worker.stdout.read().splitlines(keepends=True)
-        assert worker.wait(timeout=30) == -signal.SIGKILL
+        assert worker.wait(timeout=60) == -signal.SIGKILL
     # The last line may be cut short; what it was about to say is then not known to us, as to a client.
     words = [line.decode().split() for line in said if line.endswith(b"\n")]
     begun = {event_id for verb, event_id in words if verb == "begun"}

@@ -80,7 +80,8 @@ steps_begin = Flag()
 
 def run(database: str, spool: str, mode: str, first: int, step: int, tell: int) -> None:
     steps = Steps(step, tell)
-    engine = open_engine(database)
+    # Longer than the next one takes to be rid of the one that was killed, however busy the machine is.
+    engine = open_engine(database, patience_seconds=60)
 
     def before_statement(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         if steps_begin.is_set:
