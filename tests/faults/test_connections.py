@@ -64,7 +64,7 @@ async def test_an_upload_that_is_under_way_when_the_server_stops_comes_in(gatewa
 @pytest.mark.parametrize("padding", [0, 2_000_000], ids=["small", "large"])
 async def test_it_comes_in_when_the_process_ends(open_gateway: Open, padding: int) -> None:
     """A large one fills what is read ahead, which is read on as it is taken."""
-    gateway = await open_gateway(**{"server.max_body_bytes": 4_000_000})
+    gateway = await open_gateway(**{"server.max_body_bytes": 4_000_000, "server.drain_seconds": 60.0})
     body = GOOD[:-1] + b" " * padding + GOOD[-1:]
     async with gateway.connection() as (reader, writer), gateway.connection() as (idle, _):
         writer.write(gateway.request_bytes(body)[: -(len(body) // 2)])
