@@ -33,6 +33,8 @@ page.on("requestfailed", (request) => said.push(`failed: ${request.url()}`));
 const flying = new Set();
 page.on("request", (request) => flying.add(request));
 for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => flying.delete(request));
+// Of what the page before had asked, nothing is told any more.
+page.on("framenavigated", (frame) => frame === page.mainFrame() && flying.clear());
 page.setDefaultTimeout(60000);
 state[given.name] = { context, page, said, flying };
 """
