@@ -256,15 +256,18 @@ async def at_rest(amount: Callable[[], int]) -> int:
 
 
 class HeldTime(SystemTime):
-    """The time of a simulator: whatever it is to wait for lasts until it is released."""
+    """The time of a simulator: whatever it is to wait for lasts until it is released, but for the first few waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, free: int = 0) -> None:
         self._released = asyncio.Event()
+        self._free = free
         self.waiting = 0
 
     async def sleep(self, seconds: float) -> None:
         """Return once released; at once where nothing is to be waited for."""
-        if seconds:
+        if seconds and self._free:
+            self._free -= 1
+        elif seconds:
             self.waiting += 1
             await self._released.wait()
             self.waiting -= 1

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.conftest import CHAT, TEAM, Gateway, Open, ScriptedUpstream, at_rest, read_answer, until
+from tests.faults.conftest import CHAT, TEAM, Gateway, HeldTime, Open, ScriptedUpstream, at_rest, read_answer, until
 
 STREAM = {**CHAT, "stream": True}
 RESERVED_INPUT = 7  # 27 characters, the role included
@@ -64,7 +64,8 @@ async def test_after_the_head_of_a_stream(gateway: Gateway) -> None:
     assert await gateway.charged() == (1, RESERVED)
 
 
-async def test_in_mid_stream_is_charged_what_ran(gateway: Gateway) -> None:
+async def test_in_mid_stream_is_charged_what_ran(open_gateway: Open) -> None:
+    gateway = await open_gateway(time=HeldTime(free=4))  # before each piece of text but the first
     async with gateway.connection() as (reader, writer):
         writer.write(gateway.request_bytes(STREAM, "x-simulate-chunk-ms: 50"))
         for _ in range(6):
