@@ -55,6 +55,7 @@ async def test_a_worker_that_dies_is_replaced_in_its_seat_and_forgotten(tmp_path
                 await supervisor.someone_ready()
             await supervisor.until_ready()
             await supervisor.someone_ready()
+            await until(lambda: len(supervisor.pids) == 2, "both have been started")
             before = supervisor.pids
             os.kill(before[1], signal.SIGKILL)
             await until(lambda: supervisor.restarts == 1 and len(supervisor.pids) == 2, "another worker")
