@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from proxy.core.errors import InvalidRequest
 from proxy.web.answer import Answer
-from proxy.web.bounds import MAX_HEAD_BYTES
+from proxy.web.bounds import MAX_HEAD_BYTES, Bounds
 from proxy.web.downstream import AiohttpDownstream
 from proxy.web.protocol import AnyAnswer
 from tests.support.wire import connected, said, turns
@@ -188,6 +189,41 @@ async def test_what_is_no_request_is_answered_in_its_turn() -> None:
     data, _ = await said(echo, post(b"first"), b"what?\r\n\r\n", GET)
     assert re.findall(rb"HTTP/1\.[01] (\d{3}) ", data) == [b"200", b"400"]
     assert data.endswith(b"}")
+
+
+class Later:
+    """The loop, at another time; timers are kept, not set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.seconds = self._loop.time()
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        return self.seconds
+
+    def call_at(self, when: float, look: Callable[[], None]) -> asyncio.Handle:
+        self.due.append((when, look))
+        return asyncio.Handle(look, (), self._loop)
+
+
+async def test_idle_is_measured_from_the_last_answer() -> None:
+    idle_seconds = Bounds().idle_timeout_seconds
+    async with connected(echo) as (connection, wire):
+        connection._loop = clock = Later()
+        clock.seconds += idle_seconds * 0.7
+        connection.data_received(GET)
+        await turns()
+        clock.seconds += idle_seconds * 0.7
+        connection._process_keepalive()  # by the timer that was set when the connection was made
+        assert not wire.closed
+        ((when, look),) = clock.due
+        clock.seconds = when
+        look()
+        assert wire.closed
 
 
 @pytest.mark.parametrize("at", [1, 8, 9])
