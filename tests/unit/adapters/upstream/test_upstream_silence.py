@@ -1,4 +1,4 @@
-"""Upstreams and proxies that say something, but not what is waited for: nobody waits for it without end."""
+"""Upstreams and proxies that say what is not waited for, or not all of it: nobody waits, and nobody is given it."""
 
 from __future__ import annotations
 
@@ -113,3 +113,34 @@ async def test_upstream_has_seen_nothing_of_what_a_proxy_refuses(path: str, stat
     ):
         failure = await failure_of(OpenAIUpstream("openai", "https://upstream.example/v1", KEY, session), path)
         assert (failure.fault, failure.sent) == (UpstreamFault.UNREACHABLE, False)
+
+
+@pytest.mark.parametrize("unasked", [b"\r\n", b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"])
+async def test_a_connection_on_which_half_a_word_came_unasked_is_used_no_more(unasked: bytes) -> None:
+    """What follows it would be the beginning of the next answer."""
+    go_on, connections = asyncio.Event(), 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readexactly(2)
+        writer.write(OK)
+        if connections == 1:
+            await go_on.wait()
+            writer.write(unasked)
+
+    async with (
+        peer(answer) as place,
+        open_session(max_connections=1, connect_seconds=LONG_SECONDS, idle_seconds=LONG_SECONDS) as session,
+    ):
+        upstream = OpenAIUpstream("openai", f"http://{place}/v1", KEY, session)
+        request = UpstreamRequest("POST", "/models", (), b"{}")
+        async with asyncio.timeout(LONG_SECONDS):
+            came = await upstream.send(request)
+            assert await came.read() == b"{}"
+            ((protocol, _),) = next(iter(session.connector._conns.values()))
+            lost = protocol.closed
+            go_on.set()
+            await asyncio.wait([lost])
+            assert await (await upstream.send(request)).read() == b"{}"
+        assert connections == 2
