@@ -1,4 +1,4 @@
-"""aiohttp's protocol of one connection, at less cost for each request. What is touched of aiohttp's insides is here.
+"""aiohttp's protocol of one connection, at less cost for each request; with `connection.py`, what leans on its insides.
 
 aiohttp gives every request a task of its own, builds the head of every answer header by header, and has its parser look
 again for bytes it has not got. Here requests are handled in the task of their connection and whole answers are written
