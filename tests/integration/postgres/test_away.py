@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from tests.support.postgres_server import PASSWORD, PostgresServer
 from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import eventually, run_tollgate
 from tests.support.workers import ask, burst, until_all_serve, workers_of
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_requests_go_on_without_postgres_and_a_worker_that_cannot_start_says_why(simulator, tmp_path):

@@ -18,6 +18,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.tollgate_process import COMMAND, Team, clean_environment, eventually, run_tollgate
 from tests.support.workers import ask, burst, figure, has_ended, slow_stream, until_all_serve, workers_of
 
+pytestmark = pytest.mark.timeout(300)
+
 FREE = 20
 
 
