@@ -77,6 +77,11 @@ ROOM_T = "room = handle.level_tokens - (removed_t - handle.removed_tokens) if sa
 DEBT = "return -min(-unused, max(0, _MOST_USED - used))"
 SCRIPT_DEBT = "level[used] = level[used] + min(-unused, max(0, MOST_USED - level[used]))"
 
+NEVER_ROOM = (
+    ("if rate_r and units_r > capacity_r:", "if False:"),
+    ("if rate_t and units_t > capacity_t:", "if False:"),
+)
+
 REFUSED_STATES = "level[0] if state is not None and level[0][1] < state[1] else None\n            for state, level in"
 CHARGED_STATES = """_admit([level], units_r, units_t, scopes[0].schedule, now_ms, epoch)[1][0]
             if level[0][2] + units_r <= level[1][1] and level[0][4] + units_t <= level[1][3]
@@ -158,7 +163,7 @@ MUTATIONS = (
         BUCKET,
         REFUSAL,
         (
-            ("if figures[2 * which] and units[which] > figures[2 * which + 1]:", "if False:"),
+            *NEVER_ROOM,
             ("    if cost > capacity:\n        return _NEVER\n", "    cost = min(cost, capacity)\n"),
         ),
         (EXACT,),
@@ -176,7 +181,7 @@ MUTATIONS = (
         LATER_ASKED,
         BUCKET,
         REFUSAL,
-        (("if figures[2 * which] and units[which] > figures[2 * which + 1]:", "if False:"),),
+        NEVER_ROOM,
     ),
     Mutation(
         LATER_ASKED,
