@@ -104,6 +104,8 @@ def advance(state: State, schedule: Schedule, now_ms: int) -> _Level:
             return advance(advance(state, before, switch_ms)[0], schedule, now_ms)
         figures = schedule.after.figures
     elapsed_ms = now_ms - last_ms
+    if not elapsed_ms:
+        return (epoch, now_ms, used_r, removed_r, used_t, removed_t), figures
     back_r = elapsed_ms * figures[0]
     if back_r > used_r:  # noqa: PLR1730 - min() takes three times as long, and every decision comes by here
         back_r = used_r

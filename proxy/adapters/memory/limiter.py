@@ -85,13 +85,14 @@ class MemoryLimiter:
 
     def _decide(self, team: str, scopes: Sequence[Scope], cost: Cost) -> Decision:
         now_ms = self._now_ms()
+        buckets = self._buckets
         keys: list[_Key] = []
         states: list[State | None] = []
         counts_places = False
         for scope in scopes:
             key = (team, scope.name)
             keys.append(key)
-            held = self._buckets.get(key)
+            held = buckets.get(key)
             states.append(held and held[0])
             if scope.max_parallel is not None:
                 counts_places = True
@@ -99,8 +100,12 @@ class MemoryLimiter:
         in_flight = self._taken(keys) if counts_places else ()
         answer, after = bucket.reserve(states, scopes, cost, now_ms, self._epoch, in_flight)
         for index, state in enumerate(after):
-            if state is not None:
+            if state is None:
+                continue
+            if states[index] is None:
                 self._keep(keys[index], state, scopes[index].schedule)
+            else:
+                buckets[keys[index]] = (state, scopes[index].schedule)
         if counts_places and answer[0] == ADMITTED:
             for key, scope in zip(keys, scopes, strict=True):
                 self._take_places(key, scope.places_for(cost))
