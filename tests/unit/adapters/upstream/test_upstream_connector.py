@@ -426,6 +426,32 @@ async def test_silence_is_not_measured_while_a_body_is_being_taken(upstream, pee
 
 
 @BOTH
+async def test_nor_behind_a_head_that_announces_another(upstream, peer, clock):
+    """On a connection that has been used before."""
+    size = 50_000_000
+
+    async def script(reader, writer):
+        await peer.request(reader)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n")
+        (protocol,) = upstream._session.connector._acquired
+        await until(lambda: protocol.writing_paused)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await until(lambda: protocol in heard)
+        clock.pass_seconds(IDLE_SECONDS * 2)
+        await reader.readexactly(size)
+        writer.write(OK)
+        await reader.readexactly(1)
+
+    peer.script, heard = script, []
+    assert await whole(upstream, POST) == b"{}"
+    ((protocol, _),) = next(iter(upstream._session.connector._conns.values()))
+    feed = protocol.feed_data
+    protocol.feed_data = lambda *head: (feed(*head), heard.append(protocol))
+    assert await whole(upstream, UpstreamRequest("POST", "/x", (), b"x" * size)) == b"{}"
+
+
+@BOTH
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 3_000_001])
 async def test_a_body_of_any_size_arrives_as_it_was(upstream, peer, size):
     body, bodies = bytes(range(251)) * (size // 251 + 1), []
