@@ -28,7 +28,8 @@ class Losses:
     def admitted(self, team: str, scopes: Sequence[Scope], cost: Cost, handles: Sequence[Handle], now_ms: int) -> None:
         """Hear what the store has admitted, by its own time."""
         of_bucket = self._of_bucket
-        units_r, units_t = max(0, cost.requests) * UNITS, max(0, cost.tokens) * UNITS
+        units_r = cost.requests * UNITS if cost.requests > 0 else 0
+        units_t = cost.tokens * UNITS if cost.tokens > 0 else 0
         for index, handle in enumerate(handles):
             scope = scopes[index]
             key = (team, scope.name)
@@ -37,9 +38,10 @@ class Losses:
             before = of_bucket.get(key)
             if before is not None:
                 at_ms, least_r, least_t, old_rate_r, old_rate_t = before
-                passed_ms = max(0, now_ms - at_ms)
-                least_r = max(0, least_r - passed_ms * max(rate_r, old_rate_r))
-                least_t = max(0, least_t - passed_ms * max(rate_t, old_rate_t))
+                passed_ms = now_ms - at_ms
+                if passed_ms > 0:
+                    least_r = max(0, least_r - passed_ms * max(rate_r, old_rate_r))
+                    least_t = max(0, least_t - passed_ms * max(rate_t, old_rate_t))
             least_r = least_r + units_r if rate_r and handle.level_requests >= 0 else 0
             least_t = least_t + units_t if rate_t and handle.level_tokens >= 0 else 0
             if (least_r and handle.level_requests < least_r) or (least_t and handle.level_tokens < least_t):
