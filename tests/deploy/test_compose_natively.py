@@ -62,12 +62,12 @@ def test_all_of_it_together_from_the_first_request_to_the_last(place, simulator)
         assert key.startswith("sk-tg_")
         headers = {"Authorization": f"Bearer {key}"}
 
-        requests_go_through_and_the_second_is_from_the_cache(base_url, headers)
+        asked = requests_go_through_and_then_one_is_from_the_cache(base_url, headers)
         limits_and_answers_are_where_they_belong(services)
-        the_ledger_in_postgres_has_them(services)
-        prometheus_has_scraped_them(services)
+        the_ledger_in_postgres_has_them(services, asked)
+        prometheus_has_scraped_them(services, asked)
         a_stop_lets_a_stream_end(services, base_url, headers)
-        the_ledger_ties_out(services)
+        the_ledger_ties_out(services, asked + 1)
         for name in ("prometheus", "redis-cache", "redis", "postgres"):
             assert services.stop(name) == 0
     assert not psutil.wait_procs(processes, timeout=20)[1], "something is left behind"
@@ -89,15 +89,23 @@ def doctor_finds_nothing_that_fails(services):
     assert doctor.stdout.count("is served by Tollgate now") == 2
 
 
-def requests_go_through_and_the_second_is_from_the_cache(base_url, headers):
+def requests_go_through_and_then_one_is_from_the_cache(base_url, headers):
+    """How many: of a Redis that keeps it waiting Tollgate asks no answer, and a machine stands still at times."""
+    answers = []
     with requests.Session() as session:
         session.trust_env = False
-        statuses = [
-            session.post(f"{base_url}/chat/completions", json=HELLO, headers=headers, timeout=30) for _ in range(2)
-        ]
-    assert [answer.status_code for answer in statuses] == [200, 200], statuses[0].text
-    assert [answer.headers["x-tollgate-cache"] for answer in statuses] == ["miss", "hit"]
-    assert statuses[0].content == statuses[1].content
+
+        def is_hit():
+            answers.append(session.post(f"{base_url}/chat/completions", json=HELLO, headers=headers, timeout=30))
+            assert answers[-1].status_code == 200, answers[-1].text
+            return answers[-1].headers["x-tollgate-cache"] == "hit"
+
+        eventually(is_hit, what="an answer from the cache")
+    *fresh, kept = answers
+    assert fresh
+    assert {answer.headers["x-tollgate-cache"] for answer in fresh} == {"miss"}
+    assert kept.content in [answer.content for answer in fresh]
+    return len(answers)
 
 
 def limits_and_answers_are_where_they_belong(services):
@@ -115,26 +123,26 @@ def limits_and_answers_are_where_they_belong(services):
             assert client.config_get("appendonly")["appendonly"] == ("yes" if name == "redis" else "no")
 
 
-def the_ledger_in_postgres_has_them(services):
+def the_ledger_in_postgres_has_them(services, asked):
     def rows():
         with psycopg.connect(services.dsn("tollgate")) as connection:
             found = connection.execute("SELECT cost_pico_usd > 0, model FROM usage_events WHERE team = 'growth'")
             found = sorted(found.fetchall())
-            return found if len(found) == 2 else None
+            return found if len(found) == asked else None
 
-    found = eventually(rows, seconds=20, what="two events in Postgres")
-    assert found == [(False, "gpt-4o-mini"), (True, "gpt-4o-mini")]
+    found = eventually(rows, seconds=60, what="all events in Postgres")
+    assert found == [(False, "gpt-4o-mini"), *[(True, "gpt-4o-mini")] * (asked - 1)]
     assert not (services.volume("tollgate", "/var/lib/tollgate") / "tollgate.sqlite3").exists()
 
 
-def prometheus_has_scraped_them(services):
+def prometheus_has_scraped_them(services, asked):
     url = f"http://{services.address('prometheus')}/api/v1/query"
 
     def count():
         result = ask(url, query='sum(tollgate_requests_total{team="growth"})').json()["data"]["result"]
-        return result and float(result[0]["value"][1]) == 2
+        return result and float(result[0]["value"][1]) == asked
 
-    eventually(count, seconds=30, what="two requests in Prometheus")
+    eventually(count, seconds=60, what="all requests in Prometheus")
     rules = ask(f"http://{services.address('prometheus')}/api/v1/rules").json()["data"]["groups"]
     assert sum(len(group["rules"]) for group in rules) > 10, "the rules are loaded with it"
 
@@ -165,8 +173,8 @@ def a_stop_lets_a_stream_end(services, base_url, headers):
     assert len(told) > 40
 
 
-def the_ledger_ties_out(services):
+def the_ledger_ties_out(services, asked):
     with psycopg.connect(services.dsn("tollgate")) as connection:
-        assert connection.execute("SELECT count(*) FROM usage_events").fetchone() == (3,)
+        assert connection.execute("SELECT count(*) FROM usage_events").fetchone() == (asked,)
     verified = services.exec("ledger", "verify")
     assert verified.returncode == 0, verified.stderr
