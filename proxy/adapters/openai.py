@@ -132,7 +132,7 @@ class OpenAIUpstream:
                 decompress=not request.as_it_is,
             )
         except _FOREIGN as error:
-            raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+            raise UpstreamFailure(self.name, _fault(error)) from error
         return self._answer(received, request)
 
     async def _send_by_session(self, request: UpstreamRequest, target: str) -> UpstreamAnswer:
@@ -162,7 +162,7 @@ class OpenAIUpstream:
         except _FOREIGN as error:
             if sent is not None and sent.error is not None:
                 raise sent.error from None
-            raise UpstreamFailure(self.name, _fault(error), sent=_was_sent(error)) from error
+            raise UpstreamFailure(self.name, _fault(error)) from error
         finally:
             if sent is not None:
                 # What answers before it has all goes on taking it for a moment.
@@ -308,10 +308,6 @@ def _fault(error: BaseException) -> UpstreamFault:
     if isinstance(error, _NOT_REACHED):
         return UpstreamFault.UNREACHABLE
     return UpstreamFault.BROKEN
-
-
-def _was_sent(error: BaseException) -> bool:
-    return _fault(error) is not UpstreamFault.UNREACHABLE
 
 
 def _parted(base_url: str) -> tuple[str, str]:

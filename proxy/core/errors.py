@@ -153,7 +153,7 @@ class UpstreamFault(StrEnum):
     """What went wrong between us and upstream; also the label `kind` of the metric."""
 
     UNREACHABLE = "unreachable"
-    """No connection: refused, name not found, TLS failure."""
+    """No connection: refused, name not found, TLS failure. The only one where upstream has not seen the request."""
     TIMEOUT = "timeout"
     """A connect, read or total deadline passed."""
     BROKEN = "broken"
@@ -170,8 +170,6 @@ class UpstreamFailure(TollgateError):
     fault: UpstreamFault
     attempts: int = 1
     """Calls made, this one included."""
-    sent: bool = True
-    """Whether upstream may have seen the request."""
 
 
 @dataclass(eq=False)

@@ -264,7 +264,7 @@ async def gibberish(request: web.BaseRequest) -> web.StreamResponse:
 async def test_faults_after_the_request_was_sent(upstream, peer, answer, fault):
     peer.answer = answer
     failure = await fault_of(upstream)
-    assert (failure.fault, failure.sent, failure.upstream) == (fault, True, "openai")
+    assert (failure.fault, failure.upstream) == (fault, "openai")
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:{}", "https://127.0.0.1:{}", "http://upstream.invalid"])
@@ -273,12 +273,12 @@ async def test_faults_before_anything_was_sent(session, base_url):
         taken.bind(("127.0.0.1", 0))
         upstream = OpenAIUpstream("openai", base_url.format(taken.getsockname()[1]), KEY, session)
         failure = await fault_of(upstream)
-    assert (failure.fault, failure.sent) == (UpstreamFault.UNREACHABLE, False)
+    assert failure.fault is UpstreamFault.UNREACHABLE
 
 
 async def test_tls_on_a_port_that_speaks_none(url, session, peer):
     failure = await fault_of(OpenAIUpstream("openai", url.replace("http:", "https:"), KEY, session))
-    assert (failure.fault, failure.sent) == (UpstreamFault.UNREACHABLE, False)
+    assert failure.fault is UpstreamFault.UNREACHABLE
     assert peer.seen == []
 
 
