@@ -40,6 +40,8 @@ async def look_up(exchange: Exchange, services: Services) -> None:
         long = takes_long(exchange.asked.raw)
         address = await asyncio.to_thread(_address, exchange, services) if long else _address(exchange, services)
         exchange.address = address
+        if exchange.understood is not None:
+            services.recent.look_again(exchange.understood)
         exchange.cache, exchange.cache_reason = CacheResult.MISS, UNSEEN
         if wants_new(exchange.wishes):
             exchange.cache_reason = "no-cache" if exchange.wishes.no_cache else "max-age"

@@ -18,7 +18,7 @@ __all__ = ["Body", "Origin", "Recent", "Understood"]
 
 _MAX_BODY_BYTES = 65_536
 _MAX_BYTES = 8 * 1024 * 1024
-"""Of bodies and what was read of them."""
+"""Of bodies, of what was read of them, and of the headers they came with."""
 _VALUE_BYTES = 64
 _CONTAINER_BYTES = 128
 """More than a value takes, and than an object or a list does, of which the garbage collector has to look at each."""
@@ -46,9 +46,11 @@ class Understood(msgspec.Struct, eq=False, gc=False):
     reason: str | None = None
     """Why it cannot be answered twice, once it is judged."""
     held_bytes: int = 0
-    """What it was taken to hold when it was kept."""
+    """What it was taken to hold when that was last looked at; 0 while it is not kept."""
     addresses: dict[Origin, CacheAddress] = {}
     """Where its answers are, as far as they were asked for of late."""
+    has_grown: bool = False
+    """An address was noted since."""
 
     def __repr__(self) -> str:
         return f"Understood(named={self.named!r})"
@@ -65,6 +67,7 @@ class Understood(msgspec.Struct, eq=False, gc=False):
         if len(self.addresses) >= _MAX_ADDRESSES:
             self.addresses.clear()
         self.addresses[origin] = address
+        self.has_grown = True
 
 
 class Recent:
@@ -91,17 +94,33 @@ class Recent:
 
     def keep(self, understood: Understood) -> None:
         """Remember one that came again, or will: most never do."""
-        raw = understood.body[-1]
-        if len(raw) > _MAX_BODY_BYTES or understood.body in self._kept:
+        if len(understood.body[-1]) > _MAX_BODY_BYTES or understood.body in self._kept:
             return
-        understood.held_bytes = _held_bytes(raw)
         self._kept[understood.body] = understood
-        self._bytes += understood.held_bytes
+        self._weigh(understood)
+
+    def look_again(self, understood: Understood) -> None:
+        """Count what was noted of one since it was kept, if it is: heads may be as large as bodies."""
+        if understood.has_grown and understood.held_bytes:
+            self._weigh(understood)
+
+    def _weigh(self, understood: Understood) -> None:
+        # A thread may note another address meanwhile.
+        held_bytes = _held_bytes(understood.body[-1]) + sum(map(_noted_bytes, tuple(understood.addresses)))
+        self._bytes += held_bytes - understood.held_bytes
+        understood.held_bytes, understood.has_grown = held_bytes, False
         while self._bytes > _MAX_BYTES or len(self._kept) > _MAX_KEPT:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= oldest.held_bytes
+            oldest.held_bytes = 0
 
 
 def _held_bytes(raw: bytes) -> int:
     """What a body takes as it is and as it was read, told by its bytes: three of them may have become an object."""
     return len(raw) + _VALUE_BYTES * raw.count(b",") + _CONTAINER_BYTES * (raw.count(b"{") + raw.count(b"["))
+
+
+def _noted_bytes(origin: Origin) -> int:
+    """What it takes to know where an answer is: nearly all of it is path and headers."""
+    _, _, _, path, _, headers = origin
+    return len(path) + sum(len(name) + len(value) + 3 * _VALUE_BYTES for name, value in headers)

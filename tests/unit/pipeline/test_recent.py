@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import chain
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -195,6 +196,53 @@ def test_the_latest_are_kept_within_a_bound():
     too_large = one(1_000, 70_000)
     recent.keep(too_large)
     assert recent.find(too_large.body) is None
+
+
+async def test_heads_count_as_bodies_do(bench):
+    recent = bench.services.recent
+
+    def held():
+        assert recent._bytes == sum(each.held_bytes for each in recent._kept.values())
+        origins = [origin for each in recent._kept.values() for origin in each.addresses]
+        return sum(len(path) + sum(map(len, chain(*headers))) for *_, path, _, headers in origins)
+
+    await refused(bench, raw())
+    for number in range(3):
+        for copy in range(6):
+            of = {"headers": (("X-A", f"{copy}" + "x" * 60_000),), "limits": Limits(1, 100_000)}
+            exchange = await understood(bench, raw(seed=number), **of)
+            with pytest.raises(LimitReached):
+                await admit(exchange, bench.services)
+    assert len(recent) == 4
+    assert 3 * 6 * 60_000 < held() < recent._bytes < 3 * 6 * 61_000
+    for number in range(40):
+        await answered(bench, raw(seed=number))
+        for copy in range(6):
+            await understood(bench, raw(seed=number), query=f"{copy}" + "q" * 60_000)
+            assert held() < recent._bytes <= 8 * 1024 * 1024
+    assert raw(seed=39) in {body for *_, body in recent._kept}, "the latest stays"
+    assert raw(seed=9) not in {body for *_, body in recent._kept}
+
+
+def test_one_that_had_to_go_while_it_was_used_counts_when_it_is_kept_again():
+    recent = Recent()
+    asked = parse_chat(parse_object(raw()), raw())
+    one = Understood(("growth", "chat", "", b"one"), "gpt-4o-mini", asked)
+
+    def fill(name):
+        for number in range(4_096):
+            recent.keep(Understood(("growth", "chat", "", b"%s %04d" % (name, number)), "gpt-4o-mini", asked))
+
+    recent.keep(one)
+    fill(b"two")
+    full_bytes = recent._bytes
+    one.note((b"", b"", "POST", "p" * 50_000, "", ()), None)
+    recent.look_again(one)
+    assert recent._bytes == full_bytes, "it is not here"
+    recent.keep(one)
+    assert recent._bytes > full_bytes + 50_000 - 100
+    fill(b"ten")
+    assert recent._bytes == full_bytes
 
 
 @pytest.mark.parametrize("value", ["[]", "{}", '"ab"', '[{"a":[]}]'])
