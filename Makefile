@@ -16,8 +16,9 @@ help: ## Show this list
 run: $(VENV)/.run-installed ## Start Tollgate with a fresh key, in front of OpenAI or a simulated one
 	@exec $(BIN)/tollgate serve --demo $(ARGS)
 
+# A third of their time tests wait: three at a time keep two cores busy.
 test: $(VENV)/.test-installed ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test-installed ## Check format, style, types, the direction of imports and the size of modules
 	$(BIN)/ruff format --check .

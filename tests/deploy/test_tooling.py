@@ -62,7 +62,7 @@ def test_a_missing_python_is_refused(tmp_path):
     ("target", "command"),
     [
         ("run", "tollgate serve --demo --port 0"),
-        ("test", "-m pytest -n 2 --dist worksteal --port 0"),
+        ("test", "-m pytest -n 3 --dist worksteal --port 0"),
         ("bench", "bench/run.py --port 0"),
         ("bench-count", "bench/count.py --port 0"),
     ],
