@@ -73,6 +73,8 @@ def open_postgres(url: URL, patience_seconds: float) -> Engine:
         | {name: value for name, value in said.items() if isinstance(value, str)}
         | {"options": " ".join(options)},
         client_encoding="utf8",
+        # Whatever is the database's own: by a snapshot from before its turn a writer sees nothing of those before it.
+        isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_SIZE,

@@ -148,12 +148,16 @@ def test_a_database_that_cannot_hold_every_name_is_refused(postgres):
         engine.dispose()
 
 
-def test_writers_of_one_store_take_turns(postgres_url, engine):
-    """What one of them has read is still so when it writes."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_writers_of_one_store_take_turns(postgres, postgres_url, engine, isolation):
+    """What one of them has read is still so when it writes, whatever the database does by default."""
     step = config_revision.update()
+    name = postgres_url.rpartition("/")[2]
+    postgres.ask(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
 
     def move_on():
         own = open_engine(postgres_url)
+        assert ask(own, "SHOW default_transaction_isolation") == isolation
         for _ in range(20):
             with writing(own, "test", "move on") as connection:
                 seen = connection.execute(select(config_revision.c.revision)).scalar_one()
