@@ -16,6 +16,8 @@ from proxy.app.administration import admin_token_path
 from proxy.app.database import peppers_of
 from proxy.core.registry import TeamExists
 from proxy.settings import DEFAULT_UPSTREAM_URL, Secret, Settings
+from proxy.web.openai import VERSION_PREFIX
+from proxy.web.pages.team import TEAM_BASE
 
 __all__ = ["TEAM", "simulated", "welcome"]
 
@@ -53,12 +55,19 @@ async def welcome(settings: Settings, engine: Engine, base_url: str, operations_
         f"curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' "
         f"-H 'Content-Type: application/json' -d '{request}'"
     )
+    pages: tuple[str, ...] = ()
+    if settings.server.pages:
+        pages = (
+            f"  page      {operations_url}/",
+            f"            {base_url.removesuffix(VERSION_PREFIX)}{TEAM_BASE} is the team's, opened with its key",
+        )
     lines = (
         "",
         f"Tollgate forwards to {upstream}.",
         "",
         f"  base URL  {base_url}",
         f"  key       {key}",
+        *pages,
         f"  metrics   {operations_url}/metrics",
         f"  admin     {operations_url}/admin/v1, with the token in {_place_of_token(settings)}",
         "",

@@ -13,6 +13,7 @@ import requests
 from tests.support.tollgate_process import ROOT, Child, clean_environment, eventually
 
 INSTALL_SECONDS = 240
+PRINTED = ("base URL", "key", "page", "metrics")
 _OF_THIS_PYTHON = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
 
 
@@ -28,7 +29,8 @@ def welcome(child):
     """What it prints: where to send what, and the line to paste."""
     curl = child.said(r"^  (curl http.*)$", lambda: child.stdout, seconds=INSTALL_SECONDS)[1]
     said = child.stdout
-    found = {name: re.search(rf"^  {name} +(\S+)$", said, re.MULTILINE)[1] for name in ("base URL", "key", "metrics")}
+    found = {name: re.search(rf"^  {name} +(\S+)$", said, re.MULTILINE)[1] for name in PRINTED}
+    found["team's page"] = re.search(r"^ +(http\S+) is the team's", said, re.MULTILINE)[1]
     assert found["base URL"] in curl
     assert found["key"] in curl
     return found, curl
@@ -69,7 +71,8 @@ def test_a_fresh_clone_serves_with_one_command(tmp_path, simulator):
         status, answer = paste(curl)
         assert status == 200
         assert answer["choices"][0]["message"]["content"]
-        assert requests.get(places["metrics"], timeout=10).status_code == 200
+        for place in ("page", "team's page", "metrics"):
+            assert requests.get(places[place], timeout=10).status_code == 200
         logged = eventually(lambda: re.search(r'^\{.*"event":"request".*\}$', first.stdout, re.MULTILINE))
         assert json.loads(logged[0])["status"] == 200
         end(first)
