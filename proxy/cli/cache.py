@@ -116,7 +116,7 @@ def _look(settings: Settings) -> CacheStore | None:
 def _cells(row: UsageRow) -> Sequence[Cell]:
     saved_tokens = row.saved_input_tokens + row.saved_output_tokens
     share = f"{cache_usage_view(row).cached_percent:.1f} %"
-    return (*row.group, row.requests, row.cached, share, saved_tokens, format_usd(row.saved_pico_usd, 4))
+    return (*row.group, row.requests, row.cached, share, saved_tokens, format_usd(row.saved_pico_usd, 6))
 
 
 def _echo_store(store: CacheStore | None) -> None:

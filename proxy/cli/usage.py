@@ -86,7 +86,7 @@ def usage(
                 registry.get_team(team)
         found = rows if first is None else itertools.chain([first], rows)
         if not (as_json or as_csv):
-            echo_table(header, [usage_cells(row, 4) for row in found], right=("cost_usd", "saved_usd"))
+            echo_table(header, [usage_cells(row, 6) for row in found], right=("cost_usd", "saved_usd"))
             return
         with _progress(found, lambda: reports.count_usage(by, since, until, team)) as counted:
             cells = map(usage_cells, counted)

@@ -180,7 +180,7 @@ def row(team, model, requests, cached, percent):
 def test_stats_in_a_table(done, spent):
     header, first, *_, empty, store = done("stats").splitlines()
     assert header.split() == ["team", "model", "requests", "cached", "share", "saved_tokens", "saved_usd"]
-    assert first.split() == ["growth", "gpt-5", "6", "2", "33.3", "%", "2,020", "0.2000"]
+    assert first.split() == ["growth", "gpt-5", "6", "2", "33.3", "%", "2,020", "0.200000"]
     assert empty == ""
     assert store.startswith("answers are kept in each worker, at most 268,435,456 bytes")
 

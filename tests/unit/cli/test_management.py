@@ -354,7 +354,7 @@ def test_usage_is_bounded_by_days_and_team(spent, told):
 def test_usage_in_a_table_and_as_csv(spent, done):
     header, first, *_ = done("usage", "--by", "team,model").splitlines()
     assert header.split()[:3] == ["team", "model", "requests"]
-    assert first.split()[-2:] == ["0.0000", "1.0000"]
+    assert first.split()[-2:] == ["0.000000", "1.000000"]
     rows = list(csv.DictReader(io.StringIO(done("usage", "--by", "team,model", "--csv"))))
     assert [(row["team"], row["model"], row["requests"]) for row in rows] == [
         ("growth", "'=gpt", "1"),
