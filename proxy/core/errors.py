@@ -155,7 +155,7 @@ class UpstreamFault(StrEnum):
     UNREACHABLE = "unreachable"
     """No connection: refused, name not found, TLS failure. The only one where upstream has not seen the request."""
     TIMEOUT = "timeout"
-    """A connect, read or total deadline passed."""
+    """A read or total deadline passed; one of connecting is `UNREACHABLE`."""
     BROKEN = "broken"
     """The connection broke after the request was sent, or the answer was not HTTP."""
     CONTENT = "content"
