@@ -52,8 +52,11 @@ class MultiplexerOptions:
 
     @classmethod
     def for_one_look(cls, seconds: float) -> Self:
-        """Of who asks once and has so long for all of it: one answer may take half of that, as nobody waits behind."""
-        return cls(Bounds(deadline_seconds=seconds / 2, silence_seconds=seconds), connect_seconds=seconds)
+        """Of who asks once and has so long for all of it.
+
+        One answer may take half of that, as nobody waits behind, and so may a connection: then another node is asked.
+        """
+        return cls(Bounds(deadline_seconds=seconds / 2, silence_seconds=seconds), connect_seconds=seconds / 2)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,5 @@
 import asyncio
+import socket
 from contextlib import contextmanager
 
 import pytest
@@ -8,6 +9,7 @@ from proxy.adapters.redis.cache import place_of
 from proxy.adapters.redis.outcomes import ErrorReply, NeverSent
 from proxy.adapters.redis.scripts import Script, Scripts
 from proxy.adapters.redis.subscriber import subscribe
+from proxy.app import limiting
 from tests.support.cache_build import an_answer, at, open_cache
 from tests.support.redis_route import open_route, until_async, until_true
 from tests.support.redis_server import all_servers, free_port, run_redis_cluster, server_binary
@@ -51,6 +53,17 @@ def hand_over(nodes, key, target):
     target.ask("CLUSTER", "BUMPEPOCH")
     for node in (target, *nodes):
         node.ask("CLUSTER", "SETSLOT", key_slot(key.encode()), "NODE", target.ask("CLUSTER", "MYID"))
+
+
+async def test_a_seed_that_says_nothing_leaves_time_to_ask_another(nodes, monkeypatch):
+    monkeypatch.setattr(limiting, "_PATIENCE_SECONDS", 8.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis+cluster://127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{nodes[1].port}"
+        facts = []
+        await asyncio.to_thread(limiting.probe, url, lambda seen: [facts.extend(seen)])
+        assert {fact.address for fact in facts} == {f"127.0.0.1:{node.port}" for node in nodes}
 
 
 async def test_each_key_goes_to_its_primary_and_a_team_stays_together(nodes):
