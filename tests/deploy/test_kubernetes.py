@@ -299,7 +299,7 @@ def test_the_container_as_it_is_started(tmp_path, mounted, postgres_url):
         child = Child([*COMMAND, *words], tmp_path / "log", environment)
         try:
             base_url = child.said(r"serving (http://\S+/v1)", lambda: child.stderr)[1]
-            operations = child.said(r"operations on (http://\S+)$", lambda: child.stderr)[1]
+            operations = child.said(r"operations on (http://\S+)\n", lambda: child.stderr)[1]
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 asked = CONTAINER[probe]["httpGet"]
                 assert asked["port"] == "operations"
