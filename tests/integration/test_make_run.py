@@ -27,7 +27,7 @@ def make_run(clone, log_dir, data_dir, **environment):
 
 def welcome(child):
     """What it prints: where to send what, and the line to paste."""
-    curl = child.said(r"^  (curl http.*)$", lambda: child.stdout, seconds=INSTALL_SECONDS)[1]
+    curl = child.said(r"^  (curl http.*)\n", lambda: child.stdout, seconds=INSTALL_SECONDS)[1]
     said = child.stdout
     found = {name: re.search(rf"^  {name} +(\S+)$", said, re.MULTILINE)[1] for name in PRINTED}
     found["team's page"] = re.search(r"^ +(http\S+) is the team's", said, re.MULTILINE)[1]
