@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,14 +75,11 @@ def together(asker, upstream, body):
     with ThreadPoolExecutor(2) as pool, requests.Session() as other:
         other.trust_env = False
         # Upstream answers nobody before both have come.
-        upstream.signal(signal.SIGSTOP)
-        try:
+        with upstream.standing_still():
             first = pool.submit(Asker(asker.gateway, asker.team, other).ask, body, slow)
             eventually(lambda: under_way(1), what="the first of two")
             second = pool.submit(asker.ask, body, slow)
             eventually(lambda: under_way(2), what="the second of two")
-        finally:
-            upstream.signal(signal.SIGCONT)
         return second.result(), first.result()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,8 +47,8 @@ def test_a_purge_beats_a_fill_in_flight(gateway, upstream, state, team, question
     settings = load(None, {}, {"data_dir": str(gateway.data_dir)})
     assert (state(question), state(question)) == ("fwd=uri-miss", "hit")
     with ThreadPoolExecutor(1) as pool:
-        upstream.signal(signal.SIGSTOP)  # it answers nobody before the purge is known
-        try:
+        # It answers nobody before the purge is known.
+        with upstream.standing_still():
             filling = pool.submit(state, question, slow)
             in_flight = "\ntollgate_in_flight_requests 1.0\n"
             # Each of these answers is given after what was ready before it: the question is on its way by then.
@@ -58,8 +57,6 @@ def test_a_purge_beats_a_fill_in_flight(gateway, upstream, state, team, question
             with open_registry(settings) as registry:
                 registry.purge_cache(team.name)
             assert not filling.done()
-        finally:
-            upstream.signal(signal.SIGCONT)
         assert filling.result(timeout=60) == "fwd=uri-miss"
     # What was asked in other words was kept before: once that is gone, the purge is known.
     eventually(lambda: state(question) == "fwd=uri-miss", seconds=10, what="the purge")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+
+from tests.support.served_apart import served_apart
 
 __all__ = ["HELD", "INPUT_TOKENS", "HeldUpstream", "held_upstream"]
 
@@ -32,23 +33,19 @@ class HeldUpstream:
     """Of them, those answered to the end."""
     cut: int = 0
     """Of them, those whose client left before that."""
-    _gates: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
-
-    def go_on(self) -> None:
-        """Answer what is held to its end, and whatever comes from now on."""
-        for loop, gate in self._gates:
-            loop.call_soon_threadsafe(gate.set)
+    go_on: Callable[[], object] = lambda: None
+    """Answer what is held to its end, and whatever comes from now on."""
 
 
 @contextmanager
 def held_upstream() -> Iterator[HeldUpstream]:
     """Of a stream that is held the first word has been sent, of a plain answer nothing."""
     upstream = HeldUpstream()
-    started, ended = threading.Event(), threading.Event()
 
-    async def serve() -> None:
+    def server() -> web.Server[web.BaseRequest]:
         gate = asyncio.Event()
-        upstream._gates.append((asyncio.get_running_loop(), gate))
+        loop = asyncio.get_running_loop()
+        upstream.go_on = lambda: loop.call_soon_threadsafe(gate.set)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             asked = json.loads(await request.read())
@@ -61,23 +58,10 @@ def held_upstream() -> Iterator[HeldUpstream]:
             upstream.completed += 1
             return answer
 
-        runner = web.ServerRunner(web.Server(handle, handler_cancellation=True), shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        upstream.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        started.set()
-        await asyncio.to_thread(ended.wait)
-        await runner.cleanup()
+        return web.Server(handle, handler_cancellation=True)
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert started.wait(60)
-    try:
+    with served_apart(server) as upstream.base_url:
         yield upstream
-    finally:
-        ended.set()
-        thread.join()
 
 
 async def _answered(request: web.BaseRequest, asked: dict[str, Any], gate: asyncio.Event) -> web.StreamResponse:

@@ -122,6 +122,15 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Let it take connections, and do nothing about them, within the block."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def signal_group(self, number: signal.Signals) -> None:
         """Signal the child and all that it started."""
         os.killpg(self._child.pid, number)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
+
+from tests.support.served_apart import served_apart
 
 __all__ = ["PIECE", "Answer", "Seen", "WeighingUpstream", "digest_of", "weighing_upstream"]
 
@@ -82,23 +82,5 @@ def weighing_upstream() -> Iterator[WeighingUpstream]:
             return await upstream.answers[path](request)
         return web.Response(body=json.dumps({"bytes": length}).encode(), content_type="application/json")
 
-    started, ended = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        runner = web.ServerRunner(web.Server(handle, auto_decompress=False), shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        upstream.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        started.set()
-        await asyncio.to_thread(ended.wait)
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert started.wait(60)
-    try:
+    with served_apart(lambda: web.Server(handle, auto_decompress=False)) as upstream.base_url:
         yield upstream
-    finally:
-        ended.set()
-        thread.join()

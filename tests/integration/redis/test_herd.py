@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import signal
 from collections import Counter
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
@@ -150,16 +149,6 @@ def callers_of(gateway):
             caller.close()
 
 
-@contextmanager
-def standing_still(upstream):
-    """Upstream takes connections, and answers nothing within the block."""
-    upstream.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        upstream.signal(signal.SIGCONT)
-
-
 def ask_all(redis, team, callers, form, headers=None, *, after_first=lambda: None):
     """Have everybody ask the same, each in one of the forms, and see all of them wait."""
     messages = [{"role": "user", "content": "Who is first? All of us at once, please. " * 20}]
@@ -223,7 +212,7 @@ def ties_out(gateway, team, *, calls, hits):
 def test_a_hundred_at_once_are_one_call(gateway, upstream, redis, team, form):
     troubles = figure(gateway, "tollgate_cache_failures_total")
     with callers_of(gateway) as callers:
-        with standing_still(upstream):
+        with upstream.standing_still():
             ask_all(redis, team, callers, form)
         answer = the_answer([caller.told() for caller in callers])
     assert upstream.idle_stats()["requests"] == 1
@@ -294,7 +283,7 @@ def restored(redis):
 )
 def test_redis_is_lost_in_mid_fill(gateway, upstream, redis, team, form, cut):
     with callers_of(gateway) as callers:
-        with standing_still(upstream):
+        with upstream.standing_still():
             ask_all(redis, team, callers, form)
             for mark in ("fill", "wait"):
                 eventually(lambda mark=mark: redis.ask("KEYS", f"c:{team.name}:*:{mark}"), what=f"a {mark} under way")

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -131,22 +131,12 @@ def test_figures_tie_out_and_no_counter_goes_back_over_five_deaths(gateway):
     assert len(files | figures_files(gateway)) <= 2 * len(kinds)
 
 
-@contextmanager
-def standing_still(upstream):
-    """Upstream sends nothing within the block."""
-    upstream.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        upstream.signal(signal.SIGCONT)
-
-
 def test_all_workers_finish_their_streams_on_sigterm(gateway, simulator, session):
     team = gateway.add_team("growth")
     # So slow that none has ended before upstream stands still.
     answers = [slow_stream(session, gateway, team, 200) for _ in range(6)]
     processes = workers_of(gateway)
-    with standing_still(simulator):
+    with simulator.standing_still():
         gateway.signal(signal.SIGTERM)
         eventually(lambda: gateway.ready_status() == 503, what="not ready")
     assert [answer.content.endswith(b"data: [DONE]\n\n") for answer in answers] == [True] * 6
